@@ -1,0 +1,67 @@
+"""The errors brainmap raises on purpose: each says what is wrong, where, and what to do.
+
+Every one is also the standard-library error a caller would expect, and carries the exit code
+the command line ends with.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "BrainmapError",
+    "DataError",
+    "IncompleteRunError",
+    "MissingExtraError",
+    "NotFoundError",
+    "UsageError",
+]
+
+
+class BrainmapError(Exception):
+    """Base of all errors brainmap raises on purpose; `exit_code` is the process's exit status."""
+
+    exit_code = 1
+
+
+class DataError(BrainmapError, ValueError):
+    """Data that cannot be used as it is: a damaged chunk, a table without a needed column."""
+
+
+class NotFoundError(BrainmapError, FileNotFoundError):
+    """A file, folder, URL, atlas or detector that does not exist."""
+
+    # FileNotFoundError formats (errno, strerror) pairs; ours are plain sentences.
+    __str__ = Exception.__str__
+
+
+class UsageError(BrainmapError, ValueError):
+    """A wrong option or value, or options that contradict each other."""
+
+    exit_code = 2
+
+
+class MissingExtraError(BrainmapError, ImportError):
+    """An optional package is needed and not installed.
+
+    Parameters
+    ----------
+    package : str
+        Name of the missing package.
+    extra : str
+        The brainmap extra that installs it.
+    purpose : str
+        What it is needed for, as the end of the sentence "... is needed to ...".
+    """
+
+    def __init__(self, package: str, extra: str, purpose: str) -> None:
+        super().__init__(
+            f"{package} is needed to {purpose} and is not installed; "
+            f"install it with: pip install 'brainmap[{extra}]'"
+        )
+        self.package = package
+        self.extra = extra
+
+
+class IncompleteRunError(BrainmapError, RuntimeError):
+    """A run finished, but some blocks could not be processed."""
+
+    exit_code = 3
