@@ -1,0 +1,1 @@
+"""Making the detector: simulated tissue, network, losses, training, calibration, export."""
