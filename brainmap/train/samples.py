@@ -20,7 +20,18 @@ from brainmap.intensity import BACKGROUND_VALUE, Intensity
 from brainmap.provenance import atomic_path
 from brainmap.train.tissue import Tissue, TissueConfig, simulate
 
-__all__ = ["ArraySource", "GridSettings", "NetVolume", "Samples", "Targets", "net_volume", "render_targets"]
+__all__ = [
+    "ArraySource",
+    "GridSettings",
+    "NetVolume",
+    "Samples",
+    "Targets",
+    "load_volumes",
+    "make_volumes",
+    "net_volume",
+    "render_targets",
+    "save_volumes",
+]
 
 log = logging.getLogger(__name__)
 
@@ -223,12 +234,12 @@ def _window(
 
 
 class Samples:
-    """Draws training samples from a folder of prepared volumes.
+    """Draws training samples from prepared volumes.
 
     Parameters
     ----------
     volumes : list of NetVolume
-        The pool; it may be exchanged while training.
+        The pool.
     crop : int
         Height and width of a sample in network pixels.
     slices : int
@@ -244,7 +255,7 @@ class Samples:
         self.stride = stride
 
     def draw(self, rng: np.random.Generator) -> tuple[NDArray[np.float32], Targets]:
-        """One sample: input (slices, crop, crop) and its targets, augmented."""
+        """One sample: input (slices, crop, crop) and its targets, turned at random."""
         volume = self.volumes[rng.integers(len(self.volumes))]
         depth, height, width = volume.stack.shape
         k = int(rng.integers(depth))
@@ -263,20 +274,15 @@ class Samples:
             # The volume ends here: the slices beyond a face are empty.
             cut = int(rng.integers(1, half + 1))
             image[: half + 1 - cut] = 0
-        image, cells = _augment(image, cells, half, k, self.crop, rng)
+        image, cells = _turn(image, cells, k, self.crop, rng)
         shape = (self.crop // self.stride, self.crop // self.stride)
         return image, render_targets(cells, k, shape, volume.step_um, self.stride, alone=alone)
 
 
-def _augment(
-    image: NDArray[np.float32],
-    cells: NDArray[np.float32],
-    half: int,
-    k: int,
-    crop: int,
-    rng: np.random.Generator,
+def _turn(
+    image: NDArray[np.float32], cells: NDArray[np.float32], k: int, crop: int, rng: np.random.Generator
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Mirror, turn, change contrast and noise, as another brain's normalisation might."""
+    """Mirror along any axis, transpose the plane."""
     cells = cells.copy()
     if rng.random() < 0.5:
         image, cells[:, 0] = image[::-1], 2 * k - cells[:, 0]
@@ -286,14 +292,6 @@ def _augment(
         image, cells[:, 2] = image[:, :, ::-1], crop - 1 - cells[:, 2]
     if rng.random() < 0.5:
         image, cells[:, 1:3] = image.swapaxes(1, 2), cells[:, [2, 1]]
-    filled = image.any(axis=(1, 2))
-    contrast = np.sinh(np.clip(image, -0.3, 0.7) / 0.14)
-    contrast *= np.exp(rng.normal(0, 0.25))
-    contrast += rng.normal(0, 0.12)
-    if rng.random() < 0.2:
-        contrast += rng.normal(0, rng.uniform(0, 0.3), contrast.shape)
-    image = np.clip(0.14 * np.arcsinh(contrast), -0.3, 0.7).astype(np.float32)
-    image[~filled] = 0
     return image, cells
 
 

@@ -1,0 +1,342 @@
+"""The Zarr arrays behind a volume: find them, describe them, read regions of them.
+
+Everything zarr, fsspec and the codecs can raise ends here as one of brainmap's errors. What a
+volume needs of an array is the small `Reader` protocol, so another library can take zarr's place.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.util
+import itertools
+import json
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from zarr.abc.store import ByteRequest, RangeByteRequest, Store, SuffixByteRequest
+from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
+from zarr.core.sync import sync
+from zarr.errors import ContainsGroupError
+from zarr.storage import FsspecStore, LocalStore, WrapperStore
+
+from brainmap.errors import BrainmapError, DataError, MissingExtraError, NotFoundError
+
+__all__ = ["ArrayInfo", "Node", "Reader", "ZarrFormat", "locate", "open_reader", "read_node"]
+
+log = logging.getLogger(__name__)
+
+Index = tuple[int | slice, ...]
+ZarrFormat = Literal[2, 3]
+
+# Packages that fsspec needs for the common kinds of URL.
+_URL_PACKAGES = {"http": "aiohttp", "https": "aiohttp", "s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs"}
+
+
+@dataclass(frozen=True)
+class Node:
+    """A Zarr group or array as found at a path or URL.
+
+    Attributes
+    ----------
+    kind : str
+        "group" or "array".
+    zarr_format : int
+        2 or 3.
+    attributes : dict
+    """
+
+    kind: str
+    zarr_format: ZarrFormat
+    attributes: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class ArrayInfo:
+    """What the metadata of an array says.
+
+    `chunks` are the units of decoding, `shards` the files they are packed in (None: each chunk is
+    a file). `dtype` is in native byte order. `digest` changes when the metadata changes.
+    """
+
+    shape: tuple[int, ...]
+    chunks: tuple[int, ...]
+    shards: tuple[int, ...] | None
+    dtype: np.dtype[Any]
+    dimension_names: tuple[str, ...] | None
+    digest: str
+
+
+class Reader(Protocol):
+    """Reads regions of one array; safe to use from many threads."""
+
+    info: ArrayInfo
+
+    def read(self, index: Index) -> NDArray[Any]:
+        """Return a region (integers drop their axis) in native byte order.
+
+        Raises
+        ------
+        DataError
+            If stored data cannot be decoded; the sentence names the chunk.
+        """
+
+    def samples(self, count: int) -> Iterator[tuple[str, bytes | None]]:
+        """Yield key and leading stored bytes of up to `count` evenly spaced chunks (None: not stored)."""
+
+
+def locate(source: str | Path) -> str:
+    """Return a URL as it is, and a local path made absolute, without trailing slash."""
+    text = str(source)
+    if text.startswith("file://"):
+        text = text[len("file://") :]
+    if "://" in text:
+        return text.rstrip("/")
+    return str(Path(text).expanduser().absolute())
+
+
+def is_url(location: str) -> bool:
+    """Tell a URL from a local path."""
+    return "://" in location
+
+
+@functools.lru_cache(maxsize=64)
+def _store(location: str) -> Store:
+    if not is_url(location):
+        return LocalStore(location, read_only=True)
+    scheme = location.split("://", 1)[0]
+    package = _URL_PACKAGES.get(scheme, "fsspec")
+    if importlib.util.find_spec("fsspec") is None or importlib.util.find_spec(package) is None:
+        raise MissingExtraError(package, "remote", f"read {scheme}:// addresses")
+    try:
+        return FsspecStore.from_url(location, read_only=True)
+    except (ImportError, ValueError, OSError) as error:
+        raise NotFoundError(f"{location} cannot be opened: {_first_line(error)}") from error
+
+
+class _CheckedStore(WrapperStore[Store]):
+    """Compares the length of what a store returns with what was asked for.
+
+    The Blosc decoder does not know how long its input is: without this check a truncated chunk could
+    decode to garbage. And a web server that ignores byte ranges sends whole shards for each chunk.
+    """
+
+    blosc_chunks = False
+
+    async def get(
+        self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
+    ) -> Buffer | None:
+        buffer = await self._store.get(key, prototype, byte_range)
+        if buffer is None:
+            return None
+        if byte_range is None:
+            if self.blosc_chunks and not key.endswith((".json", ".zarray", ".zattrs")):
+                _check_blosc_length(buffer)
+            return buffer
+        if isinstance(byte_range, RangeByteRequest):
+            wanted = byte_range.end - byte_range.start
+        elif isinstance(byte_range, SuffixByteRequest):
+            wanted = byte_range.suffix
+        else:
+            return buffer
+        if len(buffer) > wanted:
+            raise OSError("the server does not support byte ranges, which sharded images need")
+        if len(buffer) < wanted:
+            raise ValueError(f"{len(buffer)} bytes are stored where {wanted} should be")
+        return buffer
+
+
+def _check_blosc_length(buffer: Buffer) -> None:
+    header = buffer[:16].to_bytes()
+    announced = int.from_bytes(header[12:16], "little") if len(header) == 16 else 16
+    if len(buffer) < announced:
+        raise ValueError(f"{len(buffer)} bytes are stored where {announced} should be")
+
+
+def _fetch(location: str, key: str, limit: int | None = None) -> bytes | None:
+    """Stored bytes under a key (at most the first `limit`), or None if there are none."""
+    wanted = None if limit is None else RangeByteRequest(0, limit)
+    store = _store(location)
+    try:
+        buffer = sync(store.get(key, prototype=default_buffer_prototype(), byte_range=wanted))
+    except Exception as error:  # aiohttp, botocore, OSError: whatever the transport raises
+        raise DataError(f"{location}/{key} cannot be read: {_first_line(error)}") from error
+    return None if buffer is None else buffer.to_bytes()[:limit]
+
+
+def _document(location: str, key: str) -> dict[str, Any] | None:
+    raw = _fetch(location, key)
+    if raw is None:
+        return None
+    try:
+        document = json.loads(raw)
+    except ValueError as error:
+        raise DataError(f"{location}/{key} is damaged: not valid JSON ({_first_line(error)})") from error
+    if not isinstance(document, dict):
+        raise DataError(f"{location}/{key} is damaged: it is not a JSON object")
+    return document
+
+
+def read_node(location: str) -> Node:
+    """Read the metadata document of the group or array at a path or URL.
+
+    Raises
+    ------
+    NotFoundError
+        If there is nothing.
+    DataError
+        If there is something else than Zarr, or the document is damaged.
+    """
+    if not is_url(location) and not Path(location).exists():
+        raise NotFoundError(f"{location} does not exist")
+    if not is_url(location) and not Path(location).is_dir():
+        raise DataError(f"{location} is a file, not an OME-Zarr folder; brainmap convert makes one from TIFF")
+    document = _document(location, "zarr.json")
+    if document is not None:
+        return _node_v3(location, document)
+    attributes = _document(location, ".zattrs") or {}
+    if _document(location, ".zarray") is not None:
+        return Node("array", 2, attributes)
+    # A group whose .zgroup was lost in copying can still be read.
+    if "multiscales" not in attributes and _document(location, ".zgroup") is None:
+        raise _not_zarr(location)
+    return Node("group", 2, attributes)
+
+
+def _node_v3(location: str, document: dict[str, Any]) -> Node:
+    kind, attributes = document.get("node_type"), document.get("attributes") or {}
+    if document.get("zarr_format") != 3 or kind not in ("group", "array") or not isinstance(attributes, dict):
+        raise DataError(f"{location}/zarr.json is damaged: it describes neither a Zarr 3 group nor an array")
+    return Node(kind, 3, attributes)
+
+
+def _not_zarr(location: str) -> BrainmapError:
+    if is_url(location):
+        return NotFoundError(f"{location}: no Zarr metadata found there (zarr.json, .zgroup or .zarray)")
+    inside = sorted(p.name for p in Path(location).iterdir() if p.name.endswith(".zarr"))
+    hint = f"; it contains {inside[0]}" if inside else ""
+    return DataError(f"{location} is not a Zarr image: it has no zarr.json, .zgroup or .zarray{hint}")
+
+
+@functools.lru_cache(maxsize=256)
+def _cached_reader(location: str, path: str, zarr_format: ZarrFormat, digest: str) -> Reader:
+    return ZarrReader(location, path, zarr_format)
+
+
+def open_reader(location: str, path: str, zarr_format: ZarrFormat, digest: str | None = None) -> Reader:
+    """Open an array for reading.
+
+    Parameters
+    ----------
+    location : str
+        Path or URL of the group (or of a bare array, then `path` is "").
+    path : str
+        Path of the array in the group.
+    zarr_format : int
+        2 or 3.
+    digest : str, optional
+        `ArrayInfo.digest` of an earlier opening: then one reader per process is kept and shared.
+
+    Raises
+    ------
+    NotFoundError, DataError
+        If there is no such array, or its metadata is damaged or not supported.
+    """
+    if digest is not None:
+        return _cached_reader(location, path, zarr_format, digest)
+    return ZarrReader(location, path, zarr_format)
+
+
+class ZarrReader:
+    """`Reader` on zarr-python."""
+
+    def __init__(self, location: str, path: str, zarr_format: ZarrFormat) -> None:
+        self.location, self.path = location, path
+        self._array = _open_zarr(location, path, zarr_format)
+        self.info = self._describe()
+
+    def _describe(self) -> ArrayInfo:
+        array = self._array
+        metadata = json.dumps(array.metadata.to_dict(), sort_keys=True, default=str)
+        names = getattr(array.metadata, "dimension_names", None)
+        return ArrayInfo(
+            shape=tuple(array.shape),
+            chunks=tuple(array.chunks),
+            shards=None if array.shards is None else tuple(array.shards),
+            dtype=np.dtype(array.dtype).newbyteorder("="),
+            dimension_names=None if names is None else tuple(str(n) for n in names),
+            digest=hashlib.sha256(metadata.encode()).hexdigest(),
+        )
+
+    def read(self, index: Index) -> NDArray[Any]:
+        """See `Reader.read`."""
+        try:
+            values = np.asarray(self._array[index])
+        except MemoryError:
+            raise
+        except Exception as error:  # codecs raise RuntimeError, ValueError, zlib.error, OSError, ...
+            raise self._damage(index, error) from error
+        return np.ascontiguousarray(values, dtype=self.info.dtype)
+
+    def _damage(self, index: Index, error: Exception) -> DataError:
+        """Name the first chunk of a region that cannot be read."""
+        ranges = [(i, i + 1) if isinstance(i, int) else (i.start, i.stop) for i in index]
+        grid = [range(a // c, -(-b // c)) for (a, b), c in zip(ranges, self.info.chunks, strict=True)]
+        for chunk in itertools.product(*grid):
+            region = tuple(
+                slice(i * c, min((i + 1) * c, n))
+                for i, c, n in zip(chunk, self.info.chunks, self.info.shape, strict=True)
+            )
+            try:
+                self._array[region]
+            except Exception as chunk_error:
+                corners = ", ".join(f"{r.start}:{r.stop}" for r in region)
+                return DataError(
+                    f"{self._name()}: chunk {'/'.join(map(str, chunk))} (region {corners}) is damaged or "
+                    f"truncated: {_first_line(chunk_error)}"
+                )
+        region_text = ", ".join(f"{a}:{b}" for a, b in ranges)
+        return DataError(f"{self._name()}: region {region_text} cannot be read: {_first_line(error)}")
+
+    def _name(self) -> str:
+        return f"{self.location}, level {self.path!r}" if self.path else self.location
+
+    def samples(self, count: int) -> Iterator[tuple[str, bytes | None]]:
+        """See `Reader.samples`."""
+        file_shape = self.info.shards or self.info.chunks
+        grid = [-(-n // c) for n, c in zip(self.info.shape, file_shape, strict=True)]
+        total = int(np.prod(grid))
+        for flat in np.unique(np.linspace(0, total - 1, min(count, total)).round().astype(int)):
+            coords = tuple(int(i) for i in np.unravel_index(flat, grid))
+            key = self._array.metadata.encode_chunk_key(coords)
+            full_key = f"{self.path}/{key}" if self.path else key
+            yield key, _fetch(self.location, full_key, limit=1 << 15)
+
+
+def _open_zarr(location: str, path: str, zarr_format: ZarrFormat) -> Any:
+    where = f"{location}, level {path!r}" if path else location
+    store = _CheckedStore(_store(location))
+    try:
+        array = zarr.open_array(store, path=path, mode="r", zarr_format=zarr_format)
+        store.blosc_chunks = array.shards is None and _is_blosc(array)
+    except (FileNotFoundError, ContainsGroupError) as error:
+        raise DataError(f"{where}: the array that the metadata lists is not there") from error
+    except Exception as error:  # json, codec and dtype errors of many kinds
+        raise DataError(f"{where}: array metadata damaged or not supported: {_first_line(error)}") from error
+    return array
+
+
+def _is_blosc(array: Any) -> bool:
+    last = array.compressors[-1] if array.compressors else None
+    return type(last).__name__.lower().startswith("blosc")
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip().splitlines()
+    return text[0].rstrip(".") if text else type(error).__name__

@@ -1,0 +1,163 @@
+"""The alignment itself: translation, affine stages coarse to fine, then SyN, through `ants_process`."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from brainmap.atlas.ants_process import Metric, Stage, StageImages, run_stage
+from brainmap.atlas.prepare import Prepared
+from brainmap.atlas.transforms import AFFINE_FILE, INVERSE_WARP_FILE, WARP_FILE
+from brainmap.errors import DataError
+
+__all__ = ["SCHEDULES", "Framed", "Schedule", "align"]
+
+#: Background kept around the tissue, um: room for the warp to fade out.
+_MARGIN_UM = 600.0
+#: A level with fewer voxels than this along an axis says nothing.
+_FEWEST_VOXELS = 12
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The stages of a registration.
+
+    Attributes
+    ----------
+    linear : tuple of Stage
+        On one thread: repeatable (see `ants_process`).
+    deformable : tuple of Stage
+        Empty for a linear registration.
+    """
+
+    linear: tuple[Stage, ...]
+    deformable: tuple[Stage, ...]
+
+    def fitting(self, shape: tuple[int, ...]) -> Schedule:
+        """Return the schedule without levels too coarse for images of this shape."""
+        coarsest = max(1, min(shape) // _FEWEST_VOXELS)
+
+        def fit(stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
+            return tuple(stage.without_coarser(coarsest) for stage in stages)
+
+        return Schedule(fit(self.linear), fit(self.deformable))
+
+
+def _mattes(sampling: float) -> tuple[Metric, ...]:
+    return (Metric("Mattes", "global", 32, sampling),)
+
+
+_LINEAR = (
+    Stage("Rigid[0.1]", _mattes(0.25), (200, 100), (8, 4), (3, 2)),
+    Stage("Affine[0.1]", _mattes(0.25), (200, 100), (8, 4), (2, 1)),
+    Stage("Affine[0.05]", _mattes(0.1), (20,), (2,), (1,)),
+)
+
+SCHEDULES = {
+    "syn": Schedule(
+        _LINEAR,
+        (Stage("SyN[0.2,3,0]", (Metric("Mattes", "global", 32),), (100, 70, 20), (8, 4, 2), (4, 2, 1)),),
+    ),
+    "affine": Schedule(_LINEAR, ()),
+}
+
+
+@dataclass(frozen=True)
+class Framed:
+    """A prepared image in asr with its voxel size; physical points are mm from the outer corner."""
+
+    prepared: Prepared
+    voxel_um: tuple[float, float, float]
+
+    def crop(self) -> tuple[tuple[slice, slice, slice], tuple[float, float, float]]:
+        """Box around the tissue plus a margin, and the physical point of its first voxel's centre, mm."""
+        slices, origin = [], []
+        for axis, voxel in enumerate(self.voxel_um):
+            others = tuple(i for i in range(3) if i != axis)
+            used = np.flatnonzero(self.prepared.mask.any(axis=others))
+            margin = int(np.ceil(_MARGIN_UM / voxel))
+            low = max(int(used[0]) - margin, 0)
+            high = min(int(used[-1]) + 1 + margin, self.prepared.mask.shape[axis])
+            slices.append(slice(low, high))
+            origin.append((low + 0.5) * voxel / 1000.0)
+        return (slices[0], slices[1], slices[2]), (origin[0], origin[1], origin[2])
+
+
+def usable_cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def align(
+    template: Framed,
+    sample: Framed,
+    schedule: Schedule,
+    folder: Path,
+    *,
+    threads: int,
+    seed: int,
+    template_mask: NDArray[np.bool_] | None = None,
+) -> None:
+    """Register the sample (moving) to the template (fixed) and leave the transforms in a folder.
+
+    Parameters
+    ----------
+    template, sample : Framed
+        Both in asr.
+    schedule : Schedule
+    folder : Path
+        Gets ``affine.mat`` and, unless the schedule is linear, ``warp.nii.gz`` and ``inverse_warp.nii.gz``.
+    threads, seed : int
+        Results are repeatable for equal values of both.
+    template_mask : bool array, optional
+        Part of the template that the sample shows (partial brains); the metric looks only there.
+
+    Raises
+    ------
+    DataError
+        If ANTs fails.
+    """
+    images = _images(template, sample, template_mask)
+    schedule = schedule.fitting(images.fixed["global"].shape)
+    written = run_stage(schedule.linear, images, None, folder / "linear_", threads=1, seed=seed)
+    affine = _one(written, "GenericAffine.mat")
+    if schedule.deformable:
+        prefix = folder / "syn_"
+        written += run_stage(schedule.deformable, images, str(affine), prefix, threads=threads, seed=seed)
+        _one(written, "1Warp.nii.gz").rename(folder / WARP_FILE)
+        _one(written, "1InverseWarp.nii.gz").rename(folder / INVERSE_WARP_FILE)
+    affine.rename(folder / AFFINE_FILE)
+    for path in written:
+        path.unlink(missing_ok=True)
+
+
+def _one(paths: list[Path], ending: str) -> Path:
+    for path in paths:
+        if path.name.endswith(ending):
+            return path
+    raise DataError(f"the registration wrote no {ending}: {', '.join(p.name for p in paths) or 'nothing at all'}")
+
+
+def _images(template: Framed, sample: Framed, template_mask: NDArray[np.bool_] | None) -> StageImages:
+    fixed_box, fixed_origin = template.crop()
+    moving_box, moving_origin = sample.crop()
+    pairs = ("global", "local")
+    fixed = (template.prepared.global_, template.prepared.local)
+    moving = (sample.prepared.global_, sample.prepared.local)
+    return StageImages(
+        fixed={name: image[fixed_box] for name, image in zip(pairs, fixed, strict=True)},
+        moving={name: image[moving_box] for name, image in zip(pairs, moving, strict=True)},
+        fixed_origin_mm=fixed_origin,
+        fixed_spacing_mm=_mm(template.voxel_um),
+        moving_origin_mm=moving_origin,
+        moving_spacing_mm=_mm(sample.voxel_um),
+        fixed_mask=None if template_mask is None else template_mask[fixed_box],
+    )
+
+
+def _mm(voxel_um: tuple[float, float, float]) -> tuple[float, float, float]:
+    return voxel_um[0] / 1000.0, voxel_um[1] / 1000.0, voxel_um[2] / 1000.0

@@ -1,0 +1,104 @@
+"""Where atlases are looked for.
+
+A name such as ``allen_mouse_50um`` is looked up, in this order, in
+
+1. the folders listed in the environment variable ``BRAINMAP_ATLASES`` (separated like ``PATH``),
+2. the ``brainglobe_dir`` of BrainGlobe's configuration (``bg_config.conf`` in
+   ``BRAINGLOBE_CONFIG_DIR`` or ``~/.config/brainglobe``),
+3. ``~/.brainglobe``,
+
+as a folder ``<name>_v<version>`` or ``<name>``; the newest version wins. What is nowhere is
+downloaded by brainglobe-atlasapi where that is installed (`brainmap.atlas.download`).
+"""
+
+from __future__ import annotations
+
+import configparser
+import os
+import re
+from pathlib import Path
+
+from brainmap.errors import NotFoundError
+
+__all__ = ["ATLASES_VARIABLE", "atlas_roots", "find_atlas_folder", "list_atlases"]
+
+ATLASES_VARIABLE = "BRAINMAP_ATLASES"
+
+_VERSIONED = re.compile(r"(?P<name>.+)_v(?P<version>\d+(?:\.\d+)*)")
+
+
+def atlas_roots() -> list[Path]:
+    """Return the folders that are searched for atlases, first match first; some may not exist."""
+    listed = [Path(part).expanduser() for part in os.environ.get(ATLASES_VARIABLE, "").split(os.pathsep) if part]
+    return list(dict.fromkeys([*listed, *_configured(), Path.home() / ".brainglobe"]))
+
+
+def list_atlases() -> dict[str, Path]:
+    """Return the atlases found on this machine: folder name -> folder, in search order."""
+    found: dict[str, Path] = {}
+    for root in atlas_roots():
+        for marker in sorted(root.glob("*/structures.json")):
+            found.setdefault(marker.parent.name, marker.parent)
+    return found
+
+
+def find_atlas_folder(name_or_dir: str | Path) -> Path:
+    """Return the folder of an atlas given by folder or name (see the module's docstring).
+
+    Raises
+    ------
+    NotFoundError
+        If nothing is found and nothing can be downloaded.
+    """
+    given = Path(name_or_dir).expanduser()
+    if given.is_dir():
+        return given.resolve()
+    name = str(name_or_dir)
+    if given.is_absolute() or len(given.parts) != 1 or given.is_file():
+        raise NotFoundError(f"there is no atlas folder {given}")
+    found = _newest(name)
+    if found is None:
+        from brainmap.atlas.download import download_atlas
+
+        download_atlas(name)
+        found = _newest(name)
+    if found is None:
+        raise NotFoundError(_advice(name))
+    return found
+
+
+def _advice(name: str) -> str:
+    known = sorted(list_atlases())
+    return (
+        f"atlas {name!r} was not found: put its folder {name}_v<version> (metadata.json, structures.json, "
+        f"reference.tiff, annotation.tiff) into {atlas_roots()[0]}, give the folder itself, or list the folder "
+        f"that holds your atlases in {ATLASES_VARIABLE}; found here: {', '.join(known) if known else 'none'}"
+    )
+
+
+def _newest(name: str) -> Path | None:
+    for root in atlas_roots():
+        exact = root / name
+        if (exact / "structures.json").is_file():
+            return exact
+        # A name may hold glob characters; compare names instead of globbing for them.
+        folders = [folder for folder in root.glob("*_v*") if folder.is_dir()]
+        versions = {
+            tuple(int(n) for n in match["version"].split(".")): folder
+            for folder in folders
+            if (match := _VERSIONED.fullmatch(folder.name)) and match["name"] == name
+        }
+        if versions:
+            return versions[max(versions)]
+    return None
+
+
+def _configured() -> list[Path]:
+    folder = Path(os.environ.get("BRAINGLOBE_CONFIG_DIR") or Path.home() / ".config" / "brainglobe")
+    parser = configparser.ConfigParser(interpolation=None)
+    try:
+        parser.read(folder / "bg_config.conf", encoding="utf-8")
+        text = parser.get("default_dirs", "brainglobe_dir", fallback="")
+    except (configparser.Error, UnicodeDecodeError):
+        return []
+    return [Path(text).expanduser()] if text else []

@@ -1,0 +1,477 @@
+"""Registration of a brain to an atlas: run it, keep it, use it (methods: Registration; fixed = template)."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from brainmap.atlas.alignment import SCHEDULES, Framed, align, usable_cores
+from brainmap.atlas.atlas import Atlas
+from brainmap.atlas.figures import draw_contours
+from brainmap.atlas.grid import SampleGrid, resample_volume
+from brainmap.atlas.prepare import Prepared, prepare
+from brainmap.atlas.quality import Judgement, judge
+from brainmap.atlas.regions import label_volumes
+from brainmap.atlas.transforms import Transforms
+from brainmap.atlas.warping import bring_to_atlas, bring_to_sample, measure
+from brainmap.coords import ATLAS_ORIENTATION, axis_map, parse_orientation
+from brainmap.errors import DataError, NotFoundError, UsageError
+from brainmap.provenance import atomic_path, fingerprint, now, read_json, versions, write_json
+
+if TYPE_CHECKING:
+    from brainmap.volume import Volume
+
+__all__ = ["REGISTRATION_JSON", "Registration", "RegistrationOptions", "register", "register_brain"]
+
+logger = logging.getLogger(__name__)
+
+REGISTRATION_JSON = "registration.json"
+_FORMAT = 1
+
+Triple = tuple[float, float, float]
+
+#: Tissue in the image over the atlas's volume; beyond these the image is not such a brain.
+_SIZE_LIMITS = (0.03, 5.0)
+
+
+@dataclass(frozen=True)
+class RegistrationOptions:
+    """What can be chosen about a registration; everything here changes the result.
+
+    Attributes
+    ----------
+    schedule : str
+        A key of `brainmap.atlas.alignment.SCHEDULES`.
+    finest_um : float
+        The registration works at the atlas's resolution, but no finer than this.
+    seed : int
+    threads : int
+        Results are repeatable for a fixed number; 0 = all cores this process may use.
+    """
+
+    schedule: str = "syn"
+    finest_um: float = 50.0
+    seed: int = 1
+    threads: int = 0
+
+    def __post_init__(self) -> None:
+        if self.schedule not in SCHEDULES:
+            raise UsageError(f"schedule must be one of {', '.join(SCHEDULES)}, not {self.schedule!r}")
+        if self.threads < 0 or not self.finest_um > 0:
+            raise UsageError("threads must not be negative and finest_um must be positive")
+
+
+@dataclass(frozen=True)
+class Registration:
+    """A finished registration in its folder.
+
+    Attributes
+    ----------
+    folder : Path
+    grid : SampleGrid
+        The registration grid in the sample's own axes.
+    record : dict
+        Content of ``registration.json``.
+    """
+
+    folder: Path
+    grid: SampleGrid
+    record: dict[str, Any] = field(repr=False)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Registration:
+        """Open the folder of a finished registration.
+
+        Raises
+        ------
+        NotFoundError
+            If the folder holds no finished registration.
+        DataError
+            If its record is damaged.
+        """
+        path = Path(folder) / REGISTRATION_JSON
+        if not path.is_file():
+            raise NotFoundError(
+                f"{folder} holds no finished registration ({REGISTRATION_JSON} is missing): give the folder that "
+                "'brainmap register' wrote, or the folder 'registration' of a run"
+            )
+        record = read_json(path)
+        try:
+            if record["format"] != _FORMAT:
+                raise DataError(f"{path} has format {record['format']}, this brainmap reads {_FORMAT}")
+            return cls(Path(folder), SampleGrid.from_json(record["grid"]), record)
+        except (KeyError, TypeError, ValueError) as error:
+            if isinstance(error, DataError):
+                raise
+            raise DataError(f"{path} is damaged ({error!r}): register the brain again") from error
+
+    @property
+    def fingerprint(self) -> str:
+        """Identifies input, atlas and options; goes into the record of a run that uses this registration."""
+        return str(self.record["fingerprint"])
+
+    @property
+    def atlas_name(self) -> str:
+        """Name of the atlas it was made with."""
+        return str(self.record["atlas"]["name"])
+
+    @property
+    def judgement(self) -> Judgement:
+        """Verdict and reasons."""
+        return Judgement(self.record["verdict"], tuple(self.record["reasons"]))
+
+    @cached_property
+    def transforms(self) -> Transforms:
+        """The transforms; fields are read on first use."""
+        return Transforms(self.folder)
+
+    def to_atlas_um(self, points_um: ArrayLike) -> NDArray[np.float64]:
+        """Map points from the sample to the atlas.
+
+        Parameters
+        ----------
+        points_um : array (N, 3)
+            Sample um (``index * scale + translation``), z, y, x, in the sample's own axes.
+
+        Returns
+        -------
+        float64 array (N, 3)
+            Atlas um, not rounded. Points outside the tissue continue the nearest displacement, so they
+            are well defined and may lie outside the atlas's box; NaN stays NaN.
+        """
+        return self.transforms.to_atlas_um(self.grid.um_to_asr_edge_um(points_um))
+
+    def to_sample_um(self, points_atlas_um: ArrayLike) -> NDArray[np.float64]:
+        """Map points from the atlas to the sample; the other direction of `to_atlas_um`."""
+        return self.grid.asr_edge_um_to_um(self.transforms.to_sample_edge_um(points_atlas_um))
+
+    @property
+    def annotation(self) -> NDArray[np.uint32]:
+        """Structure ids warped to the sample, on the registration grid in the sample's own axes."""
+        return self._stored("annotation")
+
+    @property
+    def hemispheres(self) -> NDArray[np.uint8]:
+        """Hemispheres (1 left, 2 right, 0 outside the atlas) warped to the sample in the same way."""
+        return self._stored("hemispheres")
+
+    def volumes_mm3(
+        self,
+        atlas: Atlas,
+        *,
+        mask: NDArray[np.bool_] | None = None,
+        box_um: tuple[tuple[float, float], tuple[float, float], tuple[float, float]] | None = None,
+    ) -> NDArray[np.float64]:
+        """Volume of each structure in the sample, per hemisphere; see `brainmap.atlas.regions.label_volumes`.
+
+        Parameters
+        ----------
+        atlas : Atlas
+            The atlas of this registration.
+        mask : bool array, optional
+            What was analysed, on the registration grid in the sample's own axes.
+        box_um : three (low, high) pairs, optional
+            Region of interest in sample um; voxels partly inside count by their share.
+        """
+        if mask is not None and mask.shape != self.grid.shape:
+            raise UsageError(f"the mask has shape {mask.shape}, the registration grid {self.grid.shape}")
+        weights = self.grid.lengths_um(box_um)
+        return label_volumes(self.annotation, self.hemispheres, atlas.structures, weights, mask)
+
+    def check_belongs(self, volume: Volume, orientation: str | None = None) -> None:
+        """Refuse a registration that was made from another brain than `volume`.
+
+        Raises
+        ------
+        UsageError
+            If position or size in um, or the orientation, differ.
+        """
+        grid = self.grid
+        other = SampleGrid.over(volume, orientation or volume.orientation or grid.orientation, grid.resolution_asr_um)
+        slack = np.asarray(grid.resolution_um) / 2
+        same = np.all(np.abs(np.subtract(grid.corner_um, other.corner_um)) <= slack)
+        same &= np.all(np.abs(np.subtract(grid.extent_um, other.extent_um)) <= slack)
+        if not same:
+            raise UsageError(
+                f"the registration {self.folder} does not belong to {volume.name}: it is of an image of "
+                f"{_size(grid)} starting at {_start(grid)} um, this one has {_size(other)} starting at {_start(other)} um"
+            )
+        if other.orientation != grid.orientation:
+            raise UsageError(
+                f"the registration {self.folder} was made with orientation {grid.orientation}, "
+                f"not {other.orientation}"
+            )
+
+    def _stored(self, name: str) -> NDArray[Any]:
+        from brainmap.volume import Volume
+
+        volume = Volume.open(self.folder / f"{name}.ome.zarr")
+        z, y, x = (slice(0, n) for n in volume.shape)
+        return volume.read(z, y, x)
+
+
+def register(
+    volume: Volume,
+    atlas: Atlas,
+    out_dir: str | Path,
+    *,
+    orientation: str | None = None,
+    options: RegistrationOptions | None = None,
+    mask: Volume | None = None,
+    overwrite: bool = False,
+) -> Registration:
+    """Register a brain to an atlas, or return the finished registration of the same input.
+
+    Parameters
+    ----------
+    volume : Volume
+        The brain, opened at the channel to register.
+    atlas : Atlas
+    out_dir : str or Path
+        Folder to create; it appears only when everything in it is complete.
+    orientation : str, optional
+        Orientation of the volume's axes; may be left out where the image has it.
+    options : RegistrationOptions, optional
+    mask : Volume, optional
+        Tissue to use (nonzero), in the same um as the volume: for partial or damaged brains.
+    overwrite : bool
+        Replace a registration of other input or options.
+
+    Raises
+    ------
+    UsageError
+        If no orientation is known, or the folder holds something else.
+    DataError
+        If the image shows no brain, or ANTs fails.
+    """
+    options = options or RegistrationOptions()
+    letters = orientation or volume.orientation
+    if letters is None:
+        raise UsageError(
+            f"the orientation of {volume.name} is not known: give --orientation with three letters that name the "
+            "side where the z, y and x axes start, for example 'asr'"
+        )
+    letters = parse_orientation(letters)
+    out = Path(out_dir)
+    parameters = asdict(options) | {"threads": options.threads or usable_cores(), "orientation": letters}
+    identity = {
+        "format": _FORMAT,
+        "sample": volume.fingerprint(),
+        "atlas": atlas.fingerprint_parts(),
+        "mask": None if mask is None else mask.fingerprint(),
+        "parameters": parameters,
+    }
+    found = _finished(out, fingerprint(identity), overwrite)
+    if found is not None:
+        logger.info("using the finished registration in %s", out)
+        return found
+    with atomic_path(out) as folder:
+        folder.mkdir(parents=True)
+        _Run(volume, atlas, folder, letters, options, parameters, mask).all(fingerprint(identity))
+    return Registration.load(out)
+
+
+def register_brain(
+    brain: str | Path,
+    out_dir: str | Path,
+    *,
+    atlas: str | Path = "allen_mouse_50um",
+    orientation: str | None = None,
+    channel: int | None = None,
+    voxel_size: Triple | None = None,
+    mask: str | Path | None = None,
+    options: RegistrationOptions | None = None,
+    overwrite: bool = False,
+) -> Registration:
+    """The command ``brainmap register``: open everything by name and `register`.
+
+    Raises
+    ------
+    BrainmapError
+        As `Volume.open`, `Atlas.open` and `register` do.
+    """
+    from brainmap.volume import Volume
+
+    opened = Volume.open(brain, channel=channel, voxel_um=voxel_size, orientation=orientation)
+    tissue = None if mask is None else Volume.open(mask)
+    return register(opened, Atlas.open(atlas), out_dir, options=options, mask=tissue, overwrite=overwrite)
+
+
+def _finished(out: Path, wanted: str, overwrite: bool) -> Registration | None:
+    """Return the finished registration in `out` if it is the wanted one; refuse to touch anything else."""
+    if (out / REGISTRATION_JSON).is_file():
+        if overwrite:
+            return None
+        there = Registration.load(out)
+        if there.fingerprint == wanted:
+            return there
+        raise UsageError(
+            f"{out} holds a registration of another brain, atlas or other options: give another folder, or "
+            "--overwrite to replace it"
+        )
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(f"{out} exists and is not a registration: give another folder")
+    return None
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One registration on its way into a new folder."""
+
+    volume: Volume
+    atlas: Atlas
+    folder: Path
+    orientation: str
+    options: RegistrationOptions
+    parameters: dict[str, Any]
+    mask: Volume | None
+
+    def all(self, identity: str) -> None:
+        """Do every step and write the record last."""
+        clock = _Clock()
+        factor = _template_factor(self.atlas.resolution_um, self.options.finest_um)
+        resolution = _scaled(self.atlas.resolution_um, factor)
+        grid = SampleGrid.over(self.volume, self.orientation, resolution)
+        raw = resample_volume(self.volume, grid)
+        clock.lap("read")
+        sample, template = self._prepare(raw, grid, factor, resolution)
+        clock.lap("prepare")
+        schedule = SCHEDULES[self.options.schedule]
+        threads = self.parameters["threads"]
+        align(template, sample, schedule, self.folder, threads=threads, seed=self.options.seed)
+        clock.lap("align")
+        transforms = Transforms(self.folder)
+        annotation, hemispheres = bring_to_sample(transforms, grid, self.atlas)
+        raw_asr = grid.to_asr.array(raw)
+        in_atlas = bring_to_atlas(raw_asr, resolution, transforms, template.prepared.mask.shape, resolution)
+        clock.lap("warp")
+        self._write_images(grid, annotation, hemispheres, in_atlas, resolution)
+        quality = measure(template, sample, transforms, grid.to_asr.array(annotation))
+        verdict = judge(quality, max(resolution), partial=self.mask is not None)
+        labels = grid.to_asr.array(annotation)
+        figures = draw_contours(np.maximum(raw_asr, 0), labels, self.atlas, resolution, self.folder)
+        clock.lap("quality")
+        record = {
+            "format": _FORMAT,
+            "fingerprint": identity,
+            "created": now(),
+            "sample": _described(self.volume),
+            "atlas": self.atlas.fingerprint_parts(),
+            "parameters": self.parameters,
+            "grid": grid.to_json(),
+            "transforms": sorted(p.name for p in self.folder.iterdir() if p.suffix in (".mat", ".gz")),
+            "quality": quality.to_json(),
+            "verdict": verdict.verdict,
+            "reasons": list(verdict.reasons),
+            "figures": figures,
+            "seconds": clock.laps,
+            "versions": versions(),
+        }
+        write_json(self.folder / REGISTRATION_JSON, record)
+        (logger.info if verdict.verdict == "good" else logger.warning)("%s", verdict.sentence())
+
+    def _prepare(
+        self, raw: NDArray[np.float32], grid: SampleGrid, factor: int, resolution: Triple
+    ) -> tuple[Framed, Framed]:
+        known = None
+        if self.mask is not None:
+            known = grid.to_asr.array(resample_volume(self.mask, grid) > 0.5)
+        sections = grid.to_asr.order.index(0)  # the stored first axis is the one along which sections were cut
+        sample = prepare(grid.to_asr.array(raw), grid.resolution_asr_um, sections, known)
+        reference = _block_mean(self.atlas.reference, factor)
+        labelled = _block_mean(self.atlas.annotation > 0, factor) > 0.5
+        template = prepare(reference, resolution, None, labelled)
+        self._check_size(sample, template, resolution)
+        return Framed(sample, grid.resolution_asr_um), Framed(template, resolution)
+
+    def _check_size(self, sample: Prepared, template: Prepared, resolution: Triple) -> None:
+        mm3 = float(np.prod(resolution)) / 1e9
+        ratio = sample.mask.sum() / template.mask.sum()
+        if not _SIZE_LIMITS[0] <= ratio <= _SIZE_LIMITS[1]:
+            raise DataError(
+                f"{self.volume.name} shows {sample.mask.sum() * mm3:.3g} mm3 of tissue, the atlas "
+                f"{self.atlas.label} has {template.mask.sum() * mm3:.3g} mm3: it is not a whole brain of this species, "
+                "or the voxel size is wrong; register with the right voxel size and atlas, or work without an atlas"
+            )
+
+    def _write_images(
+        self,
+        grid: SampleGrid,
+        annotation: NDArray[np.uint32],
+        hemispheres: NDArray[np.uint8],
+        in_atlas: NDArray[np.float32],
+        resolution: Triple,
+    ) -> None:
+        from brainmap.volume import write_volume
+
+        for name, labels in (("annotation", annotation), ("hemispheres", hemispheres)):
+            write_volume(
+                self.folder / f"{name}.ome.zarr",
+                labels,
+                grid.resolution_um,
+                orientation=grid.orientation,
+                origin_um=grid.origin_um,
+                method="nearest",
+            )
+        write_volume(
+            self.folder / "sample_in_atlas.ome.zarr",
+            in_atlas,
+            resolution,
+            orientation=ATLAS_ORIENTATION,
+            origin_um=tuple(r / 2 for r in resolution),
+        )
+
+
+class _Clock:
+    """Seconds per step."""
+
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, step: str) -> None:
+        now_ = time.perf_counter()
+        self.laps[step] = round(now_ - self._last, 2)
+        self._last = now_
+
+
+def _template_factor(resolution: Triple, finest_um: float) -> int:
+    return max(1, round(finest_um / min(resolution)))
+
+
+def _scaled(resolution: Triple, factor: int) -> Triple:
+    return resolution[0] * factor, resolution[1] * factor, resolution[2] * factor
+
+
+def _block_mean(array: NDArray[Any], factor: int) -> NDArray[np.float32]:
+    """Mean over cubes of `factor` voxels; the array is padded with zeros to whole cubes."""
+    if factor == 1:
+        return array.astype(np.float32)
+    padded = np.pad(array, [(0, -n % factor) for n in array.shape])
+    blocks = padded.reshape([v for n in padded.shape for v in (n // factor, factor)])
+    return blocks.mean(axis=(1, 3, 5), dtype=np.float32)
+
+
+def _described(volume: Volume) -> dict[str, Any]:
+    return {
+        "name": volume.name,
+        "shape": volume.shape,
+        "voxel_um": volume.voxel_um,
+        "origin_um": volume.origin_um,
+        "channel": volume.channel,
+    }
+
+
+def _size(grid: SampleGrid) -> str:
+    return " x ".join(f"{e:.0f}" for e in grid.extent_um) + " um"
+
+
+def _start(grid: SampleGrid) -> str:
+    return ", ".join(f"{c:.0f}" for c in grid.corner_um)

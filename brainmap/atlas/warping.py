@@ -1,0 +1,141 @@
+"""Images through the transforms: the annotation to the sample, the sample to the atlas; quality numbers.
+
+Everything goes point by point through the transforms that map the cells, so that a cell and the warped
+annotation under it agree, and ids never pass through a floating-point image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from brainmap.atlas.alignment import Framed
+from brainmap.atlas.atlas import Atlas
+from brainmap.atlas.grid import SampleGrid
+from brainmap.atlas.quality import Quality, mutual_information
+from brainmap.atlas.transforms import Transforms
+from brainmap.coords import atlas_um_to_index, axis_map, edge_um_to_vox, vox_to_edge_um
+
+__all__ = ["bring_to_atlas", "bring_to_sample", "measure"]
+
+Triple = tuple[float, float, float]
+Shape = tuple[int, int, int]
+
+
+def bring_to_sample(
+    transforms: Transforms, grid: SampleGrid, atlas: Atlas
+) -> tuple[NDArray[np.uint32], NDArray[np.uint8]]:
+    """Annotation and hemispheres of every voxel of the registration grid, in the sample's own axes.
+
+    Returns
+    -------
+    annotation : uint32 array of ``grid.shape``
+        Id of the atlas voxel in which the grid voxel's centre lies; 0 outside.
+    hemispheres : uint8 array of ``grid.shape``
+        1 left, 2 right, 0 outside the atlas's box.
+    """
+    annotation = np.zeros(grid.shape_asr, dtype=np.uint32)
+    hemispheres = np.zeros(grid.shape_asr, dtype=np.uint8)
+    for z, centres in _planes(grid.shape_asr, grid.resolution_asr_um):
+        points = transforms.to_atlas_um(centres)
+        index, inside = atlas_um_to_index(points, atlas.resolution_um, atlas.shape)
+        i, j, k = index.T
+        plane = (-1, *grid.shape_asr[1:])
+        annotation[z] = np.where(inside, atlas.annotation[i, j, k], 0).reshape(plane)
+        hemispheres[z] = np.where(inside, atlas.hemispheres[i, j, k], 0).reshape(plane)
+    back = axis_map("asr", grid.orientation)
+    return np.ascontiguousarray(back.array(annotation)), np.ascontiguousarray(back.array(hemispheres))
+
+
+def bring_to_atlas(
+    sample_asr: NDArray[np.float32], voxel_um: Triple, transforms: Transforms, shape: Shape, resolution_um: Triple
+) -> NDArray[np.float32]:
+    """Sample the image (asr, on the registration grid) at every voxel of the template's grid; linear, 0 outside."""
+    out = np.zeros(shape, dtype=np.float32)
+    for z, centres in _planes(shape, resolution_um):
+        vox = edge_um_to_vox(transforms.to_sample_edge_um(centres), voxel_um)
+        out[z] = ndimage.map_coordinates(sample_asr, vox.T, order=1, mode="constant").reshape(-1, *shape[1:])
+    return out
+
+
+def measure(
+    template: Framed, sample: Framed, transforms: Transforms, annotation_asr: NDArray[np.uint32]
+) -> Quality:
+    """Compute the quality numbers; see `Quality`.
+
+    Parameters
+    ----------
+    template, sample : Framed
+        The images that were registered, asr.
+    transforms : Transforms
+    annotation_asr : uint32 array
+        The annotation warped to the sample, asr.
+    """
+    mask = template.prepared.mask
+    places = np.argwhere(mask)[:: max(1, int(mask.sum()) // 400_000)]
+    points = vox_to_edge_um(places, template.voxel_um)
+    values = template.prepared.global_[tuple(places.T)]
+    shift = _centre_um(sample) - _centre_um(template)
+    moved = transforms.to_sample_edge_um(points)
+    before = _sampled(sample.prepared.global_, points + shift, sample.voxel_um)
+    after = _sampled(sample.prepared.global_, moved, sample.voxel_um)
+    returned = transforms.to_sample_edge_um(transforms.to_atlas_um(moved)) - moved
+    scales = np.linalg.svd(transforms.affine[0], compute_uv=False)
+    jacobian = _jacobian_in_tissue(template, transforms)
+    tissue = float(sample.prepared.mask.sum())
+    return Quality(
+        mutual_information_before=mutual_information(values, before),
+        mutual_information_after=mutual_information(values, after),
+        mask_dice=_mask_dice(template, sample, transforms),
+        jacobian_min=float(jacobian.min()),
+        jacobian_p1=float(np.percentile(jacobian, 1)),
+        jacobian_p99=float(np.percentile(jacobian, 99)),
+        jacobian_max=float(jacobian.max()),
+        folded_share=float((jacobian <= 0).mean()),
+        volume_ratio=float((annotation_asr > 0).sum()) / tissue,
+        affine_scale_min=float(scales.min()),
+        affine_scale_max=float(scales.max()),
+        round_trip_p95_um=float(np.percentile(np.linalg.norm(returned, axis=1), 95)),
+    )
+
+
+def _planes(shape: Shape, voxel_um: Triple) -> Iterator[tuple[slice, NDArray[np.float64]]]:
+    """Slabs of a grid and the um of their voxel centres, some 500,000 voxels at a time."""
+    depth = max(1, 500_000 // max(1, shape[1] * shape[2]))
+    for start in range(0, shape[0], depth):
+        slab = slice(start, min(start + depth, shape[0]))
+        index = np.indices((slab.stop - slab.start, *shape[1:])).reshape(3, -1).T.astype(np.float64)
+        index[:, 0] += start
+        yield slab, vox_to_edge_um(index, voxel_um)
+
+
+def _sampled(image: NDArray[np.float32], points_um: NDArray[np.float64], voxel_um: Triple) -> NDArray[np.float32]:
+    return ndimage.map_coordinates(image, edge_um_to_vox(points_um, voxel_um).T, order=1, mode="constant")
+
+
+def _centre_um(image: Framed) -> NDArray[np.float64]:
+    weight = image.prepared.global_
+    return np.asarray(vox_to_edge_um([ndimage.center_of_mass(weight)], image.voxel_um)[0])
+
+
+def _mask_dice(template: Framed, sample: Framed, transforms: Transforms) -> float:
+    """Dice of the two tissue masks on every second voxel of the template's grid."""
+    mask = template.prepared.mask[::2, ::2, ::2]
+    index = np.indices(mask.shape).reshape(3, -1).T * 2
+    moved = transforms.to_sample_edge_um(vox_to_edge_um(index, template.voxel_um))
+    brought = _sampled(sample.prepared.mask.astype(np.float32), moved, sample.voxel_um) > 0.5
+    return float(2 * (brought & mask.ravel()).sum() / max(brought.sum() + mask.sum(), 1))
+
+
+def _jacobian_in_tissue(template: Framed, transforms: Transforms) -> NDArray[np.float32]:
+    warp = transforms.warp
+    if warp is None:
+        return np.ones(1, dtype=np.float32)
+    jacobian = warp.jacobian()
+    index = np.indices(jacobian.shape).reshape(3, -1).T
+    points_um = (index * warp.spacing_mm + warp.origin_mm) * 1000.0
+    inside = _sampled(template.prepared.mask.astype(np.float32), points_um, template.voxel_um) > 0.5
+    return jacobian.ravel()[inside]

@@ -1,0 +1,1 @@
+"""Detection: a volume in, a table of cell centres out."""

@@ -1,0 +1,183 @@
+"""Where blocks are computed: threads here, processes here, or workers elsewhere."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from brainmap.errors import DataError, MissingExtraError, NotFoundError, UsageError
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+__all__ = ["connect", "cores"]
+
+log = logging.getLogger(__name__)
+
+_SETTINGS = {
+    # Workers hold a known, small amount of memory: only one that is about to run out is stopped.
+    "distributed.worker.memory.target": False,
+    "distributed.worker.memory.spill": False,
+    "distributed.worker.memory.pause": 0.9,
+    "distributed.worker.memory.terminate": 0.98,
+    "distributed.comm.timeouts.connect": "30s",
+    # A task whose worker died this often is given up.
+    "distributed.scheduler.allowed-failures": 2,
+}
+# How long to wait for the first worker of a cluster that is not ours.
+_WAIT_S = 60
+_WAIT_QUEUE_S = 24 * 3600
+
+
+def cores() -> int:
+    """Cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep distributed's own log to errors: what matters of it, the engine says in its own words."""
+    logger = logging.getLogger("distributed")
+    # Several of its loggers have a level of their own.
+    names = [n for n in logging.root.manager.loggerDict if n.startswith("distributed")]
+    levels = {n: logging.getLogger(n).level for n in names}
+    before = logger.level
+    try:
+        logger.setLevel(logging.CRITICAL)
+        for name in names:
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+        yield
+    finally:
+        logger.setLevel(before)
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
+
+
+@contextmanager
+def connect(workers: int | None = None, scheduler: str | None = None) -> Iterator[Client]:
+    """Yield a client with at least one worker, and close what was started for it.
+
+    Parameters
+    ----------
+    workers : int, optional
+        Worker processes on this machine; by default threads of this process do the work.
+    scheduler : str, optional
+        Address of a running scheduler (tcp://host:8786), or `slurm:FILE` with a TOML file of
+        dask-jobqueue settings.
+
+    Raises
+    ------
+    UsageError
+        If both are given, or one makes no sense.
+    DataError
+        If the scheduler does not answer or has no workers.
+    MissingExtraError
+        If SLURM is asked for without dask-jobqueue.
+    """
+    if workers is not None and scheduler is not None:
+        raise UsageError("give --workers or --scheduler, not both")
+    if workers is not None and workers < 1:
+        raise UsageError(f"--workers is {workers}; give 1 or more")
+    import dask
+    import distributed  # noqa: F401, its defaults must be loaded before some are replaced
+
+    with dask.config.set(_SETTINGS), _quiet():
+        if scheduler is None:
+            yield from _local(workers)
+        elif scheduler.startswith("slurm:"):
+            yield from _slurm(Path(scheduler.removeprefix("slurm:")))
+        else:
+            yield from _running(scheduler)
+
+
+def _local(workers: int | None) -> Iterator[Client]:
+    from distributed import Client, LocalCluster
+
+    options: dict[str, Any] = {
+        "dashboard_address": "127.0.0.1:0",
+        "silence_logs": logging.CRITICAL,
+        "host": "127.0.0.1",
+    }
+    if workers is None:
+        options |= {"processes": False, "n_workers": 1, "threads_per_worker": cores(), "memory_limit": 0}
+        options |= {"protocol": "inproc", "host": None}
+    else:
+        # Without a nanny's limit a worker could only be killed by the system, silently.
+        options |= {"processes": True, "n_workers": workers, "memory_limit": _share_of_memory(workers)}
+        options |= {"threads_per_worker": max(1, cores() // workers)}
+    with LocalCluster(**options) as cluster, Client(cluster) as client:
+        log.info("dashboard: %s", cluster.dashboard_link)
+        client.wait_for_workers(workers or 1, timeout=_WAIT_S)
+        yield client
+
+
+def _share_of_memory(workers: int) -> int:
+    import psutil
+
+    return int(psutil.virtual_memory().total / workers)
+
+
+def _running(address: str) -> Iterator[Client]:
+    from distributed import Client
+
+    try:
+        client = Client(address, timeout="20s")
+    except (OSError, TimeoutError, ValueError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DataError(f"--scheduler {address} does not answer: {reason}") from error
+    with client:
+        _wait(client, f"--scheduler {address}", _WAIT_S)
+        log.info("dashboard: %s", client.dashboard_link)
+        yield client
+
+
+def _wait(client: Client, what: str, seconds: float) -> None:
+    try:
+        client.wait_for_workers(1, timeout=seconds)
+    except TimeoutError as error:
+        raise DataError(f"{what} has no workers; start some with: dask worker ADDRESS") from error
+
+
+def _slurm(path: Path) -> Iterator[Client]:
+    if importlib.util.find_spec("dask_jobqueue") is None:
+        raise MissingExtraError("dask-jobqueue", "slurm", "start workers through SLURM")
+    options = read_slurm_file(path)
+    from dask_jobqueue import SLURMCluster
+    from distributed import Client
+
+    jobs = options.pop("jobs")
+    try:
+        cluster = SLURMCluster(**options)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"{path} is not a valid SLURM cluster: {error}") from error
+    with cluster, Client(cluster) as client:
+        cluster.adapt(minimum_jobs=jobs[0], maximum_jobs=jobs[1])
+        log.info("dashboard: %s", cluster.dashboard_link)
+        _wait(client, f"the SLURM cluster of {path}", _WAIT_QUEUE_S)
+        yield client
+
+
+def read_slurm_file(path: Path) -> dict[str, Any]:
+    """Settings of dask_jobqueue.SLURMCluster, and `jobs = [min, max]`, from a TOML file."""
+    if not path.is_file():
+        raise NotFoundError(f"--scheduler slurm:{path}: there is no such file")
+    try:
+        options = tomllib.loads(path.read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"{path} is not valid TOML: {error}") from error
+    jobs = options.setdefault("jobs", [1, 1])
+    if not (isinstance(jobs, list) and len(jobs) == 2 and 0 <= jobs[0] <= jobs[1] and jobs[1] > 0):
+        raise UsageError(f"{path}: jobs is {jobs!r}; give [minimum, maximum]")
+    for name in ("cores", "memory"):
+        if name not in options:
+            raise UsageError(f"{path} lacks {name!r}, which SLURM needs for each job")
+    options.setdefault("processes", 1)
+    return options

@@ -1,0 +1,318 @@
+"""A detector: a folder with a network as ONNX, and the record that says how to use it.
+
+`Backend` is the small protocol by which the engine runs the network; `load_backend` chooses one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import importlib.util
+import math
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from brainmap.errors import DataError, NotFoundError, UsageError
+from brainmap.provenance import atomic_path, fingerprint, read_json, write_json
+
+__all__ = ["BACKENDS", "Backend", "Detector", "DetectorSpec", "load_backend", "write_detector"]
+
+BACKENDS = ("auto", "openvino", "tensorrt", "torch")
+MODEL_FILE, SPEC_FILE, CARD_FILE = "model.onnx", "detector.json", "card.md"
+SHIPPED = Path(__file__).resolve().parent.parent / "detectors"
+# Networks halve the image up to four times: windows start and end at multiples of this.
+ALIGN = 16
+
+
+@dataclass(frozen=True)
+class DetectorSpec:
+    """What a detector expects and what its output means: the content of `detector.json`.
+
+    Parameters
+    ----------
+    name, version : str
+        Of the detector.
+    pixel_um, z_target_um : float
+        In-plane pixel of the network's grid, and the thickness that slices are averaged to.
+    channels : int
+        Consecutive slice groups seen at once, odd.
+    tile : tuple of int
+        Height and width of the network's input in pixels, multiples of 16; larger is faster.
+    stride : int
+        Input pixels per cell of the heat map: 1, 2 or 4.
+    halo_px : int
+        Receptive radius: input pixels around an output cell that can change it.
+    offset, fill : float
+        Input = normalised intensity - offset; `fill` stands where there is no image.
+    cell_diameter_um : float
+        Diameter of the cells it was trained on.
+    threshold : float
+        Default threshold on the calibrated score.
+    calibration : tuple of (float, float)
+        Knots (logit, probability) of the monotone, piecewise linear score.
+    min_separation : float
+        Two detections nearer than this many cell diameters are one cell.
+    normalisation : str
+        Name of the intensity normalisation.
+    onnx_sha256 : str
+        Of `model.onnx`.
+    subpixel : str
+        In-plane refinement: "offset" trusts the network's offset head, "parabola" the heat map.
+    training : dict
+        How it was made.
+    """
+
+    name: str
+    version: str
+    pixel_um: float
+    z_target_um: float
+    channels: int
+    tile: tuple[int, int]
+    stride: int
+    halo_px: int
+    offset: float
+    fill: float
+    cell_diameter_um: float
+    threshold: float
+    calibration: tuple[tuple[float, float], ...]
+    onnx_sha256: str
+    min_separation: float = 0.6
+    normalisation: str = "contrast-asinh"
+    subpixel: str = "offset"
+    training: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("pixel_um", "z_target_um", "cell_diameter_um", "min_separation"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value > 0):
+                raise DataError(f"detector {self.name}: {name} is {value}; it must be a positive number")
+        if self.channels < 1 or self.channels % 2 == 0:
+            raise DataError(f"detector {self.name}: channels is {self.channels}; it must be odd")
+        if self.stride not in (1, 2, 4):
+            raise DataError(f"detector {self.name}: stride is {self.stride}; it must be 1, 2 or 4")
+        if len(self.tile) != 2 or any(n <= 0 or n % ALIGN for n in self.tile):
+            raise DataError(f"detector {self.name}: tile is {self.tile}; give two multiples of {ALIGN}")
+        if self.halo_px < 0 or min(self.tile) < 2 * self.halo_px + 3 * ALIGN:
+            raise DataError(
+                f"detector {self.name}: a tile of {self.tile} leaves no room for a halo of {self.halo_px} px"
+            )
+        if not 0 <= self.threshold <= 1:
+            raise DataError(f"detector {self.name}: threshold is {self.threshold}; it must be in 0..1")
+        if self.subpixel not in ("offset", "parabola"):
+            raise DataError(f"detector {self.name}: subpixel is {self.subpixel!r}; offset or parabola")
+        logits, scores = np.asarray(self.calibration, np.float64).reshape(-1, 2).T
+        rising = len(logits) > 1 and (np.diff(logits) > 0).all() and (np.diff(scores) >= 0).all()
+        if not rising or scores.min() < 0 or scores.max() > 1:
+            raise DataError(
+                f"detector {self.name}: calibration needs at least two knots [logit, probability], "
+                "logits rising, probabilities not falling and within 0..1"
+            )
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> DetectorSpec:
+        """Parse the content of `detector.json`; an unknown or missing key is an error."""
+        known = {f.name for f in dataclasses.fields(cls)}
+        needed = {
+            f.name
+            for f in dataclasses.fields(cls)
+            if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+        }
+        if unknown := sorted(set(content) - known):
+            raise DataError(f"{SPEC_FILE} has unknown keys: {', '.join(unknown)}")
+        if missing := sorted(needed - set(content)):
+            raise DataError(f"{SPEC_FILE} lacks: {', '.join(missing)}")
+        values = dict(content)
+        try:
+            values["tile"] = tuple(int(n) for n in values["tile"])
+            values["calibration"] = tuple((float(a), float(b)) for a, b in values["calibration"])
+            return cls(**values)
+        except TypeError as error:
+            raise DataError(f"{SPEC_FILE} holds a value of the wrong type: {error}") from error
+
+    def score(self, logit: NDArray[Any]) -> NDArray[np.float64]:
+        """Calibrated probability of a cell, 0..1; constant beyond the outermost knots."""
+        knots = np.asarray(self.calibration, np.float64)
+        return np.interp(np.asarray(logit, np.float64), knots[:, 0], knots[:, 1])
+
+    def logit_at(self, score: float) -> float:
+        """Lowest logit whose score reaches `score`; -inf or inf beyond the calibration's ends."""
+        logits, scores = np.asarray(self.calibration, np.float64).T
+        if score <= scores[0]:
+            return -math.inf
+        if score > scores[-1]:
+            return math.inf
+        upper = int(np.argmax(scores >= score))
+        share = (score - scores[upper - 1]) / (scores[upper] - scores[upper - 1])
+        return float(logits[upper - 1] + share * (logits[upper] - logits[upper - 1]))
+
+    def scaled(self, cell_diameter_um: float | None) -> DetectorSpec:
+        """The spec for cells of another size: the network's grid grows with the cells."""
+        if cell_diameter_um is None or cell_diameter_um == self.cell_diameter_um:
+            return self
+        if not (math.isfinite(cell_diameter_um) and cell_diameter_um > 0):
+            raise UsageError(f"--cell-diameter is {cell_diameter_um}; give a positive number of um")
+        factor = cell_diameter_um / self.cell_diameter_um
+        return dataclasses.replace(
+            self,
+            pixel_um=self.pixel_um * factor,
+            z_target_um=self.z_target_um * factor,
+            cell_diameter_um=cell_diameter_um,
+        )
+
+
+@dataclass(frozen=True)
+class Detector:
+    """A detector folder that was opened and checked."""
+
+    folder: Path
+    spec: DetectorSpec
+
+    @property
+    def model_path(self) -> Path:
+        """The network, ONNX."""
+        return self.folder / MODEL_FILE
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over network and record: equal detectors detect equally."""
+        content = dataclasses.asdict(self.spec)
+        content.pop("training")
+        return fingerprint(content)
+
+    @classmethod
+    def open(cls, name: str | Path = "default") -> Detector:
+        """Open a detector by the name of a shipped one, or by its folder.
+
+        Raises
+        ------
+        NotFoundError
+            If there is no such detector.
+        DataError
+            If the folder is not a valid detector, or the network is not the one its record describes.
+        """
+        shipped = SHIPPED / str(name)
+        folder = Path(name)
+        if (shipped / SPEC_FILE).is_file() and not (folder / SPEC_FILE).is_file():
+            folder = shipped
+        for file in (SPEC_FILE, MODEL_FILE):
+            if not (folder / file).is_file():
+                have = sorted(p.parent.name for p in SHIPPED.glob(f"*/{SPEC_FILE}"))
+                raise NotFoundError(
+                    f"{name} is not a detector: {folder / file} does not exist; give a folder with "
+                    f"{MODEL_FILE} and {SPEC_FILE}, or one of: {', '.join(have) or 'none is shipped'}"
+                )
+        content = read_json(folder / SPEC_FILE)
+        if not isinstance(content, dict):
+            raise DataError(f"{folder / SPEC_FILE} is not a JSON object")
+        try:
+            spec = DetectorSpec.from_dict(content)
+        except DataError as error:
+            raise DataError(f"{folder}: {error}") from error
+        if fingerprint((folder / MODEL_FILE).read_bytes()) != spec.onnx_sha256:
+            raise DataError(
+                f"{folder / MODEL_FILE} is not the network that {SPEC_FILE} describes (its SHA-256 "
+                "differs); export the detector again"
+            )
+        return cls(folder.resolve(), spec)
+
+
+def write_detector(folder: str | Path, model: bytes, spec: DetectorSpec, card: str) -> Detector:
+    """Write a detector folder; the hash in `spec` is replaced by that of `model`."""
+    folder = Path(folder)
+    spec = dataclasses.replace(spec, onnx_sha256=fingerprint(model))
+    with atomic_path(folder / MODEL_FILE) as part:
+        part.write_bytes(model)
+    with atomic_path(folder / CARD_FILE) as part:
+        part.write_text(card, encoding="utf-8")
+    write_json(folder / SPEC_FILE, spec)
+    return Detector.open(folder)
+
+
+class Backend(Protocol):
+    """Runs a network on a device. `infer` may be called by several threads at once."""
+
+    name: str
+    device: str
+    precision: str
+
+    def infer(self, batch: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Heat map and offsets of a batch.
+
+        Parameters
+        ----------
+        batch : ndarray of float32, shape (n, channels, H, W)
+            C-contiguous network input; H, W as given to `load_backend`.
+
+        Returns
+        -------
+        logit : ndarray of float32, shape (n, 1, H / stride, W / stride)
+        offset : ndarray of float32, shape (n, 2, H / stride, W / stride)
+            Order y, x; in output cells. Both are the caller's own.
+        """
+        ...
+
+
+def load_backend(
+    detector: Detector,
+    backend: str = "auto",
+    device: str | None = None,
+    tile: tuple[int, int] | None = None,
+    threads: int = 1,
+    precision: str = "auto",
+) -> Backend:
+    """Load a detector's network.
+
+    Parameters
+    ----------
+    detector : Detector
+        The detector.
+    backend : str
+        "openvino" (CPU), "torch" (CPU, CUDA, MPS), "tensorrt" (CUDA), or "auto": TensorRT or torch
+        where the device is a GPU, else OpenVINO.
+    device : str, optional
+        "cpu", "cuda" or "mps"; by default a GPU that TensorRT can use, else the CPU.
+    tile : tuple of int, optional
+        Height and width of the inputs that will come; by default the detector's own.
+    threads : int
+        Threads that will call `infer` at the same time.
+    precision : str
+        "auto" computes in half precision where the device is made for it, "f32" never does.
+
+    Raises
+    ------
+    UsageError
+        For an unknown backend, device or precision, or a pair that does not exist.
+    MissingExtraError
+        If the backend's package is not installed.
+    """
+    if backend not in BACKENDS:
+        raise UsageError(f"--backend is {backend!r}; choose one of {', '.join(BACKENDS)}")
+    if device not in (None, "cpu", "cuda", "mps"):
+        raise UsageError(f"--device is {device!r}; choose cpu, cuda or mps")
+    if precision not in ("auto", "f32"):
+        raise UsageError(f"precision is {precision!r}; choose auto or f32")
+    name, device = choose_backend(backend, device)
+    module = importlib.import_module(f"brainmap.infer.backend_{name}")
+    loaded: Backend = module.load(detector, device, tile or detector.spec.tile, threads, precision)
+    return loaded
+
+
+def choose_backend(backend: str, device: str | None) -> tuple[str, str]:
+    """The backend and device that a pair of options means."""
+    devices = {"openvino": ("cpu",), "tensorrt": ("cuda",), "torch": ("cpu", "cuda", "mps")}
+    if backend != "auto":
+        device = device or devices[backend][0]
+        if device not in devices[backend]:
+            raise UsageError(f"--backend {backend} does not run on --device {device}")
+        return backend, device
+    has_tensorrt = any(importlib.util.find_spec(name) for name in ("tensorrt", "tensorrt_rtx"))
+    if device is None:
+        device = "cuda" if has_tensorrt and shutil.which("nvidia-smi") else "cpu"
+    if device == "cpu":
+        return ("openvino" if importlib.util.find_spec("openvino") else "torch"), device
+    return ("tensorrt" if device == "cuda" and has_tensorrt else "torch"), device

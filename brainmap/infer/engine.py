@@ -1,0 +1,347 @@
+"""The engine: a volume in, the cells of every block on disk. All blocks, one batch, one block.
+
+Blocks are numbers; workers open the volume themselves and write their cells themselves, so the
+scheduler holds a bounded window of small records whatever the size of the brain.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import secrets
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from brainmap.errors import BrainmapError, DataError, UsageError
+from brainmap.infer import process, results
+from brainmap.infer.batch import BatchReport, peak_memory, process_batch, process_name
+from brainmap.infer.blocks import Grid, Roi, block_in_net, partition
+from brainmap.infer.choose import choose_block
+from brainmap.infer.cluster import connect, cores
+from brainmap.infer.detector import Detector, choose_backend
+from brainmap.infer.layout import make_layout
+from brainmap.infer.process import Job
+from brainmap.infer.progress import Progress
+from brainmap.infer.tally import EMPTY, LEFT, BlockStates, Tally
+from brainmap.intensity import Intensity
+from brainmap.volume import Volume
+
+if TYPE_CHECKING:
+    from distributed import Client, Future
+
+__all__ = ["DetectionResult", "RunOptions", "make_job", "run_detection"]
+
+log = logging.getLogger(__name__)
+
+INTENSITY_FILE = "intensity.npz"
+ATTEMPTS = 3
+# Small blocks share a task and a file, until a task is about a second of work.
+_BATCH_PIXELS = 1 << 23
+_BATCH_BLOCKS = 256
+# Tasks in flight per worker thread: one at work, one waiting.
+_WINDOW = 2
+_SAVE_EVERY_S = 5.0
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What a user can choose about a run.
+
+    Parameters
+    ----------
+    threshold : float, optional
+        Lowest calibrated score; by default the detector's.
+    cell_diameter_um : float, optional
+        By default the detector's.
+    roi : tuple of (start, stop), optional
+        Voxel ranges along z, y, x.
+    block : tuple of int, optional
+        Block in voxels; chosen from storage, tile and memory by default.
+    backend, device, precision
+        As for `load_backend`. The environment's BRAINMAP_PRECISION is the default of `precision`.
+    workers, scheduler
+        As for `connect`.
+    overwrite : bool
+        Forget blocks of an earlier run in the folder.
+    progress : bool, optional
+        Show a progress bar; by default where stderr is a terminal.
+    """
+
+    threshold: float | None = None
+    cell_diameter_um: float | None = None
+    roi: Roi | None = None
+    block: tuple[int, int, int] | None = None
+    backend: str = "auto"
+    device: str | None = None
+    precision: str = field(default_factory=lambda: os.environ.get("BRAINMAP_PRECISION", "auto"))
+    workers: int | None = None
+    scheduler: str | None = None
+    overwrite: bool = False
+    progress: bool | None = None
+
+    def __post_init__(self) -> None:
+        if self.threshold is not None and not 0 <= self.threshold <= 1:
+            raise UsageError(f"--threshold is {self.threshold}; give a score between 0 and 1")
+        if self.workers is not None and self.scheduler is not None:
+            raise UsageError("give --workers or --scheduler, not both")
+
+
+@dataclass(frozen=True)
+class DetectionResult:
+    """How a run went; the cells are read with `iter_results`.
+
+    Attributes
+    ----------
+    status : str
+        "complete", or "incomplete" where blocks failed.
+    cells : int
+        Cells found, blocks of earlier runs of the same command included.
+    blocks, empty, resumed : int
+        All blocks; those without tissue; those that were finished before.
+    failed : dict
+        Block -> reason.
+    voxels : int
+        Voxels of the blocks with tissue that were processed now.
+    seconds : float
+        Wall time of the processing, without registration and the like.
+    timings_s : dict
+        Seconds per stage, summed over threads.
+    read_voxels, net_pixels : int
+        Voxels read and pixels through the network, borders of blocks counted each time.
+    peak_memory_bytes : int
+        Of this process and its workers together.
+    """
+
+    status: str
+    cells: int
+    blocks: int
+    empty: int
+    resumed: int
+    failed: dict[int, str]
+    voxels: int
+    seconds: float
+    timings_s: dict[str, float]
+    read_voxels: int
+    net_pixels: int
+    peak_memory_bytes: int
+
+
+def run_detection(
+    volume: Volume,
+    intensity: Intensity,
+    detector: Detector,
+    run_dir: str | Path,
+    options: RunOptions | None = None,
+) -> DetectionResult:
+    """Detect the cells of a volume, block by block.
+
+    Parameters
+    ----------
+    volume : Volume
+        The image.
+    intensity : Intensity
+        Its intensity model.
+    detector : Detector
+        The detector.
+    run_dir : Path
+        The run folder; blocks of the same command that are there already are kept.
+    options : RunOptions, optional
+        What the user chose.
+
+    Raises
+    ------
+    UsageError
+        If an option is wrong, or the folder holds a run with other parameters.
+    DataError
+        If results cannot be written, or the cluster cannot be used.
+    KeyboardInterrupt
+        When interrupted; finished blocks are kept.
+    """
+    options = options or RunOptions()
+    run_dir = Path(run_dir).absolute()
+    job = make_job(volume, detector, run_dir, options)
+    try:
+        if options.overwrite:
+            results.clear(run_dir)
+        results.open_plan(run_dir, _plan(job, volume, detector))
+        intensity.save(Path(job.intensity))
+    except OSError as error:
+        if isinstance(error, BrainmapError):
+            raise
+        raise DataError(f"cannot write to {run_dir}: {error.strerror or error}") from error
+    tally = Tally.of(job, BlockStates.of(job, intensity))
+    started = time.perf_counter()
+    status = "running"
+    try:
+        tally.save(status)
+        if tally.states.count(LEFT):
+            _run_blocks(job, tally, options)
+        status = "incomplete" if tally.failed else "complete"
+    finally:
+        # An interrupted run stays "running" or, seen by a person, resumable.
+        tally.save("incomplete" if status == "incomplete" else "running")
+    return _result(tally, status, time.perf_counter() - started)
+
+
+def _result(tally: Tally, status: str, seconds: float) -> DetectionResult:
+    here = {process_name(): peak_memory()}
+    return DetectionResult(
+        status=status,
+        cells=tally.cells,
+        blocks=len(tally.states.values),
+        empty=tally.states.count(EMPTY),
+        resumed=tally.resumed,
+        failed=dict(sorted(tally.failed.items())),
+        voxels=tally.voxels,
+        seconds=seconds,
+        timings_s={k: round(v, 3) for k, v in tally.seconds.items()},
+        read_voxels=tally.read_voxels,
+        net_pixels=tally.net_pixels,
+        peak_memory_bytes=sum((tally.peaks | here).values()),
+    )
+
+
+def make_job(volume: Volume, detector: Detector, run_dir: Path, options: RunOptions) -> Job:
+    """The record that workers get: grid, blocks and tiles of a run."""
+    spec = detector.spec.scaled(options.cell_diameter_um)
+    backend, device = choose_backend(options.backend, options.device)
+    grid = Grid.of(volume.shape, volume.voxel_um, spec)
+    if options.block is None:
+        size = choose_block(volume, grid, spec, options.roi, cores())
+    else:
+        size = block_in_net(grid, options.block)
+    blocks = partition(grid, size, options.roi)
+    return Job(
+        volume=volume,
+        intensity=str(run_dir / results.BLOCKS_DIR / INTENSITY_FILE),
+        # Tasks carry the record; the training history would be dead weight.
+        detector=dataclasses.replace(detector, spec=dataclasses.replace(detector.spec, training={})),
+        spec=dataclasses.replace(spec, training={}),
+        blocks=blocks,
+        layout=make_layout(spec, blocks),
+        threshold=spec.threshold if options.threshold is None else options.threshold,
+        roi=options.roi,
+        run_dir=str(run_dir),
+        backend=backend,
+        device=device,
+        precision=options.precision,
+    )
+
+
+def _plan(job: Job, volume: Volume, detector: Detector) -> dict[str, Any]:
+    """What decides every block's result, and what `iter_results` must know."""
+    return {
+        "volume": volume.fingerprint(),
+        "voxel_um": volume.voxel_um,
+        "detector": detector.fingerprint,
+        "cell_diameter_um": job.spec.cell_diameter_um,
+        "threshold": job.threshold,
+        "roi": job.roi,
+        "backend": job.backend,
+        "device": job.device,
+        "precision": job.precision,
+        "group": job.blocks.grid.group,
+        "block_size": job.blocks.size,
+        "block_first": job.blocks.first,
+        "block_count": job.blocks.count,
+        "tile": job.layout.tile,
+    }
+
+
+def _run_blocks(job: Job, tally: Tally, options: RunOptions) -> None:
+    """All blocks that are left, on a cluster."""
+    total = tally.voxels_left()
+    with connect(options.workers, options.scheduler) as client, Progress(total, options.progress) as bar:
+        job = dataclasses.replace(job, threads=max(client.nthreads().values()))
+        process.cancelled.discard(job.run_dir)
+        try:
+            _Dispatcher(client, job, tally, bar).run()
+        except BaseException:
+            # Threads of this process cannot be killed: they stop at their next slice.
+            process.cancelled.add(job.run_dir)
+            raise
+
+
+class _Dispatcher:
+    """Keeps a bounded window of batches at the workers, and deals with what comes back."""
+
+    def __init__(self, client: Client, job: Job, tally: Tally, bar: Progress) -> None:
+        self.client, self.job, self.tally, self.bar = client, job, tally, bar
+        self.left = tally.states.batches(batch_size(job, tally.states.count(LEFT), job.threads))
+        self.again: deque[tuple[tuple[int, ...], int]] = deque()
+        self.active: dict[str, tuple[tuple[int, ...], int]] = {}
+        self.token = secrets.token_hex(4)
+        self.started = self.saved = time.monotonic()
+
+    def run(self) -> None:
+        """Process everything; raise what no block could survive."""
+        from distributed import as_completed
+
+        completed = as_completed([])
+        self._fill(completed)
+        for future in completed:
+            indices, attempt = self.active.pop(future.key)
+            self._receive(future, indices, attempt)
+            # Released before the next wait: the scheduler forgets the task.
+            del future
+            self._fill(completed)
+            self._show()
+
+    def _fill(self, completed: Any) -> None:
+        window = _WINDOW * max(1, sum(self.client.nthreads().values()))
+        while len(self.active) < window and (batch := self._next()) is not None:
+            indices, attempt = batch
+            key = f"blocks-{self.token}-{indices[0]}-{indices[-1]}-{attempt}"
+            future = self.client.submit(process_batch, self.job, indices, key=key, pure=False)
+            self.active[key] = batch
+            completed.add(future)
+
+    def _next(self) -> tuple[tuple[int, ...], int] | None:
+        if self.again:
+            return self.again.popleft()
+        indices = next(self.left, None)
+        return None if indices is None else (indices, 1)
+
+    def _receive(self, future: Future, indices: tuple[int, ...], attempt: int) -> None:
+        from distributed import KilledWorker
+
+        if future.status == "finished":
+            report: BatchReport = future.result()
+            self.tally.add(report)
+            for index, reason in report.failed.items():
+                self._retry(index, attempt, reason)
+        elif future.status == "error" and isinstance(error := future.exception(), KilledWorker):
+            log.debug("batch %s: %s", indices, error)
+            for index in indices:
+                self._retry(index, attempt, "its worker died several times, perhaps out of memory")
+        elif future.status == "error":
+            raise future.exception()
+        else:
+            raise DataError("the connection to the scheduler was lost; run the same command to go on")
+
+    def _retry(self, index: int, attempt: int, reason: str) -> None:
+        # One by one, so that a block that kills its worker takes no other down.
+        if attempt < ATTEMPTS:
+            self.again.append(((index,), attempt + 1))
+        else:
+            self.tally.fail(index, reason)
+
+    def _show(self) -> None:
+        now = time.monotonic()
+        tally = self.tally
+        self.bar.update(tally.voxels, tally.cells, len(tally.failed), now - self.started)
+        # Writing the list takes longer the more blocks there are: at most a hundredth of the time.
+        if now - self.saved > _SAVE_EVERY_S * max(1.0, len(tally.states.values) / 1e5):
+            tally.save("running")
+            self.saved = time.monotonic()
+
+
+def batch_size(job: Job, left: int, threads: int) -> int:
+    """Blocks per task: about a second of work, and enough tasks for all threads."""
+    groups, rows, columns = job.blocks.size
+    work = max(1, groups * rows * columns)
+    return max(1, min(_BATCH_PIXELS // work, left // (4 * threads), _BATCH_BLOCKS))

@@ -1,0 +1,158 @@
+"""Cell centres from a stack of heat maps, one slice at a time.
+
+A cell is a local maximum over 3 x 3 x 3 heat cells: the network's heat peaks in the slice through the
+cell's centre and fades in the slices beside it. Everything here is a local rule, so that a block with
+a margin finds what the whole brain would.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.spatial import cKDTree
+
+__all__ = ["Heat", "Peaks", "find_peaks", "margin_cells", "suppress"]
+
+# Columns of a set of peaks, equal lengths.
+Peaks = dict[str, NDArray[Any]]
+# One slice: logit (rows, columns) and offset (2, rows, columns), both in heat cells.
+Heat = tuple[NDArray[np.float32], NDArray[np.float32]]
+
+_NEIGHBOURS = [step for step in itertools.product((-1, 0, 1), repeat=3) if step != (0, 0, 0)]
+
+
+def margin_cells(separation_um: float, cell_um: float, group_um: float) -> tuple[int, int]:
+    """Heat cells that a block must see beyond its own, in plane and along z.
+
+    A peak needs its neighbours; a detection needs every other one within the separation, and either may
+    be moved by up to one cell in plane and half a group along z from its integer place.
+    """
+    in_plane = math.ceil(separation_um / cell_um + 2) + 1
+    along_z = math.floor(separation_um / group_um + 1) + 1
+    return in_plane, along_z
+
+
+def find_peaks(
+    below: NDArray[np.float32] | None,
+    here: Heat,
+    above: NDArray[np.float32] | None,
+    lowest_logit: float,
+    subpixel: str = "offset",
+) -> Peaks:
+    """Local maxima of one slice of the heat map, refined.
+
+    Of equal neighbours the first in z, y, x order is the peak.
+
+    Parameters
+    ----------
+    below, above : ndarray of float32, shape (rows, columns), or None
+        Logits of the slices before and after; None beyond the volume.
+    here : (logit, offset)
+        The slice itself. Cells at its rim are compared with what is there.
+    lowest_logit : float
+        Lower cells are no candidates.
+    subpixel : str
+        "offset": in-plane place by the offset head; "parabola": by the heat map.
+
+    Returns
+    -------
+    dict of ndarray
+        `row`, `column` (int64, the peak cell); `logit` (float32); `dy`, `dx` (float64, offset from the
+        cell's centre in cells, within one cell); `dz` (float64, in groups, within half of one).
+    """
+    logit, offset = here
+    padded = [_pad(s, logit.shape) for s in (below, logit, above)]
+    row, column = np.nonzero(logit >= lowest_logit)
+    value = logit[row, column]
+    peak = np.isfinite(value)
+    for step in _NEIGHBOURS:
+        other = padded[step[0] + 1]
+        if other is None:
+            continue
+        near = other[row[peak] + 1 + step[1], column[peak] + 1 + step[2]]
+        wins = value[peak] > near if step < (0, 0, 0) else value[peak] >= near
+        peak[peak] = wins
+    row, column, value = row[peak], column[peak], value[peak]
+    if subpixel == "offset":
+        dy, dx = np.clip(offset[:, row, column].astype(np.float64), -1, 1)
+    else:
+        mid = padded[1]
+        assert mid is not None
+        dy = _vertex(mid[row, column + 1], value, mid[row + 2, column + 1])
+        dx = _vertex(mid[row + 1, column], value, mid[row + 1, column + 2])
+    # Beyond the volume's faces nothing is known: the centre stays in the last slice.
+    missing = np.full(len(value), -np.inf, np.float32)
+    sides = [missing if s is None else s[row, column] for s in (below, above)]
+    dz_refined = _vertex(sides[0], value, sides[1])
+    return {"row": row, "column": column, "logit": value, "dy": dy, "dx": dx, "dz": dz_refined}
+
+
+def _pad(logit: NDArray[np.float32] | None, shape: tuple[int, ...]) -> NDArray[np.float32] | None:
+    if logit is None:
+        return None
+    padded = np.full((shape[0] + 2, shape[1] + 2), -np.inf, np.float32)
+    padded[1:-1, 1:-1] = logit
+    return padded
+
+
+def _vertex(
+    before: NDArray[np.float32], here: NDArray[np.float32], after: NDArray[np.float32]
+) -> NDArray[np.float64]:
+    """Vertex of the parabola through three log heats, within half a step; 0 where a side is unknown.
+
+    The logarithm of a Gaussian is a parabola, so the vertex of one is its centre.
+    """
+    a, b, c = (_log_heat(v) for v in (before, here, after))
+    known = np.isfinite(a) & np.isfinite(c)
+    a, c = np.where(known, a, b), np.where(known, c, b)
+    curve = a - 2 * b + c
+    bent = curve < -1e-9
+    step = np.where(bent, (a - c) / (2 * np.where(bent, curve, -1.0)), 0.0)
+    return np.clip(step, -0.5, 0.5)
+
+
+def _log_heat(logit: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Logarithm of the sigmoid, stable for any logit."""
+    wide = logit.astype(np.float64)
+    return -np.logaddexp(0.0, -wide)
+
+
+def suppress(
+    place_um: NDArray[np.float64],
+    logit: NDArray[np.floating],
+    order: NDArray[np.integer],
+    separation_um: float,
+) -> NDArray[np.bool_]:
+    """Which detections stay: those without a stronger one within the separation.
+
+    One pass over all pairs at once, so the result does not depend on what lies farther away.
+
+    Parameters
+    ----------
+    place_um : ndarray of float64, shape (n, 3)
+        Refined centres.
+    logit : ndarray, shape (n,)
+        Strength.
+    order : ndarray of int, shape (n, 3)
+        Peak cells (group, row, column): of equally strong detections the first in this order stays.
+    separation_um : float
+        Nearer than this is the same cell.
+
+    Returns
+    -------
+    ndarray of bool, shape (n,)
+    """
+    keep = np.ones(len(logit), bool)
+    if len(logit) < 2:
+        return keep
+    pairs = cKDTree(place_um).query_pairs(separation_um, output_type="ndarray")
+    if len(pairs) == 0:
+        return keep
+    rank = np.empty(len(logit), np.int64)
+    rank[np.lexsort((order[:, 2], order[:, 1], order[:, 0], -logit))] = np.arange(len(logit))
+    keep[np.where(rank[pairs[:, 0]] > rank[pairs[:, 1]], pairs[:, 0], pairs[:, 1])] = False
+    return keep

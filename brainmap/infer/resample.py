@@ -1,0 +1,157 @@
+"""Voxels to the net grid: one linear operator per in-plane axis, and means of slices along z.
+
+The operators are anchored at the volume, never at a block, and their sums run in a fixed order: every
+block computes the same values.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from brainmap.infer.blocks import Grid, Span
+
+__all__ = ["AxisOperator", "axis_operator", "resample_band"]
+
+
+@dataclass(frozen=True)
+class AxisOperator:
+    """A banded matrix: output i = sum over t of weight[i, t] x input[index[i, t]].
+
+    Attributes
+    ----------
+    index : ndarray of int64, shape (n, taps)
+        Voxel indices, rising along both axes.
+    weight : ndarray of float32, shape (n, taps)
+        Weights; each row sums to 1. Unused taps weigh 0.
+    """
+
+    index: NDArray[np.int64]
+    weight: NDArray[np.float32]
+
+    @property
+    def span(self) -> Span:
+        """The inputs needed."""
+        return int(self.index.min()), int(self.index.max()) + 1
+
+    def rows(self, span: slice) -> AxisOperator:
+        """The operator of some of the outputs."""
+        return AxisOperator(self.index[span], self.weight[span])
+
+    def add(self, out: NDArray[np.float32], values: NDArray[np.generic], first: int, axis: int) -> None:
+        """Add the share of the inputs [first, first + n) to the outputs, along an axis of 3-D arrays."""
+        before = (slice(None),) * axis
+        shape = [1, 1, 1]
+        shape[axis] = -1
+        for t in range(self.index.shape[1]):
+            where = self.index[:, t] - first
+            lo, hi = np.searchsorted(where, (0, values.shape[axis]))
+            # Outputs with fewer taps have a weight of 0 at the end, which must not let a NaN through.
+            used = lo + np.flatnonzero(self.weight[lo:hi, t])
+            if len(used) == 0:
+                continue
+            target = slice(lo, hi) if len(used) == hi - lo else used
+            part = _along(values, where[used], axis) * self.weight[used, t].reshape(shape)
+            out[(*before, target)] += part
+
+
+def _along(values: NDArray[np.generic], where: NDArray[np.int64], axis: int) -> NDArray[np.generic]:
+    """values[where] along an axis, as a view where the steps are even."""
+    steps = np.diff(where)
+    step = int(steps[0]) if len(steps) else 1
+    if step > 0 and (steps == step).all():
+        return values[(slice(None),) * axis + (slice(int(where[0]), int(where[-1]) + 1, step),)]
+    return values.take(where, axis)
+
+
+def axis_operator(grid: Grid, axis: int, net: Span) -> AxisOperator:
+    """The operator of an in-plane axis for the net pixels [start, stop), all inside the volume.
+
+    Shrinking averages the area that a net pixel covers; enlarging interpolates linearly between
+    voxel centres, constant beyond the outermost.
+    """
+    size = grid.shape[axis]
+    ratio = grid.pixel_um / grid.voxel_um[axis]
+    j = np.arange(*net, dtype=np.float64)
+    if ratio > 1 - 1e-6:
+        # Bounds within a millionth of a voxel edge are that edge, or rounding would add taps.
+        low, high = _snap(j * ratio), np.minimum(_snap((j + 1) * ratio), size)
+        start = np.floor(low).astype(np.int64)
+        taps = int(np.ceil(high - start).max())
+        index = start[:, None] + np.arange(taps)
+        weight = np.minimum(high[:, None], index + 1) - np.maximum(low[:, None], index)
+        weight = np.maximum(weight, 0)
+        weight /= weight.sum(axis=1, keepdims=True)
+    else:
+        centre = np.clip((j + 0.5) * ratio - 0.5, 0, size - 1)
+        start = np.minimum(np.floor(centre).astype(np.int64), max(size - 2, 0))
+        index = start[:, None] + np.arange(2)
+        share = centre - start
+        weight = np.stack([1 - share, share], axis=1)
+    return AxisOperator(np.minimum(index, size - 1), weight.astype(np.float32))
+
+
+def _snap(edges: NDArray[np.float64]) -> NDArray[np.float64]:
+    near = np.round(edges)
+    return np.where(np.abs(edges - near) < 1e-6, near, edges)
+
+
+def resample_band(
+    out: NDArray[np.float32],
+    raw: NDArray[np.generic],
+    z: Span,
+    first_row: int,
+    grid: Grid,
+    k0: int,
+    rows: AxisOperator,
+    columns: AxisOperator,
+) -> None:
+    """Add the share of a band of voxels to a slab of the net grid.
+
+    Slices are averaged first, as integers are where they are, then rows, then columns.
+
+    Parameters
+    ----------
+    out : ndarray of float32, shape (groups, net rows, net columns)
+        Sum so far; group 0 is group `k0` of the grid.
+    raw : ndarray, shape (len(z), band rows, columns.span)
+        Voxels of whole groups; row 0 is voxel row `first_row`.
+    z : (start, stop)
+        Slices of the volume in `raw`; starts at a group, ends at one or at the volume.
+    rows, columns : AxisOperator
+        Of the slab's net rows and columns.
+    """
+    means = _group_means(raw, grid.group)
+    k = z[0] // grid.group - k0
+    touched = _touched(rows, first_row, raw.shape[1])
+    part = rows.rows(touched)
+    if len(part.index) == 0:
+        return
+    narrow = np.zeros((len(means), len(part.index), means.shape[2]), np.float32)
+    part.add(narrow, means, first_row, axis=1)
+    columns.add(out[k : k + len(means), touched], narrow, columns.span[0], axis=2)
+
+
+def _touched(rows: AxisOperator, first: int, count: int) -> slice:
+    """Net rows that a band of voxel rows contributes to."""
+    hit = ((rows.index >= first) & (rows.index < first + count) & (rows.weight > 0)).any(axis=1)
+    where = np.flatnonzero(hit)
+    return slice(int(where[0]), int(where[-1]) + 1) if len(where) else slice(0, 0)
+
+
+def _group_means(raw: NDArray[np.generic], group: int) -> NDArray[np.generic]:
+    """Means of consecutive slices; the last group may be shorter."""
+    if group == 1:
+        return raw
+    kind = np.uint32 if raw.dtype.kind == "u" and raw.dtype.itemsize <= 2 else np.float32
+    whole = len(raw) // group
+    total = np.zeros((-(-len(raw) // group), *raw.shape[1:]), kind)
+    for phase in range(group):
+        part = raw[phase::group]
+        total[: len(part)] += part
+    means = total * np.float32(1 / group)
+    if whole < len(total):
+        means[-1] = total[-1] * np.float32(1 / (len(raw) - whole * group))
+    return means.astype(np.float32, copy=False)

@@ -1,0 +1,83 @@
+"""Where there is tissue, by a rule that no block can change.
+
+The net grid is divided into atoms, anchored at the volume's corner. An atom without tissue has no
+heat at all, wherever the border of a block happens to run.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from brainmap.infer.blocks import Block, Grid, Span
+
+__all__ = ["ATOM", "TissueSource", "atom_mask", "has_tissue"]
+
+# Groups, rows, columns of an atom.
+ATOM = (4, 32, 32)
+
+
+class TissueSource(Protocol):
+    """What knows where tissue is: `brainmap.intensity.Intensity`."""
+
+    def tissue_fraction(self, z: slice, y: slice, x: slice) -> float:
+        """Share of a box of voxels that is tissue; not 0 if any part of the box is."""
+        ...
+
+
+def _box(grid: Grid, spans: tuple[Span, Span, Span]) -> tuple[slice, slice, slice]:
+    z, y, x = (slice(*grid.voxel_span(span, axis)) for axis, span in enumerate(spans))
+    return z, y, x
+
+
+def _atoms(span: Span, axis: int, size: int) -> list[Span]:
+    step = ATOM[axis]
+    return [(a, min(a + step, size)) for a in range(span[0] // step * step, span[1], step)]
+
+
+def has_tissue(source: TissueSource, grid: Grid, block: Block) -> bool:
+    """Whether any atom that touches the block's owned box holds tissue."""
+    spans = []
+    for axis, span in enumerate((block.k, block.y, block.x)):
+        atoms = _atoms(span, axis, grid.net_shape[axis])
+        spans.append((atoms[0][0], atoms[-1][1]))
+    return source.tissue_fraction(*_box(grid, (spans[0], spans[1], spans[2]))) > 0
+
+
+def atom_mask(
+    source: TissueSource, grid: Grid, k: Span, y: Span, x: Span
+) -> dict[int, NDArray[np.bool_] | None]:
+    """Tissue of the atoms in a window, for each of its groups.
+
+    Returns
+    -------
+    dict
+        Group -> None where all of the slice is tissue, else bool array of shape (atom rows, atom
+        columns), first atom the one that holds the window's corner.
+    """
+    _, rows, columns = grid.net_shape
+    ys, xs = _atoms(y, 1, rows), _atoms(x, 2, columns)
+    whole = ((ys[0][0], ys[-1][1]), (xs[0][0], xs[-1][1]))
+    found: dict[int, NDArray[np.bool_] | None] = {}
+    for span in _atoms(k, 0, grid.net_shape[0]):
+        share = source.tissue_fraction(*_box(grid, (span, *whole)))
+        if share >= 1:
+            mask = None
+        elif share <= 0:
+            mask = np.zeros((len(ys), len(xs)), bool)
+        else:
+            mask = np.array(
+                [[source.tissue_fraction(*_box(grid, (span, a, b))) > 0 for b in xs] for a in ys]
+            )
+        for group in range(max(span[0], k[0]), min(span[1], k[1])):
+            found[group] = mask
+    return found
+
+
+def cell_mask(mask: NDArray[np.bool_], y: Span, x: Span, stride: int) -> NDArray[np.bool_]:
+    """The atoms' mask on the heat cells of a window that starts at net pixel (y[0], x[0])."""
+    rows = np.arange(y[0] // stride, -(-y[1] // stride)) * stride // ATOM[1] - y[0] // ATOM[1]
+    columns = np.arange(x[0] // stride, -(-x[1] // stride)) * stride // ATOM[2] - x[0] // ATOM[2]
+    return mask[np.ix_(rows, columns)]

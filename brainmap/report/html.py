@@ -1,0 +1,295 @@
+"""One self-contained HTML page: text, tables and figures in a single file that works offline.
+
+Everything is inside the file (figures as data URIs, style and a few lines of script inline); a content
+security policy in the page forbids the browser to load anything else. All text is escaped: names come from
+file names, atlases and worker ids, which may hold anything.
+
+    page = Page("Run of brain_07", subtitle="brainmap 0.1")
+    page.add_warning("3 of 512 blocks failed")
+    page.add_facts([("Cells", 48120), ("Atlas", "allen_mouse_50um")])
+    page.add_section("Regions", "Counts include all descendants.")
+    page.add_figure(figure, caption="Cells per region")
+    page.add_table(["region", "cells"], [["Isocortex", 1200], ["Thalamus", 310]], caption="Counts")
+    page.write(Path("report.html"))
+
+Parts appear in the order they were added; parts added before the first section form the page's head.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import math
+import numbers
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from brainmap.errors import DataError
+from brainmap.provenance import atomic_path
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["Page", "figure_uri", "format_value"]
+
+MISSING = "\N{EN DASH}"
+_MINUS = "\N{MINUS SIGN}"
+_MEDIA = {"png": "image/png", "svg": "image/svg+xml", "webp": "image/webp", "jpeg": "image/jpeg"}
+
+
+@dataclass
+class Section:
+    """A headed stretch of the page; `parts` are records of the kinds the template knows."""
+
+    title: str
+    intro: str = ""
+    anchor: str = ""
+    parts: list[dict[str, Any]] = field(default_factory=list)
+
+
+class Page:
+    """A report under construction.
+
+    Parameters
+    ----------
+    title : str
+        Heading and browser title.
+    subtitle : str
+        One line under the heading.
+    """
+
+    def __init__(self, title: str, subtitle: str = "") -> None:
+        self.title = title
+        self.subtitle = subtitle
+        self.sections: list[Section] = [Section("")]
+
+    def add_section(self, title: str, intro: str = "") -> None:
+        """Begin a new section; what is added next belongs to it. It appears in the page's contents list."""
+        slug = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-") or "section"
+        self.sections.append(Section(title, intro, f"{slug}-{len(self.sections)}"))
+
+    def add_text(self, text: str) -> None:
+        """Add a paragraph of plain text; empty lines separate paragraphs."""
+        for paragraph in re.split(r"\n\s*\n", text.strip()):
+            if paragraph:
+                self._add(kind="text", text=paragraph)
+
+    def add_subheading(self, title: str) -> None:
+        """Add a small heading inside the section."""
+        self._add(kind="subheading", text=title)
+
+    def add_warning(self, text: str, items: Iterable[str] = ()) -> None:
+        """Add a warning that cannot be overlooked, with an optional list of details."""
+        self._add(kind="box", level="warning", label="Warning", text=text, entries=[str(i) for i in items])
+
+    def add_error(self, text: str, items: Iterable[str] = ()) -> None:
+        """Add a box saying that something failed, with an optional list of details."""
+        self._add(kind="box", level="error", label="Failed", text=text, entries=[str(i) for i in items])
+
+    def add_note(self, text: str, items: Iterable[str] = ()) -> None:
+        """Add a quiet box: how to read what follows, what is not shown."""
+        self._add(kind="box", level="note", label="Note", text=text, entries=[str(i) for i in items])
+
+    def add_numbers(self, values: Iterable[tuple[str, object]] | Mapping[str, object]) -> None:
+        """Add a row of large numbers: (label, value) pairs, or (label, value) with values already text."""
+        self._add(kind="numbers", rows=[(label, format_value(value)) for label, value in _pairs(values)])
+
+    def add_facts(self, facts: Iterable[tuple[str, object]] | Mapping[str, object], *, title: str = "") -> None:
+        """Add a two-column list of names and values. A value may be any scalar; None shows as a dash."""
+        self._add(kind="facts", title=title, rows=[(name, format_value(v)) for name, v in _pairs(facts)])
+
+    def add_table(
+        self,
+        columns: Sequence[str],
+        rows: Iterable[Sequence[object]],
+        caption: str = "",
+        *,
+        sortable: bool = True,
+        max_rows: int | None = None,
+        collapsed: bool = False,
+    ) -> None:
+        """Add a table.
+
+        Parameters
+        ----------
+        columns : sequence of str
+            Column names.
+        rows : iterable of sequences
+            One sequence of scalars per row, as long as `columns`. Numbers are right-aligned and formatted by
+            `format_value`; None and NaN show as a dash.
+        caption : str
+            Text above the table.
+        sortable : bool
+            Clicking a column's name sorts by it (numbers by value).
+        max_rows : int, optional
+            Show only the first so many rows and say how many were left out.
+        collapsed : bool
+            Hide the table behind its caption until it is opened (it always prints opened).
+
+        Raises
+        ------
+        DataError
+            A row has another length than `columns`.
+        """
+        all_rows = [list(row) for row in rows]
+        for number, row in enumerate(all_rows):
+            if len(row) != len(columns):
+                raise DataError(f"table {caption!r}: row {number} has {len(row)} values for {len(columns)} columns")
+        shown = all_rows if max_rows is None else all_rows[:max_rows]
+        numeric = [
+            bool(shown) and all(_is_number(row[c]) or row[c] is None for row in shown) for c in range(len(columns))
+        ]
+        self._add(
+            kind="table",
+            columns=list(zip(columns, numeric, strict=True)),
+            rows=[[_cell(value, right) for value, right in zip(row, numeric, strict=True)] for row in shown],
+            caption=caption,
+            sortable=sortable and len(shown) > 1,
+            left_out=len(all_rows) - len(shown),
+            collapsed=collapsed,
+        )
+
+    def add_figure(
+        self,
+        figure: Figure | bytes | str | Path,
+        caption: str = "",
+        *,
+        alt: str = "",
+        format: str = "png",
+        dpi: int = 160,
+        width: str = "",
+    ) -> None:
+        """Add a picture.
+
+        Parameters
+        ----------
+        figure : matplotlib Figure, bytes or path
+            A figure to render, or the content or path of a PNG, JPEG, WebP or SVG file.
+        caption : str
+            Text under the picture.
+        alt : str
+            What a reader who cannot see it should know; the caption if not given.
+        format : {"png", "svg", "webp"}
+            For a matplotlib figure: svg for charts, webp for pictures of tissue.
+        dpi : int
+            Resolution at which a figure is rendered (png, webp).
+        width : {"", "wide", "half"}
+            Text width, full page width, or two beside each other.
+        """
+        uri = figure_uri(figure, format=format, dpi=dpi)
+        # A rendered figure is shown at its own size in inches whatever its resolution; a file fills the width.
+        pixels = 0 if isinstance(figure, (str, bytes, Path)) else round(96 * figure.get_figwidth())
+        self._add(kind="figure", uri=uri, caption=caption, alt=alt or caption, width=width, pixels=pixels)
+
+    def render(self) -> str:
+        """Return the page as HTML text."""
+        import jinja2
+
+        environment = jinja2.Environment(
+            loader=jinja2.PackageLoader("brainmap.report"),
+            autoescape=True,  # jinja2's own default is off
+            trim_blocks=True,
+            lstrip_blocks=True,
+            undefined=jinja2.StrictUndefined,
+        )
+        source = environment.loader.get_source(environment, "sort.js")[0] if environment.loader else ""
+        digest = base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()
+        return environment.get_template("page.html").render(
+            title=self.title,
+            subtitle=self.subtitle,
+            sections=self.sections,
+            contents=[s for s in self.sections if s.title],
+            script=source,
+            script_hash=f"sha256-{digest}",
+        )
+
+    def write(self, path: str | Path) -> Path:
+        """Write the page to `path` (complete or not at all) and return the path."""
+        path = Path(path)
+        text = self.render()
+        with atomic_path(path) as temporary:
+            temporary.write_text(text, encoding="utf-8", newline="\n")
+        return path
+
+    def _add(self, **part: Any) -> None:
+        self.sections[-1].parts.append(part)
+
+
+def figure_uri(figure: Figure | bytes | str | Path, *, format: str = "png", dpi: int = 160) -> str:
+    """Return a picture as a data URI; see `Page.add_figure` for what `figure` may be."""
+    if isinstance(figure, (str, Path)):
+        content = Path(figure).read_bytes()
+        kind = _sniff(content, str(figure))
+    elif isinstance(figure, bytes):
+        content = figure
+        kind = _sniff(content, "the figure's bytes")
+    else:
+        content, kind = _render(figure, format, dpi), format
+    return f"data:{_MEDIA[kind]};base64,{base64.b64encode(content).decode()}"
+
+
+def format_value(value: object, digits: int = 4) -> str:
+    """Format a scalar for people: 48,120; 0.9312; 1.5e-06; a dash for None and NaN; text unchanged."""
+    if value is None:
+        return MISSING
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if not isinstance(value, numbers.Real):
+        return str(value)
+    number = float(value)
+    if math.isnan(number):
+        return MISSING
+    if math.isinf(number):
+        return "\N{INFINITY}" if number > 0 else f"{_MINUS}\N{INFINITY}"
+    if isinstance(value, numbers.Integral):
+        return f"{int(value):,}".replace("-", _MINUS)
+    if number and not 1e-3 <= abs(number) < 1e7:
+        return f"{number:.{digits - 2}e}".replace("-", _MINUS)
+    decimals = max(0, digits - 1 - math.floor(math.log10(abs(number)))) if number else 0
+    text = f"{number:,.{decimals}f}"
+    return (text.rstrip("0").rstrip(".") if "." in text else text).replace("-", _MINUS)
+
+
+def _render(figure: Figure, format: str, dpi: int) -> bytes:
+    import matplotlib
+
+    if format not in ("png", "svg", "webp"):
+        raise DataError(f"figure format {format!r} is not png, svg or webp")
+    buffer = io.BytesIO()
+    # No date and a fixed salt: equal inputs give equal files.
+    options: dict[str, Any] = {"metadata": {"Date": None}} if format == "svg" else {}
+    if format == "webp":
+        options["pil_kwargs"] = {"quality": 88, "method": 4}
+    with matplotlib.rc_context({"svg.hashsalt": "brainmap"}):
+        figure.savefig(buffer, format=format, dpi=dpi, **options)
+    return buffer.getvalue()
+
+
+def _sniff(content: bytes, what: str) -> str:
+    if content.startswith(b"\x89PNG"):
+        return "png"
+    if content.startswith(b"\xff\xd8"):
+        return "jpeg"
+    if content[:4] == b"RIFF" and content[8:12] == b"WEBP":
+        return "webp"
+    if b"<svg" in content[:2000]:
+        return "svg"
+    raise DataError(f"{what} is not a PNG, JPEG, WebP or SVG picture")
+
+
+def _pairs(values: Iterable[tuple[str, object]] | Mapping[str, object]) -> list[tuple[str, object]]:
+    return list(values.items()) if isinstance(values, Mapping) else [(str(k), v) for k, v in values]
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def _cell(value: object, right: bool) -> tuple[str, str, bool]:
+    """(shown text, sort key, right-aligned) of a table cell."""
+    key = str(value) if not right else ("" if value is None else repr(float(value)))  # type: ignore[arg-type]
+    return format_value(value), key, right

@@ -1,0 +1,109 @@
+"""The table of regions as a report needs it: one row per structure, left and right beside each other."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from brainmap.errors import DataError, NotFoundError
+
+__all__ = ["Region", "RegionTree", "read_regions"]
+
+_SIDES = ("left", "right", "both")
+
+
+@dataclass(frozen=True)
+class Region:
+    """One structure; dicts have the keys left, right, both; unknown volumes and densities are NaN."""
+
+    id: int
+    acronym: str
+    name: str
+    parent_id: int
+    depth: int
+    count: dict[str, int]
+    count_direct: dict[str, int]
+    volume_mm3: dict[str, float]
+
+    def density(self, side: str = "both") -> float:
+        """Cells per mm3; NaN without volume."""
+        volume = self.volume_mm3[side]
+        return self.count[side] / volume if volume > 0 else float("nan")
+
+
+@dataclass(frozen=True)
+class RegionTree:
+    """All structures of a ``regions.csv`` in file order, and the count outside of all of them."""
+
+    regions: tuple[Region, ...]
+    outside: int
+
+    def summary(self, size: int = 20) -> list[Region]:
+        """Structures that share no cell and together hold nearly all, by falling count.
+
+        Starting from the root, the structure with most cells is replaced by its children until there are
+        `size` of them; one that keeps more than a twentieth of its cells to itself is not split.
+        """
+        children: dict[int, list[Region]] = {}
+        for region in self.regions:
+            children.setdefault(region.parent_id, []).append(region)
+        known = {region.id for region in self.regions}
+        front = [region for region in self.regions if region.parent_id not in known and region.count["both"]]
+        done: list[Region] = []
+        while front and len(front) + len(done) < size:
+            front.sort(key=lambda region: region.count["both"])
+            region = front.pop()
+            parts = [child for child in children.get(region.id, []) if child.count["both"]]
+            direct = region.count_direct["both"]
+            if not parts or direct > 0.05 * region.count["both"] or len(front) + len(done) + len(parts) > size:
+                done.append(region)
+            else:
+                front.extend(parts)
+        return sorted([*front, *done], key=lambda region: -region.count["both"])[:size]
+
+    def densest(self, size: int = 20) -> list[Region]:
+        """Structures without children that have most cells per mm3; the tiniest volumes are left out."""
+        parents = {region.parent_id for region in self.regions}
+        leaves = [region for region in self.regions if region.id not in parents and region.density() > 0]
+        if not leaves:
+            return []
+        floor = 0.1 * float(np.median([region.volume_mm3["both"] for region in leaves]))
+        large = [region for region in leaves if region.volume_mm3["both"] >= floor]
+        return sorted(large, key=lambda region: -region.density())[:size]
+
+
+def read_regions(path: str | Path) -> RegionTree:
+    """Read a ``regions.csv``.
+
+    Raises
+    ------
+    NotFoundError, DataError
+        If it is not there or lacks a column.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise NotFoundError(f"there is no table of regions {path}")
+    regions: dict[int, Region] = {}
+    outside = 0
+    with path.open(newline="", encoding="utf-8") as handle:
+        for number, row in enumerate(csv.DictReader(handle), start=2):
+            try:
+                key, side = int(row["region_id"]), row["hemisphere"]
+                if key == 0:
+                    outside = int(row["count"])
+                    continue
+                if key not in regions:
+                    regions[key] = Region(
+                        key, row["acronym"], row["name"], int(row["parent_id"]), int(row["depth"]),
+                        dict.fromkeys(_SIDES, 0), dict.fromkeys(_SIDES, 0), dict.fromkeys(_SIDES, float("nan")),
+                    )  # fmt: skip
+                region = regions[key]
+                region.count[side] = int(row["count"])
+                region.count_direct[side] = int(row["count_direct"] or 0)
+                region.volume_mm3[side] = float(row["volume_mm3"] or "nan")
+            except (KeyError, ValueError, TypeError) as error:
+                raise DataError(f"{path}, line {number}: not a row of a table of regions ({error})") from error
+    return RegionTree(tuple(regions.values()), outside)

@@ -1,0 +1,342 @@
+"""Image stacks that are not OME-Zarr: TIFF files and folders, NumPy files, as a source of slabs.
+
+A `Stack` knows shape, type and (where the file tells) voxel size, and returns any range of planes,
+so that a brain can be converted with a few planes in memory.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import threading
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import tifffile
+from numpy.typing import NDArray
+
+from brainmap.errors import DataError, NotFoundError
+from brainmap.ngff import um_per_unit
+from brainmap.volume import Volume
+
+__all__ = ["Stack", "open_stack"]
+
+log = logging.getLogger(__name__)
+
+PartialVoxel = tuple[float | None, float | None, float | None]
+TIFF_SUFFIXES = (".tif", ".tiff", ".btf", ".tf8", ".tf2")
+
+_UNKNOWN: PartialVoxel = (None, None, None)
+
+
+@dataclass(frozen=True)
+class Stack:
+    """A stack of planes.
+
+    Attributes
+    ----------
+    name : str
+        Path, for messages.
+    shape : (c, z, y, x)
+    dtype : numpy.dtype
+        Native byte order.
+    voxel_um : tuple of float or None
+        z, y, x as the file tells; None where it does not.
+    channel_names : tuple of str or None
+        None if the stack has no channel axis.
+    read_plane : callable (c, z) -> array (y, x)
+        Safe to call from many threads.
+    """
+
+    name: str
+    shape: tuple[int, int, int, int]
+    dtype: np.dtype[Any]
+    voxel_um: PartialVoxel
+    channel_names: tuple[str, ...] | None
+    read_plane: Callable[[int, int], NDArray[Any]]
+
+    def read(self, start: int, stop: int, pool: Executor) -> NDArray[Any]:
+        """Planes start:stop of all channels, shape (c, n, y, x), read by the threads of `pool`.
+
+        Raises
+        ------
+        DataError
+            If a plane cannot be read or has another shape or type than the first.
+        """
+        slab = np.empty((self.shape[0], stop - start, *self.shape[2:]), self.dtype)
+
+        def fill(position: tuple[int, int]) -> None:
+            channel, z = position
+            plane = self.read_plane(channel, z)
+            if plane.shape != self.shape[2:] or plane.dtype.newbyteorder("=") != self.dtype:
+                raise DataError(
+                    f"{self.name}: plane {z} is {_size(plane.shape)} of {plane.dtype}, "
+                    f"the first one {_size(self.shape[2:])} of {self.dtype}; all planes must be alike"
+                )
+            slab[channel, z - start] = plane
+
+        positions = [(c, z) for c in range(self.shape[0]) for z in range(start, stop)]
+        for _ in pool.map(fill, positions):
+            pass
+        return slab
+
+
+def open_stack(source: str | Path) -> Stack:
+    """Open a TIFF series folder, a (multi-page, Big-, OME-, ImageJ-) TIFF, a .npy file or a Zarr image.
+
+    Raises
+    ------
+    NotFoundError
+        If `source` does not exist.
+    DataError
+        If it is none of these, or not a grey-value stack.
+    """
+    if "://" in str(source):
+        return _zarr_stack(str(source))
+    path = Path(source).expanduser()
+    if not path.exists():
+        raise NotFoundError(f"{path} does not exist")
+    if path.is_dir():
+        files = _tiff_files(path)
+        if not files and any((path / n).exists() for n in ("zarr.json", ".zattrs", ".zgroup", ".zarray")):
+            return _zarr_stack(str(path))
+        if not files:
+            raise DataError(f"{path} holds no TIFF files ({', '.join(TIFF_SUFFIXES[:2])})")
+        return _folder_stack(path, files)
+    if path.suffix.lower() == ".npy":
+        return _npy_stack(path)
+    return _tiff_stack(path)
+
+
+def _size(shape: Sequence[int]) -> str:
+    return " x ".join(str(n) for n in shape)
+
+
+def _tiff_files(folder: Path) -> list[Path]:
+    """TIFF files in natural order: section_9 before section_10."""
+    files = [p for p in folder.iterdir() if p.suffix.lower() in TIFF_SUFFIXES and not p.name.startswith(".")]
+    return sorted(
+        files, key=lambda p: [(t.isdigit(), int(t) if t.isdigit() else 0, t) for t in _words(p.name)]
+    )
+
+
+def _words(name: str) -> list[str]:
+    return [word for word in re.split(r"(\d+)", name.lower()) if word]
+
+
+def _checked_dtype(dtype: Any, name: str) -> np.dtype[Any]:
+    native = np.dtype(dtype).newbyteorder("=")
+    if native.kind not in "iuf":
+        raise DataError(f"{name} holds values of type {native}; brainmap reads integer and float images")
+    return native
+
+
+def _npy_stack(path: Path) -> Stack:
+    try:
+        data = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise DataError(f"{path} cannot be read as a NumPy array: {_first_line(error)}") from error
+    if data.ndim not in (2, 3):
+        raise DataError(f"{path} has {data.ndim} axes; a stack has 3 (z, y, x) or 2 (y, x)")
+    volume = data[None] if data.ndim == 2 else data
+    shape = (1, *volume.shape)
+    return Stack(
+        str(path), shape, _checked_dtype(data.dtype, str(path)), _UNKNOWN, None, lambda c, z: volume[z]
+    )
+
+
+def _zarr_stack(source: str) -> Stack:
+    """A Zarr image; a bare array without scale is taken as a stack of unknown voxel size."""
+    from brainmap.arrays import locate, read_node
+
+    bare = read_node(locate(source)).kind == "array"
+    first = Volume.open(source, channel=0, timepoint=None, voxel_um=(1, 1, 1) if bare else None)
+    names = tuple(n or f"channel {i}" for i, n in enumerate(first.channel_names)) or None
+    if names is None and "c" in first.axes:
+        names = tuple(f"channel {i}" for i in range(first.n_channels))
+    channels = [first.with_channel(c) for c in range(first.n_channels)]
+    everything = slice(None)
+
+    def plane(channel: int, z: int) -> NDArray[Any]:
+        return channels[channel].read(slice(z, z + 1), everything, everything)[0]
+
+    voxel: PartialVoxel = _UNKNOWN if bare else first.voxel_um
+    return Stack(first.url, (len(channels), *first.shape), first.dtype, voxel, names, plane)
+
+
+def _open_tiff(path: Path) -> tifffile.TiffFile:
+    try:
+        return tifffile.TiffFile(path)
+    except (tifffile.TiffFileError, ValueError, OSError) as error:
+        raise DataError(f"{path} is not a readable TIFF file: {_first_line(error)}") from error
+
+
+def _folder_stack(folder: Path, files: list[Path]) -> Stack:
+    """One file per plane, or an OME-TIFF whose first file describes all."""
+    with _open_tiff(files[0]) as tiff:
+        series = _first_series(tiff, files[0])
+        if tiff.is_ome and len(series.pages) > 1 and len(files) > 1:
+            return _tiff_stack(files[0])
+        if len(series.pages) != 1 or series.ndim != 2:
+            raise DataError(
+                f"{files[0]} holds an image of {_size(series.shape)} ({series.axes}); "
+                "in a folder every file must be one plane"
+            )
+        dtype, voxel = _checked_dtype(series.dtype, str(files[0])), _voxel_um(tiff)
+        height, width = series.shape
+
+    def plane(channel: int, z: int) -> NDArray[Any]:
+        try:
+            with tifffile.TiffFile(files[z]) as single:
+                if len(single.pages) != 1:
+                    raise DataError(
+                        f"{files[z]} holds {len(single.pages)} pages; every file must be one plane"
+                    )
+                return np.asarray(single.pages[0].asarray(maxworkers=1))
+        except DataError:
+            raise
+        except Exception as error:  # codecs raise many kinds
+            raise DataError(f"{files[z]} cannot be read: {_first_line(error)}") from error
+
+    return Stack(str(folder), (1, len(files), height, width), dtype, voxel, None, plane)
+
+
+def _first_series(tiff: tifffile.TiffFile, path: Path) -> tifffile.TiffPageSeries:
+    try:
+        series = tiff.series
+    except Exception as error:  # damaged OME-XML, IFD chains, ...
+        raise DataError(f"{path}: its TIFF structure is damaged: {_first_line(error)}") from error
+    if not series:
+        raise DataError(f"{path} holds no image")
+    if len(series) > 1 and not tiff.is_ome:
+        sizes = sorted({_size(s.shape) for s in series})
+        raise DataError(
+            f"{path} holds pages of different kinds ({'; '.join(sizes)}); all planes must be alike"
+        )
+    if len(series) > 1:
+        log.warning("%s holds %d images; the first one is used", path, len(series))
+    return series[0]
+
+
+def _tiff_stack(path: Path) -> Stack:
+    tiff = _open_tiff(path)
+    series = _first_series(tiff, path)
+    axes, shape = _stack_axes(series, path)
+    sizes = dict(zip(axes, shape, strict=True))
+    count, depth = sizes.get("C", 1), sizes.get("Z", 1)
+    dtype = _checked_dtype(series.dtype, str(path))
+    names = _channel_names(tiff, count) if "C" in axes else None
+    channel_first = axes.startswith("C")
+    lock = threading.RLock()
+
+    def number(channel: int, z: int) -> int:
+        return channel * depth + z if channel_first else z * count + channel
+
+    plane = _page_reader(series, path, "<" if tiff.byteorder == "<" else ">", lock)
+    full = (count, depth, sizes["Y"], sizes["X"])
+    return Stack(str(path), full, dtype, _voxel_um(tiff), names, lambda c, z: plane(number(c, z), full[2:]))
+
+
+def _stack_axes(series: tifffile.TiffPageSeries, path: Path) -> tuple[str, tuple[int, ...]]:
+    """Axes of a series as a subset of C, Z (either order), Y, X, without those of length one."""
+    kept = [(a, n) for a, n in zip(series.axes, series.shape, strict=True) if n > 1 or a in "YX"]
+    axes = "".join(a for a, _ in kept)
+    if "S" in axes:
+        raise DataError(f"{path} is a colour image ({series.axes}); brainmap reads grey-value channels")
+    if "T" in axes:
+        raise DataError(f"{path} holds {dict(kept)['T']} timepoints; convert one timepoint at a time")
+    # Pages without a declared meaning (I, Q) are sections.
+    unnamed = [a for a in axes if a not in "CZYX"]
+    if len(unnamed) == 1 and "Z" not in axes:
+        axes = axes.replace(unnamed[0], "Z")
+    if axes not in ("YX", "ZYX", "CYX", "CZYX", "ZCYX"):
+        raise DataError(f"{path} has axes {series.axes}; a stack has z, y, x and optionally channels")
+    return axes, tuple(n for _, n in kept)
+
+
+def _page_reader(
+    series: tifffile.TiffPageSeries, path: Path, byteorder: Literal["<", ">"], lock: threading.RLock
+) -> Callable[[int, tuple[int, int]], NDArray[Any]]:
+    if series.dataoffset is not None:
+        # Uncompressed in one piece (also ImageJ stacks beyond 4 GB, which have a single page).
+        stored = np.dtype(series.dtype).newbyteorder(byteorder)
+        try:
+            whole = np.memmap(path, stored, "r", series.dataoffset, series.shape)
+        except (ValueError, OSError) as error:
+            raise DataError(f"{path} is truncated: {_first_line(error)}") from error
+        return lambda number, shape: whole.reshape(-1, *shape)[number]
+
+    def plane(number: int, shape: tuple[int, int]) -> NDArray[Any]:
+        try:
+            with lock:
+                page = series.pages[number]
+            if page is None:
+                raise ValueError("the file that holds it is missing")
+            return np.asarray(page.asarray(lock=lock, maxworkers=1)).reshape(shape)
+        except Exception as error:  # codecs raise many kinds
+            raise DataError(f"{path}: page {number} cannot be read: {_first_line(error)}") from error
+
+    return plane
+
+
+def _voxel_um(tiff: tifffile.TiffFile) -> PartialVoxel:
+    """Voxel size from OME or ImageJ metadata."""
+    if tiff.is_ome and tiff.ome_metadata:
+        return _ome_voxel_um(tiff.ome_metadata)
+    if tiff.is_imagej and tiff.imagej_metadata:
+        return _imagej_voxel_um(tiff)
+    return _UNKNOWN
+
+
+def _ome_pixels(xml: str) -> ElementTree.Element | None:
+    try:
+        root = ElementTree.fromstring(xml)
+    except ElementTree.ParseError:
+        return None
+    return next((e for e in root.iter() if e.tag.rsplit("}", 1)[-1] == "Pixels"), None)
+
+
+def _ome_voxel_um(xml: str) -> PartialVoxel:
+    pixels = _ome_pixels(xml)
+    if pixels is None:
+        return _UNKNOWN
+
+    def size(axis: str) -> float | None:
+        value = pixels.get(f"PhysicalSize{axis}")
+        factor = um_per_unit(pixels.get(f"PhysicalSize{axis}Unit", "µm"))
+        return float(value) * factor if value and factor and float(value) > 0 else None
+
+    return size("Z"), size("Y"), size("X")
+
+
+def _imagej_voxel_um(tiff: tifffile.TiffFile) -> PartialVoxel:
+    metadata = tiff.imagej_metadata or {}
+    unit = str(metadata.get("unit", "")).replace("\\u00B5", "µ")
+    factor = um_per_unit(unit)
+    if factor is None:
+        return _UNKNOWN
+    tags = tiff.pages.first.tags
+
+    def pitch(name: str) -> float | None:
+        numerator, denominator = tags[name].value if name in tags else (0, 1)
+        return denominator / numerator * factor if numerator else None
+
+    spacing = float(metadata.get("spacing", 0)) * factor
+    return spacing or None, pitch("YResolution"), pitch("XResolution")
+
+
+def _channel_names(tiff: tifffile.TiffFile, count: int) -> tuple[str, ...]:
+    pixels = _ome_pixels(tiff.ome_metadata) if tiff.is_ome and tiff.ome_metadata else None
+    found = [e for e in (pixels if pixels is not None else ()) if e.tag.rsplit("}", 1)[-1] == "Channel"]
+    names = [e.get("Name") for e in found] if len(found) == count else [None] * count
+    return tuple(name or f"channel {i}" for i, name in enumerate(names))
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip().splitlines()
+    return text[0].rstrip(".") if text else type(error).__name__

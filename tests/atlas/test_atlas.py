@@ -1,0 +1,233 @@
+"""Opening atlases: layout, lookup by name, ids, hemispheres, and what is said about bad folders."""
+
+from __future__ import annotations
+
+import logging
+import pickle
+import sys
+import types
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from brainmap.atlas import Atlas, list_atlases
+from brainmap.errors import DataError, NotFoundError, UsageError
+
+BIG_ID = 614_454_277
+WriteAtlas = Callable[..., Path]
+
+
+@pytest.fixture(autouse=True)
+def _isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no atlas of this machine be found."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("BRAINGLOBE_CONFIG_DIR", str(tmp_path / "config"))
+    monkeypatch.delenv("BRAINMAP_ATLASES", raising=False)
+    monkeypatch.setitem(sys.modules, "brainglobe_atlasapi", None)
+
+
+def test_opens_a_folder_and_reads_arrays_lazily(write_atlas: WriteAtlas) -> None:
+    folder = write_atlas()
+    (folder / "reference.tiff").write_bytes(b"not a tiff")
+    atlas = Atlas.open(folder)  # the ontology needs no image
+    assert atlas.structures.acronym == ("root", "grey", "CTX", "BIG", "VS")
+    assert atlas.shape == (8, 6, 10) and atlas.resolution_um == (100, 100, 100)
+    assert atlas.extent_um == (800, 600, 1000)
+    assert (atlas.name, atlas.label, atlas.orientation) == ("tiny_100um_v1.0", "tiny_100um", "asr")
+    with pytest.raises(DataError, match=r"reference\.tiff cannot be read"):
+        _ = atlas.reference
+
+
+def test_large_ids_survive(write_atlas: WriteAtlas) -> None:
+    atlas = Atlas.open(write_atlas())
+    region, _ = atlas.lookup([[450.0, 150.0, 150.0]])
+    assert region.dtype == np.int64 and region[0] == BIG_ID
+
+
+def test_lookup_outside_edges_and_nan(write_atlas: WriteAtlas) -> None:
+    atlas = Atlas.open(write_atlas())
+    points = [
+        [50, 50, 50],  # in the box, not in tissue
+        [-1, 150, 150],
+        [800, 150, 150],
+        [np.nan, 1, 1],
+        [100, 100, 100],  # first voxel of tissue, its very corner
+        [150, 150, 499.9],
+        [150, 150, 500],
+    ]
+    region, hemisphere = atlas.lookup(points)
+    assert region.tolist() == [0, 0, 0, 0, 11, 11, 11]
+    assert hemisphere.tolist() == [0, 0, 0, 0, 2, 2, 1]
+    assert hemisphere.dtype == np.int8
+
+
+@pytest.mark.parametrize(("n", "right"), [(4, 2), (5, 2), (7, 4), (228, 114)])
+def test_brainglobe_rule_of_hemispheres(write_atlas: WriteAtlas, n: int, right: int) -> None:
+    ids = np.full((2, 2, n), 997, dtype=np.uint32)
+    volume = Atlas.open(write_atlas(annotation=ids)).hemispheres
+    assert (volume[0, 0] == 2).sum() == right and (volume[1, 1, :right] == 2).all()
+    assert (volume[0, 0, right:] == 1).all()
+
+
+def test_own_hemisphere_volume_wins(write_atlas: WriteAtlas) -> None:
+    volume = np.ones((8, 6, 10), dtype=np.uint8)
+    volume[:, :, 8:] = 2
+    atlas = Atlas.open(write_atlas(hemispheres=volume))
+    _, hemisphere = atlas.lookup([[150, 150, 150], [150, 150, 850]])
+    assert hemisphere.tolist() == [1, 2]
+
+
+def test_other_orientations_are_brought_to_asr(write_atlas: WriteAtlas) -> None:
+    expected = Atlas.open(write_atlas()).annotation
+    stored = expected[::-1, :, ::-1].transpose(2, 0, 1)  # stored axes: left-right, posterior-anterior, s-i
+    atlas = Atlas.open(write_atlas(folder="other", annotation=np.ascontiguousarray(stored), orientation="lps"))
+    np.testing.assert_array_equal(atlas.annotation, expected)
+    assert atlas.shape == expected.shape
+
+
+def test_found_by_name_newest_version_first(
+    write_atlas: WriteAtlas, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for version in ("1.2", "1.10", "1.9"):
+        write_atlas(folder=f"roots/tiny_100um_v{version}")
+    write_atlas(folder="roots/tiny_100um_extra_v3.0")
+    monkeypatch.setenv("BRAINMAP_ATLASES", f"{tmp_path}/nowhere:{tmp_path}/roots")
+    assert Atlas.open("tiny_100um").name == "tiny_100um_v1.10"
+    assert Atlas.open("tiny_100um_v1.2").name == "tiny_100um_v1.2"
+    assert set(list_atlases()) >= {"tiny_100um_v1.9", "tiny_100um_extra_v3.0"}
+
+
+def test_brainglobe_configuration_and_home_are_searched(write_atlas: WriteAtlas, tmp_path: Path) -> None:
+    write_atlas(folder="configured/one_v1.0")
+    write_atlas(folder="home/.brainglobe/two_v1.0")
+    (tmp_path / "config").mkdir()
+    (tmp_path / "config" / "bg_config.conf").write_text(f"[default_dirs]\nbrainglobe_dir = {tmp_path}/configured\n")
+    assert Atlas.open("one").name == "one_v1.0"
+    assert Atlas.open("two").name == "two_v1.0"
+
+
+@pytest.mark.parametrize("name", ["no_such_10um", "*", "a[b"])
+def test_unknown_name_says_what_to_put_where(name: str) -> None:
+    with pytest.raises(NotFoundError, match="put its folder .*_v<version>.*BRAINMAP_ATLASES"):
+        Atlas.open(name)
+
+
+def test_missing_folder(tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError, match="no atlas folder"):
+        Atlas.open(tmp_path / "nothing")
+
+
+def test_download_is_tried_where_the_package_is(
+    write_atlas: WriteAtlas, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def fetch(name: str, check_latest: bool = True) -> None:
+        asked.append(name)
+        if name != "fetched":
+            raise ValueError("is not a valid atlas name!")
+        write_atlas(folder="home/.brainglobe/fetched_v2.0")
+
+    module = types.ModuleType("brainglobe_atlasapi")
+    module.BrainGlobeAtlas = fetch  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "brainglobe_atlasapi", module)
+    assert Atlas.open("fetched").name == "fetched_v2.0"
+    with pytest.raises(NotFoundError, match="could not deliver"):
+        Atlas.open("nonsense")
+    assert asked == ["fetched", "nonsense"]
+
+
+def test_wrong_folder_names_what_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"not an atlas folder.*metadata\.json, structures\.json"):
+        Atlas.open(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"orientation": "axr"}, "three letters"),
+        ({"orientation": None}, "three letters"),
+        ({"shape": [8, 6]}, "three positive numbers"),
+        ({"resolution": (0.0, 1.0, 1.0)}, "three positive numbers"),
+    ],
+)
+def test_bad_metadata(write_atlas: WriteAtlas, change: dict, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        Atlas.open(write_atlas(**change))
+
+
+def test_shape_that_contradicts_the_metadata(write_atlas: WriteAtlas) -> None:
+    atlas = Atlas.open(write_atlas(shape=[8, 6, 11]))
+    with pytest.raises(DataError, match="does not agree with the metadata"):
+        _ = atlas.annotation
+
+
+def test_float_annotation_is_refused(write_atlas: WriteAtlas) -> None:
+    atlas = Atlas.open(write_atlas(annotation=np.zeros((4, 4, 4), dtype=np.float32)))
+    with pytest.raises(DataError, match="cannot hold every id"):
+        _ = atlas.annotation
+
+
+def test_many_ids_missing_in_the_ontology_is_an_error(write_atlas: WriteAtlas) -> None:
+    ids = np.full((8, 6, 10), 5, dtype=np.uint32)
+    with pytest.raises(DataError, match="1 ids.*missing in the ontology.*do not belong together"):
+        _ = Atlas.open(write_atlas(annotation=ids)).annotation
+
+
+def test_few_unknown_ids_count_as_outside(write_atlas: WriteAtlas, caplog: pytest.LogCaptureFixture) -> None:
+    ids = np.full((8, 6, 10), 11, dtype=np.uint32)
+    ids[3, 3, 3] = 12345
+    atlas = Atlas.open(write_atlas(annotation=ids))
+    with caplog.at_level(logging.WARNING):
+        region, _ = atlas.lookup([[350, 350, 350], [350, 350, 450]])
+    assert region.tolist() == [0, 11]
+    assert "missing in the ontology" in caplog.text
+
+
+def test_pickle_leaves_the_arrays_behind(write_atlas: WriteAtlas) -> None:
+    atlas = Atlas.open(write_atlas())
+    assert atlas.annotation.any() and atlas.hemispheres.any() and atlas.reference.any()
+    again = pickle.loads(pickle.dumps(atlas))
+    assert "annotation" not in again.__dict__
+    np.testing.assert_array_equal(again.annotation, atlas.annotation)
+
+
+def test_structures_paths_and_descendants(write_atlas: WriteAtlas) -> None:
+    structures = Atlas.open(write_atlas()).structures
+    assert structures.path("BIG") == (997, 8, BIG_ID) == structures.path(BIG_ID)
+    assert sorted(structures.descendants("grey")) == [8, 11, BIG_ID]
+    assert structures.rows_of([[8, 1], [BIG_ID, 0]]).tolist() == [[1, -1], [3, -1]]
+    with pytest.raises(UsageError, match="no structure 'nope'"):
+        structures.row("nope")
+    with pytest.raises(UsageError, match="no structure 4"):
+        structures.row(4)
+
+
+@pytest.mark.parametrize(
+    ("records", "message"),
+    [
+        ([], "no structures"),
+        ([{"id": 1}], "needs id, acronym"),
+        ([{"id": 0, "acronym": "a", "name": "a", "structure_id_path": [0]}], "positive"),
+        ([{"id": 1, "acronym": "a", "name": "a", "structure_id_path": [1]}] * 2, "repeated, for example 1"),
+        ([{"id": 1, "acronym": "a", "name": "a", "structure_id_path": [2]}], "does not end with itself"),
+        ([{"id": 1, "acronym": "a", "name": "a", "structure_id_path": [2, 1]}], "parent 2, which is not"),
+    ],
+)
+def test_bad_ontologies(write_atlas: WriteAtlas, records: list, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        Atlas.open(write_atlas(records=records))
+
+
+def test_real_atlas_rolls_up(brainmap_data: Path) -> None:
+    atlas = Atlas.open(brainmap_data / "atlases" / "allen_mouse_100um_v1.2")
+    assert len(atlas.structures) == 1327 and atlas.annotation.max() == BIG_ID
+    rows = atlas.structures.rows_of(atlas.annotation)
+    direct = np.bincount(rows[rows >= 0], minlength=len(atlas.structures))
+    total = atlas.structures.roll_up(direct)
+    assert total[atlas.structures.row("root")] == (atlas.annotation > 0).sum()
+    for acronym in ("Isocortex", "HPF", "CA", "fiber tracts"):
+        ids = atlas.structures.descendants(acronym)
+        assert total[atlas.structures.row(acronym)] == np.isin(atlas.annotation, ids).sum() > 0
