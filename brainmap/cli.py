@@ -83,7 +83,7 @@ def command(name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
         signature = own.replace(parameters=[*own.parameters.values(), *extra])
         run.__signature__ = signature  # type: ignore[attr-defined]
         run.__annotations__ = hints | {"verbose": Verbose, "quiet": Quiet}
-        del run.__wrapped__  # type: ignore[attr-defined]
+        del run.__wrapped__
         app.command(name)(run)
         return function
 
@@ -168,9 +168,9 @@ def demo(
 
 @command("detect")
 def detect(
+    ctx: typer.Context,
     brains: Annotated[
-        list[str],
-        typer.Argument(help="OME-Zarr volumes (path or URL), or folders of them.", metavar="BRAIN..."),
+        list[str], typer.Argument(help="OME-Zarr volumes (path or URL), or folders of them.", metavar="BRAIN")
     ],
     out: Annotated[
         Path | None,
@@ -239,12 +239,8 @@ def detect(
 
     # The parameters above carry the names of the settings; only those that were given count.
     options = {name.replace("_", "-"): value for name, value in ctx.params.items()}
-    given = {
-        name: options[name]
-        for name in DETECT_SETTINGS & set(options)
-        if options[name] not in (None, False, [])
-    }
-    given.pop("out", None)
+    names = DETECT_SETTINGS & set(options) - {"out"}
+    given = {name: options[name] for name in names if options[name] not in (None, False, [], ())}
     progress = False if ctx.params["quiet"] else None
     requests = detect_requests(brains, config, given, out)
     _detect_all([replace(request, progress=progress) for request in requests], as_json)

@@ -19,8 +19,8 @@ from brainmap.errors import NotFoundError, UsageError
 
 __all__ = [
     "BACKENDS",
-    "DETECT_SETTINGS",
     "DEFAULT_ATLAS",
+    "DETECT_SETTINGS",
     "DEVICES",
     "EXPORT_KINDS",
     "DetectRequest",

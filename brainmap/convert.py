@@ -11,6 +11,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from brainmap.coords import parse_orientation
 from brainmap.errors import UsageError
 from brainmap.ngff import Triple
 from brainmap.stacks import Stack, open_stack
@@ -76,30 +77,29 @@ def convert(
     """
     if Path(dest).exists() and not overwrite:
         raise UsageError(f"{dest} exists already; remove it or choose another name")
-    stack = open_stack(source)
-    voxel = _voxel_um(stack, voxel_um)
-    names = channel_names or stack.channel_names
-    if names is not None and len(names) != stack.shape[0]:
-        raise UsageError(
-            f"{len(names)} channel names were given; {stack.name} has {stack.shape[0]} channel(s)"
+    with open_stack(source) as stack:
+        names = channel_names or stack.channel_names
+        if names is not None and len(names) != stack.shape[0]:
+            raise UsageError(
+                f"{len(names)} channel names were given; {stack.name} has {stack.shape[0]} channel(s)"
+            )
+        writer = VolumeWriter(
+            dest,
+            stack.shape if names is not None else stack.shape[1:],
+            stack.dtype,
+            _voxel_um(stack, voxel_um),
+            orientation=None if orientation is None else parse_orientation(orientation),
+            channel_names=names,
+            chunks=chunks,
+            shards=shards or "auto",
+            overwrite=overwrite,
+            verify=True,
         )
-    writer = VolumeWriter(
-        dest,
-        stack.shape if names is not None else stack.shape[1:],
-        stack.dtype,
-        voxel,
-        orientation=orientation,
-        channel_names=names,
-        chunks=chunks,
-        shards=shards or "auto",
-        overwrite=overwrite,
-        verify=True,
-    )
-    with writer, ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
-        for slab in _slabs(stack, writer.slab_depth, pool):
-            writer.append(slab)
-            if on_progress is not None:
-                on_progress(writer.planes_taken, stack.shape[1])
+        with writer, ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
+            for slab in _slabs(stack, writer.slab_depth, pool):
+                writer.append(slab)
+                if on_progress is not None:
+                    on_progress(writer.planes_taken, stack.shape[1])
     return Volume.open(dest, channel=0)
 
 

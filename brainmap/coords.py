@@ -55,9 +55,7 @@ _PAIRS = ("ap", "si", "rl")
 
 def _all_orientations() -> tuple[str, ...]:
     return tuple(
-        "".join(letters)
-        for pairs in itertools.permutations(_PAIRS)
-        for letters in itertools.product(*pairs)
+        "".join(letters) for pairs in itertools.permutations(_PAIRS) for letters in itertools.product(*pairs)
     )
 
 
@@ -153,7 +151,8 @@ def axis_map(source: str, target: str = ATLAS_ORIENTATION) -> AxisMap:
     """
     source, target = parse_orientation(source), parse_orientation(target)
     order = tuple(
-        next(i for i, letter in enumerate(source) if letter in (wanted, _OPPOSITE[wanted])) for wanted in target
+        next(i for i, letter in enumerate(source) if letter in (wanted, _OPPOSITE[wanted]))
+        for wanted in target
     )
     flip = tuple(source[order[i]] != target[i] for i in range(3))
     return AxisMap((order[0], order[1], order[2]), (flip[0], flip[1], flip[2]))

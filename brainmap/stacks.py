@@ -10,8 +10,9 @@ import logging
 import re
 import threading
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -86,8 +87,11 @@ class Stack:
         return slab
 
 
-def open_stack(source: str | Path) -> Stack:
+@contextmanager
+def open_stack(source: str | Path) -> Iterator[Stack]:
     """Open a TIFF series folder, a (multi-page, Big-, OME-, ImageJ-) TIFF, a .npy file or a Zarr image.
+
+    The stack can be read inside the `with` block.
 
     Raises
     ------
@@ -96,6 +100,11 @@ def open_stack(source: str | Path) -> Stack:
     DataError
         If it is none of these, or not a grey-value stack.
     """
+    with ExitStack() as files:
+        yield _open(source, files)
+
+
+def _open(source: str | Path, opened: ExitStack) -> Stack:
     if "://" in str(source):
         return _zarr_stack(str(source))
     path = Path(source).expanduser()
@@ -107,10 +116,10 @@ def open_stack(source: str | Path) -> Stack:
             return _zarr_stack(str(path))
         if not files:
             raise DataError(f"{path} holds no TIFF files ({', '.join(TIFF_SUFFIXES[:2])})")
-        return _folder_stack(path, files)
+        return _folder_stack(path, files, opened)
     if path.suffix.lower() == ".npy":
         return _npy_stack(path)
-    return _tiff_stack(path)
+    return _tiff_stack(path, opened)
 
 
 def _size(shape: Sequence[int]) -> str:
@@ -176,12 +185,12 @@ def _open_tiff(path: Path) -> tifffile.TiffFile:
         raise DataError(f"{path} is not a readable TIFF file: {_first_line(error)}") from error
 
 
-def _folder_stack(folder: Path, files: list[Path]) -> Stack:
+def _folder_stack(folder: Path, files: list[Path], opened: ExitStack) -> Stack:
     """One file per plane, or an OME-TIFF whose first file describes all."""
     with _open_tiff(files[0]) as tiff:
         series = _first_series(tiff, files[0])
         if tiff.is_ome and len(series.pages) > 1 and len(files) > 1:
-            return _tiff_stack(files[0])
+            return _tiff_stack(files[0], opened)
         if len(series.pages) != 1 or series.ndim != 2:
             raise DataError(
                 f"{files[0]} holds an image of {_size(series.shape)} ({series.axes}); "
@@ -206,11 +215,38 @@ def _folder_stack(folder: Path, files: list[Path]) -> Stack:
     return Stack(str(folder), (1, len(files), height, width), dtype, voxel, None, plane)
 
 
+class _Complaints(logging.Handler):
+    """What tifffile logs about damaged files while it goes on with the pages that are left."""
+
+    _SERIOUS = re.compile(r"invalid page offset|corrupt|failed to reshape|invalid first", re.IGNORECASE)
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.serious: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        message = record.getMessage()
+        if self._SERIOUS.search(message):
+            # Without the leading "<tifffile.TiffPages @8> ".
+            self.serious.append(re.sub(r"^<[^>]*>\s*", "", message).splitlines()[0])
+
+    def __enter__(self) -> _Complaints:
+        logging.getLogger("tifffile").addHandler(self)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        logging.getLogger("tifffile").removeHandler(self)
+
+
 def _first_series(tiff: tifffile.TiffFile, path: Path) -> tifffile.TiffPageSeries:
-    try:
-        series = tiff.series
-    except Exception as error:  # damaged OME-XML, IFD chains, ...
-        raise DataError(f"{path}: its TIFF structure is damaged: {_first_line(error)}") from error
+    with _Complaints() as complaints:
+        try:
+            series = tiff.series
+            len(tiff.pages)  # walks through all pages
+        except Exception as error:  # damaged OME-XML, IFD chains, ...
+            raise DataError(f"{path}: its TIFF structure is damaged: {_first_line(error)}") from error
+    if complaints.serious:
+        raise DataError(f"{path} is truncated or damaged: {complaints.serious[0]}")
     if not series:
         raise DataError(f"{path} holds no image")
     if len(series) > 1 and not tiff.is_ome:
@@ -223,8 +259,8 @@ def _first_series(tiff: tifffile.TiffFile, path: Path) -> tifffile.TiffPageSerie
     return series[0]
 
 
-def _tiff_stack(path: Path) -> Stack:
-    tiff = _open_tiff(path)
+def _tiff_stack(path: Path, opened: ExitStack) -> Stack:
+    tiff = opened.enter_context(_open_tiff(path))
     series = _first_series(tiff, path)
     axes, shape = _stack_axes(series, path)
     sizes = dict(zip(axes, shape, strict=True))

@@ -52,15 +52,15 @@ def _mattes(sampling: float) -> tuple[Metric, ...]:
 
 
 _LINEAR = (
-    Stage("Rigid[0.1]", _mattes(0.25), (200, 100), (8, 4), (3, 2)),
-    Stage("Affine[0.1]", _mattes(0.25), (200, 100), (8, 4), (2, 1)),
-    Stage("Affine[0.05]", _mattes(0.1), (20,), (2,), (1,)),
+    Stage("Rigid[0.1]", _mattes(0.5), (200, 100), (4, 2), (2, 1)),
+    Stage("Affine[0.1]", _mattes(0.5), (200, 100), (4, 2), (2, 1)),
+    Stage("Affine[0.05]", _mattes(0.2), (30,), (1,), (0.5,)),
 )
 
 SCHEDULES = {
     "syn": Schedule(
         _LINEAR,
-        (Stage("SyN[0.2,3,0]", (Metric("Mattes", "global", 32),), (100, 70, 20), (8, 4, 2), (4, 2, 1)),),
+        (Stage("SyN[0.2,3,0]", (Metric("Mattes", "global", 32),), (100, 70, 20), (4, 2, 1), (2, 1, 0)),),
     ),
     "affine": Schedule(_LINEAR, ()),
 }
@@ -72,6 +72,11 @@ class Framed:
 
     prepared: Prepared
     voxel_um: tuple[float, float, float]
+
+    @property
+    def tissue_mm3(self) -> float:
+        """Volume of the tissue."""
+        return float(self.prepared.mask.sum()) * float(np.prod(self.voxel_um)) / 1e9
 
     def crop(self) -> tuple[tuple[slice, slice, slice], tuple[float, float, float]]:
         """Box around the tissue plus a margin, and the physical point of its first voxel's centre, mm."""
@@ -139,7 +144,9 @@ def _one(paths: list[Path], ending: str) -> Path:
     for path in paths:
         if path.name.endswith(ending):
             return path
-    raise DataError(f"the registration wrote no {ending}: {', '.join(p.name for p in paths) or 'nothing at all'}")
+    raise DataError(
+        f"the registration wrote no {ending}: {', '.join(p.name for p in paths) or 'nothing at all'}"
+    )
 
 
 def _images(template: Framed, sample: Framed, template_mask: NDArray[np.bool_] | None) -> StageImages:

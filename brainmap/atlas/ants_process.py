@@ -89,7 +89,9 @@ class Stage:
         keep = [i for i, s in enumerate(limited) if i == len(limited) - 1 or limited[i + 1] != s]
         return replace(
             self,
-            iterations=tuple(max(n for n, s in zip(self.iterations, limited, strict=True) if s == limited[i]) for i in keep),
+            iterations=tuple(
+                max(n for n, s in zip(self.iterations, limited, strict=True) if s == limited[i]) for i in keep
+            ),
             shrink=tuple(limited[i] for i in keep),
             smooth_vox=tuple(min(self.smooth_vox[i], limited[i] / 2) for i in keep),
         )
@@ -144,7 +146,9 @@ def run_stage(
     """
     work = prefix.with_name(prefix.name + "work")
     work.mkdir()
-    arrays = {f"fixed_{k}": v for k, v in images.fixed.items()} | {f"moving_{k}": v for k, v in images.moving.items()}
+    arrays = {f"fixed_{k}": v for k, v in images.fixed.items()} | {
+        f"moving_{k}": v for k, v in images.moving.items()
+    }
     for side in ("fixed", "moving"):
         mask = getattr(images, f"{side}_mask")
         if mask is not None:
@@ -209,7 +213,10 @@ def _arguments(job: dict, pointers: dict[str, str]) -> list[str]:
         for metric in stage["metrics"]:
             pair = f"{pointers['fixed_' + metric['pair']]},{pointers['moving_' + metric['pair']]}"
             sampling = f",Regular,{metric['sampling']}" if metric["sampling"] < 1 else ""
-            arguments += ["--metric", f"{metric['name']}[{pair},{metric['weight']},{metric['parameter']}{sampling}]"]
+            arguments += [
+                "--metric",
+                f"{metric['name']}[{pair},{metric['weight']},{metric['parameter']}{sampling}]",
+            ]
         arguments += ["--convergence", f"[{_by_x(stage['iterations'])},{stage['tolerance']},10]"]
         arguments += ["--shrink-factors", _by_x(stage["shrink"])]
         arguments += ["--smoothing-sigmas", f"{_by_x(stage['smooth_vox'])}vox"]

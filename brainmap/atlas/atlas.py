@@ -92,6 +92,11 @@ class Atlas:
         return z, y, x
 
     @property
+    def folder(self) -> Path:
+        """Where its files lie."""
+        return Path(self.files.where("annotation")).parent
+
+    @property
     def label(self) -> str:
         """Name without the version: the name users write."""
         return self.name.rsplit("_v", 1)[0]
@@ -145,12 +150,19 @@ class Atlas:
         index, inside = atlas_um_to_index(points_atlas_um, self.resolution_um, self.shape)
         z, y, x = index.T
         region = np.where(inside, self.annotation[z, y, x].astype(np.int64), OUTSIDE_ID)
-        hemisphere = np.where(region != OUTSIDE_ID, self.hemispheres[z, y, x].astype(np.int8), np.int8(UNDECIDED))
+        hemisphere = np.where(
+            region != OUTSIDE_ID, self.hemispheres[z, y, x].astype(np.int8), np.int8(UNDECIDED)
+        )
         return region, hemisphere
 
     def fingerprint_parts(self) -> dict[str, Any]:
         """What identifies this atlas in a run record: name, grid, and a hash of the files' sizes and ontology."""
-        return {"name": self.name, "shape": self.shape, "resolution_um": self.resolution_um, **self.files.identity()}
+        return {
+            "name": self.name,
+            "shape": self.shape,
+            "resolution_um": self.resolution_um,
+            **self.files.identity(),
+        }
 
     def _array(self, kind: str) -> NDArray[Any]:
         array = axis_map(self.files.orientation, ATLAS_ORIENTATION).array(self.files.array(kind))

@@ -62,7 +62,9 @@ def _ancestor_rows(atlas: Atlas) -> NDArray[np.intp]:
     current = np.arange(len(structures))
     for _ in range(int(structures.depth.max(initial=0))):
         deep = structures.depth[current] > _SUMMARY_DEPTH
-        current = np.where(deep & (structures.parent_row[current] >= 0), structures.parent_row[current], current)
+        current = np.where(
+            deep & (structures.parent_row[current] >= 0), structures.parent_row[current], current
+        )
     return current
 
 

@@ -29,7 +29,9 @@ _VERSIONED = re.compile(r"(?P<name>.+)_v(?P<version>\d+(?:\.\d+)*)")
 
 def atlas_roots() -> list[Path]:
     """Return the folders that are searched for atlases, first match first; some may not exist."""
-    listed = [Path(part).expanduser() for part in os.environ.get(ATLASES_VARIABLE, "").split(os.pathsep) if part]
+    listed = [
+        Path(part).expanduser() for part in os.environ.get(ATLASES_VARIABLE, "").split(os.pathsep) if part
+    ]
     return list(dict.fromkeys([*listed, *_configured(), Path.home() / ".brainglobe"]))
 
 

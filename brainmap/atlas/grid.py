@@ -136,7 +136,9 @@ class SampleGrid:
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> SampleGrid:
         """Inverse of `to_json`."""
-        triples = {key: _three(tuple(values[key])) for key in ("shape", "resolution_um", "corner_um", "extent_um")}
+        triples = {
+            key: _three(tuple(values[key])) for key in ("shape", "resolution_um", "corner_um", "extent_um")
+        }
         return cls(**triples, orientation=parse_orientation(values["orientation"]))
 
 
@@ -164,7 +166,9 @@ def resample_volume(volume: Volume, grid: SampleGrid) -> NDArray[np.float32]:
             piece = volume.read(zs, ys, slice(0, nx), level=number).astype(np.float32)
             _accumulate(out, piece, weights[0][:, zs], weights[1][:, ys], weights[2])
     if not np.isfinite(out).all():
-        raise DataError(f"{volume.name}: the image holds values that are not finite, so it cannot be registered")
+        raise DataError(
+            f"{volume.name}: the image holds values that are not finite, so it cannot be registered"
+        )
     return out
 
 

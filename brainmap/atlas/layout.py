@@ -88,7 +88,9 @@ class BrainGlobeV2:
             detail = str(error) if isinstance(error, UsageError) else repr(error)
             raise DataError(f"{path}: orientation, resolution and shape are needed ({detail})") from error
         if len(resolution) != 3 or len(shape) != 3 or min(resolution) <= 0 or min(shape) <= 0:
-            raise DataError(f"{path}: resolution {resolution} and shape {shape} must be three positive numbers each")
+            raise DataError(
+                f"{path}: resolution {resolution} and shape {shape} must be three positive numbers each"
+            )
         return cls(
             folder,
             orientation,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +11,7 @@ from scipy import ndimage
 
 from brainmap.errors import DataError
 
-__all__ = ["Prepared", "prepare", "tissue_mask"]
+__all__ = ["Prepared", "block_mean", "prepare", "tissue_mask"]
 
 Image = NDArray[np.float32]
 Mask = NDArray[np.bool_]
@@ -101,11 +102,22 @@ def _otsu(values: Image) -> float:
     return float(centre[int(np.nanargmax(between))]) if np.isfinite(between).any() else float(edges[-1])
 
 
+def block_mean(values: NDArray[Any], factor: int) -> Image:
+    """Mean over cubes of `factor` voxels from index 0 on; the last cubes are filled by repeating the border."""
+    if factor == 1:
+        return np.ascontiguousarray(values, dtype=np.float32)
+    padded = np.pad(values, [(0, -n % factor) for n in values.shape], mode="edge")
+    blocks = padded.reshape([v for n in padded.shape for v in (n // factor, factor)])
+    return blocks.mean(axis=(1, 3, 5), dtype=np.float32)
+
+
 def _even_sections(signal: Image, tissue: Mask, axis: int) -> Image:
     """Divide each section by its gain against its neighbours (ratio of medians to their running median)."""
     planes, masks = np.moveaxis(signal, axis, 0), np.moveaxis(tissue, axis, 0)
     enough = masks.sum(axis=(1, 2)) >= 30
-    medians = np.array([np.median(p[m]) if ok else np.nan for p, m, ok in zip(planes, masks, enough, strict=True)])
+    medians = np.array(
+        [np.median(p[m]) if ok else np.nan for p, m, ok in zip(planes, masks, enough, strict=True)]
+    )
     known = np.flatnonzero(np.isfinite(medians) & (medians > 0))
     if len(known) < 9:
         return signal
@@ -125,8 +137,7 @@ def _masked_mean(values: Image, weight: Image, sigma: list[float]) -> Image:
     """
     factor = max(1, int(min(sigma) // 3))
     coarse = [s / factor for s in sigma]
-    shape = tuple(-(-n // factor) for n in values.shape)
-    sums = [ndimage.gaussian_filter(_block_mean(v, factor, shape), coarse) for v in (values * weight, weight)]
+    sums = [ndimage.gaussian_filter(block_mean(v, factor), coarse) for v in (values * weight, weight)]
     mean = sums[0] / np.maximum(sums[1], 1e-3)
     if factor == 1:
         return mean
@@ -134,12 +145,6 @@ def _masked_mean(values: Image, weight: Image, sigma: list[float]) -> Image:
     for axis in range(3):
         mean = _stretch(mean, axis, values.shape[axis], factor, offset)
     return mean.astype(np.float32)
-
-
-def _block_mean(values: Image, factor: int, shape: tuple[int, ...]) -> Image:
-    pad = [(0, m * factor - n) for n, m in zip(values.shape, shape, strict=True)]
-    blocks = np.pad(values, pad, mode="edge").reshape([v for m in shape for v in (m, factor)])
-    return blocks.mean(axis=(1, 3, 5), dtype=np.float32)
 
 
 def _stretch(mean: Image, axis: int, n: int, factor: int, offset: float) -> Image:

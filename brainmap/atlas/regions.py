@@ -161,7 +161,9 @@ class RegionCounter:
             "volume_direct_mm3": volume,
         }
         # Rows left, right, both per structure; "both" includes what has no hemisphere.
-        wide = {k: np.stack([v[:, LEFT], v[:, RIGHT], v.sum(axis=1)], axis=1).ravel() for k, v in measures.items()}
+        wide = {
+            k: np.stack([v[:, LEFT], v[:, RIGHT], v.sum(axis=1)], axis=1).ravel() for k, v in measures.items()
+        }
         outside = int(self.direct[n].sum())
         first = {"count": outside, "volume_mm3": np.nan, "count_direct": outside, "volume_direct_mm3": np.nan}
         columns = {name: np.concatenate([[first[name]], values]) for name, values in wide.items()}
@@ -189,7 +191,9 @@ def _names(structures: Structures) -> dict[str, NDArray[Any]]:
 
 
 def count_regions(
-    batches: Iterable[tuple[ArrayLike, ArrayLike]], atlas: Atlas, volumes_mm3: NDArray[np.float64] | None = None
+    batches: Iterable[tuple[ArrayLike, ArrayLike]],
+    atlas: Atlas,
+    volumes_mm3: NDArray[np.float64] | None = None,
 ) -> RegionTable:
     """Count batches of ``(region_id, hemisphere)`` and return the table; see `RegionCounter`."""
     counter = RegionCounter(atlas.structures)

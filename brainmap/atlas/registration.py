@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -16,7 +17,7 @@ from brainmap.atlas.alignment import SCHEDULES, Framed, align, usable_cores
 from brainmap.atlas.atlas import Atlas
 from brainmap.atlas.figures import draw_contours
 from brainmap.atlas.grid import SampleGrid, resample_volume
-from brainmap.atlas.prepare import Prepared, prepare
+from brainmap.atlas.prepare import block_mean, prepare
 from brainmap.atlas.quality import Judgement, judge
 from brainmap.atlas.regions import label_volumes
 from brainmap.atlas.transforms import Transforms
@@ -50,7 +51,10 @@ class RegistrationOptions:
     schedule : str
         A key of `brainmap.atlas.alignment.SCHEDULES`.
     finest_um : float
-        The registration works at the atlas's resolution, but no finer than this.
+        Voxel size of the registration grid (the warped annotation): the atlas's, but no finer than this.
+    align_um : float
+        Voxel size of the images that are aligned: the grid's, but no finer than this. Finer costs time
+        and gains nothing: the deformation is smoother than that.
     seed : int
     threads : int
         Results are repeatable for a fixed number; 0 = all cores this process may use.
@@ -58,14 +62,15 @@ class RegistrationOptions:
 
     schedule: str = "syn"
     finest_um: float = 50.0
+    align_um: float = 100.0
     seed: int = 1
     threads: int = 0
 
     def __post_init__(self) -> None:
         if self.schedule not in SCHEDULES:
             raise UsageError(f"schedule must be one of {', '.join(SCHEDULES)}, not {self.schedule!r}")
-        if self.threads < 0 or not self.finest_um > 0:
-            raise UsageError("threads must not be negative and finest_um must be positive")
+        if self.threads < 0 or not min(self.finest_um, self.align_um) > 0:
+            raise UsageError("threads must not be negative; finest_um and align_um must be positive")
 
 
 @dataclass(frozen=True)
@@ -121,6 +126,12 @@ class Registration:
     def atlas_name(self) -> str:
         """Name of the atlas it was made with."""
         return str(self.record["atlas"]["name"])
+
+    @property
+    def atlas_folder(self) -> str:
+        """Folder of the atlas it was made with, or its name where the folder is gone."""
+        folder = str(self.record["atlas"].get("folder", ""))
+        return folder if Path(folder).is_dir() else self.atlas_name
 
     @property
     def judgement(self) -> Judgement:
@@ -194,7 +205,9 @@ class Registration:
             If position or size in um, or the orientation, differ.
         """
         grid = self.grid
-        other = SampleGrid.over(volume, orientation or volume.orientation or grid.orientation, grid.resolution_asr_um)
+        other = SampleGrid.over(
+            volume, orientation or volume.orientation or grid.orientation, grid.resolution_asr_um
+        )
         slack = np.asarray(grid.resolution_um) / 2
         same = np.all(np.abs(np.subtract(grid.corner_um, other.corner_um)) <= slack)
         same &= np.all(np.abs(np.subtract(grid.extent_um, other.extent_um)) <= slack)
@@ -336,34 +349,36 @@ class _Run:
     def all(self, identity: str) -> None:
         """Do every step and write the record last."""
         clock = _Clock()
-        factor = _template_factor(self.atlas.resolution_um, self.options.finest_um)
-        resolution = _scaled(self.atlas.resolution_um, factor)
+        resolution = _scaled(
+            self.atlas.resolution_um, _factor(self.atlas.resolution_um, self.options.finest_um)
+        )
         grid = SampleGrid.over(self.volume, self.orientation, resolution)
-        raw = resample_volume(self.volume, grid)
+        raw = grid.to_asr.array(resample_volume(self.volume, grid))
         clock.lap("read")
-        sample, template = self._prepare(raw, grid, factor, resolution)
+        sample, template = self._prepare(raw, grid)
         clock.lap("prepare")
         schedule = SCHEDULES[self.options.schedule]
         threads = self.parameters["threads"]
         align(template, sample, schedule, self.folder, threads=threads, seed=self.options.seed)
         clock.lap("align")
         transforms = Transforms(self.folder)
-        annotation, hemispheres = bring_to_sample(transforms, grid, self.atlas)
-        raw_asr = grid.to_asr.array(raw)
-        in_atlas = bring_to_atlas(raw_asr, resolution, transforms, template.prepared.mask.shape, resolution)
+        labels, hemispheres = bring_to_sample(transforms, grid, self.atlas)
+        shape = tuple(
+            -(-n // _factor(self.atlas.resolution_um, self.options.finest_um)) for n in self.atlas.shape
+        )
+        in_atlas = bring_to_atlas(raw, resolution, transforms, (shape[0], shape[1], shape[2]), resolution)
+        self._write_images(grid, labels, hemispheres, in_atlas)
         clock.lap("warp")
-        self._write_images(grid, annotation, hemispheres, in_atlas, resolution)
-        quality = measure(template, sample, transforms, grid.to_asr.array(annotation))
+        quality = measure(template, sample, transforms, _labelled_mm3(labels, resolution))
         verdict = judge(quality, max(resolution), partial=self.mask is not None)
-        labels = grid.to_asr.array(annotation)
-        figures = draw_contours(np.maximum(raw_asr, 0), labels, self.atlas, resolution, self.folder)
+        figures = draw_contours(raw, labels, self.atlas, resolution, self.folder)
         clock.lap("quality")
         record = {
             "format": _FORMAT,
             "fingerprint": identity,
             "created": now(),
             "sample": _described(self.volume),
-            "atlas": self.atlas.fingerprint_parts(),
+            "atlas": self.atlas.fingerprint_parts() | {"folder": str(self.atlas.folder)},
             "parameters": self.parameters,
             "grid": grid.to_json(),
             "transforms": sorted(p.name for p in self.folder.iterdir() if p.suffix in (".mat", ".gz")),
@@ -377,44 +392,48 @@ class _Run:
         write_json(self.folder / REGISTRATION_JSON, record)
         (logger.info if verdict.verdict == "good" else logger.warning)("%s", verdict.sentence())
 
-    def _prepare(
-        self, raw: NDArray[np.float32], grid: SampleGrid, factor: int, resolution: Triple
-    ) -> tuple[Framed, Framed]:
+    def _prepare(self, raw: NDArray[np.float32], grid: SampleGrid) -> tuple[Framed, Framed]:
+        """Bring sample and template (both asr) to the resolution of the alignment and even them out."""
+        coarser = _factor(grid.resolution_asr_um, self.options.align_um)
         known = None
         if self.mask is not None:
-            known = grid.to_asr.array(resample_volume(self.mask, grid) > 0.5)
-        sections = grid.to_asr.order.index(0)  # the stored first axis is the one along which sections were cut
-        sample = prepare(grid.to_asr.array(raw), grid.resolution_asr_um, sections, known)
-        reference = _block_mean(self.atlas.reference, factor)
-        labelled = _block_mean(self.atlas.annotation > 0, factor) > 0.5
-        template = prepare(reference, resolution, None, labelled)
-        self._check_size(sample, template, resolution)
-        return Framed(sample, grid.resolution_asr_um), Framed(template, resolution)
+            known = block_mean(grid.to_asr.array(resample_volume(self.mask, grid)), coarser) > 0.5
+        sections = grid.to_asr.order.index(
+            0
+        )  # the stored first axis is the one along which sections were cut
+        voxel = _scaled(grid.resolution_asr_um, coarser)
+        sample = Framed(prepare(block_mean(raw, coarser), voxel, sections, known), voxel)
+        factor = _factor(self.atlas.resolution_um, max(self.options.align_um, self.options.finest_um))
+        labelled = block_mean(self.atlas.annotation > 0, factor) > 0.5
+        voxel = _scaled(self.atlas.resolution_um, factor)
+        template = Framed(prepare(block_mean(self.atlas.reference, factor), voxel, None, labelled), voxel)
+        self._check_size(sample, template)
+        return sample, template
 
-    def _check_size(self, sample: Prepared, template: Prepared, resolution: Triple) -> None:
-        mm3 = float(np.prod(resolution)) / 1e9
-        ratio = sample.mask.sum() / template.mask.sum()
-        if not _SIZE_LIMITS[0] <= ratio <= _SIZE_LIMITS[1]:
+    def _check_size(self, sample: Framed, template: Framed) -> None:
+        found, expected = sample.tissue_mm3, template.tissue_mm3
+        if not _SIZE_LIMITS[0] <= found / expected <= _SIZE_LIMITS[1]:
             raise DataError(
-                f"{self.volume.name} shows {sample.mask.sum() * mm3:.3g} mm3 of tissue, the atlas "
-                f"{self.atlas.label} has {template.mask.sum() * mm3:.3g} mm3: it is not a whole brain of this species, "
-                "or the voxel size is wrong; register with the right voxel size and atlas, or work without an atlas"
+                f"{self.volume.name} shows {found:.3g} mm3 of tissue, the atlas {self.atlas.label} has "
+                f"{expected:.3g} mm3: it is not a whole brain of this species, or the voxel size is wrong; give the "
+                "right voxel size or atlas, or work without an atlas"
             )
 
     def _write_images(
         self,
         grid: SampleGrid,
-        annotation: NDArray[np.uint32],
-        hemispheres: NDArray[np.uint8],
+        annotation_asr: NDArray[np.uint32],
+        hemispheres_asr: NDArray[np.uint8],
         in_atlas: NDArray[np.float32],
-        resolution: Triple,
     ) -> None:
         from brainmap.volume import write_volume
 
-        for name, labels in (("annotation", annotation), ("hemispheres", hemispheres)):
+        back = axis_map(ATLAS_ORIENTATION, grid.orientation)
+        labels: dict[str, NDArray[Any]] = {"annotation": annotation_asr, "hemispheres": hemispheres_asr}
+        for name, values in labels.items():
             write_volume(
                 self.folder / f"{name}.ome.zarr",
-                labels,
+                np.ascontiguousarray(back.array(values)),
                 grid.resolution_um,
                 orientation=grid.orientation,
                 origin_um=grid.origin_um,
@@ -423,9 +442,9 @@ class _Run:
         write_volume(
             self.folder / "sample_in_atlas.ome.zarr",
             in_atlas,
-            resolution,
+            grid.resolution_asr_um,
             orientation=ATLAS_ORIENTATION,
-            origin_um=tuple(r / 2 for r in resolution),
+            origin_um=tuple(r / 2 for r in grid.resolution_asr_um),
         )
 
 
@@ -442,21 +461,17 @@ class _Clock:
         self._last = now_
 
 
-def _template_factor(resolution: Triple, finest_um: float) -> int:
-    return max(1, round(finest_um / min(resolution)))
+def _factor(resolution: Triple, finest_um: float) -> int:
+    """Return the whole number of voxels to merge so that none is finer than `finest_um` (to a fifth)."""
+    return max(1, math.ceil(0.8 * finest_um / min(resolution)))
 
 
 def _scaled(resolution: Triple, factor: int) -> Triple:
     return resolution[0] * factor, resolution[1] * factor, resolution[2] * factor
 
 
-def _block_mean(array: NDArray[Any], factor: int) -> NDArray[np.float32]:
-    """Mean over cubes of `factor` voxels; the array is padded with zeros to whole cubes."""
-    if factor == 1:
-        return array.astype(np.float32)
-    padded = np.pad(array, [(0, -n % factor) for n in array.shape])
-    blocks = padded.reshape([v for n in padded.shape for v in (n // factor, factor)])
-    return blocks.mean(axis=(1, 3, 5), dtype=np.float32)
+def _labelled_mm3(labels: NDArray[np.uint32], resolution: Triple) -> float:
+    return float(np.count_nonzero(labels)) * float(np.prod(resolution)) / 1e9
 
 
 def _described(volume: Volume) -> dict[str, Any]:

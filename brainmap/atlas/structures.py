@@ -110,7 +110,9 @@ class Structures:
             found = int(self.rows_of(np.int64(structure)))
             if found >= 0:
                 return found
-        raise UsageError(f"the atlas has no structure {structure!r}: give an id or an acronym of its ontology")
+        raise UsageError(
+            f"the atlas has no structure {structure!r}: give an id or an acronym of its ontology"
+        )
 
     def path(self, structure: str | int) -> tuple[int, ...]:
         """Ids from the root to the structure."""
@@ -161,8 +163,12 @@ def _check_ids(ids: Ids, paths: list[list[int]], where: str) -> None:
     known = {int(i): path for i, path in zip(ids, paths, strict=True)}
     for identifier, path in known.items():
         if not path or path[-1] != identifier:
-            raise DataError(f"{where}: the structure_id_path of structure {identifier} does not end with itself")
+            raise DataError(
+                f"{where}: the structure_id_path of structure {identifier} does not end with itself"
+            )
         if len(path) > 1 and known.get(path[-2], [])[-1:] != path[-2:-1]:
-            raise DataError(f"{where}: structure {identifier} has parent {path[-2]}, which is not in the ontology")
+            raise DataError(
+                f"{where}: structure {identifier} has parent {path[-2]}, which is not in the ontology"
+            )
         if len(path) > 1 and known[path[-2]] != path[:-1]:
             raise DataError(f"{where}: the structure_id_path of {identifier} contradicts that of its parent")

@@ -17,7 +17,7 @@ from brainmap.atlas.atlas import Atlas
 from brainmap.atlas.grid import SampleGrid
 from brainmap.atlas.quality import Quality, mutual_information
 from brainmap.atlas.transforms import Transforms
-from brainmap.coords import atlas_um_to_index, axis_map, edge_um_to_vox, vox_to_edge_um
+from brainmap.coords import atlas_um_to_index, edge_um_to_vox, vox_to_edge_um
 
 __all__ = ["bring_to_atlas", "bring_to_sample", "measure"]
 
@@ -28,13 +28,13 @@ Shape = tuple[int, int, int]
 def bring_to_sample(
     transforms: Transforms, grid: SampleGrid, atlas: Atlas
 ) -> tuple[NDArray[np.uint32], NDArray[np.uint8]]:
-    """Annotation and hemispheres of every voxel of the registration grid, in the sample's own axes.
+    """Annotation and hemispheres of every voxel of the registration grid, brought to asr.
 
     Returns
     -------
-    annotation : uint32 array of ``grid.shape``
+    annotation : uint32 array of ``grid.shape_asr``
         Id of the atlas voxel in which the grid voxel's centre lies; 0 outside.
-    hemispheres : uint8 array of ``grid.shape``
+    hemispheres : uint8 array of ``grid.shape_asr``
         1 left, 2 right, 0 outside the atlas's box.
     """
     annotation = np.zeros(grid.shape_asr, dtype=np.uint32)
@@ -46,12 +46,15 @@ def bring_to_sample(
         plane = (-1, *grid.shape_asr[1:])
         annotation[z] = np.where(inside, atlas.annotation[i, j, k], 0).reshape(plane)
         hemispheres[z] = np.where(inside, atlas.hemispheres[i, j, k], 0).reshape(plane)
-    back = axis_map("asr", grid.orientation)
-    return np.ascontiguousarray(back.array(annotation)), np.ascontiguousarray(back.array(hemispheres))
+    return annotation, hemispheres
 
 
 def bring_to_atlas(
-    sample_asr: NDArray[np.float32], voxel_um: Triple, transforms: Transforms, shape: Shape, resolution_um: Triple
+    sample_asr: NDArray[np.float32],
+    voxel_um: Triple,
+    transforms: Transforms,
+    shape: Shape,
+    resolution_um: Triple,
 ) -> NDArray[np.float32]:
     """Sample the image (asr, on the registration grid) at every voxel of the template's grid; linear, 0 outside."""
     out = np.zeros(shape, dtype=np.float32)
@@ -61,9 +64,7 @@ def bring_to_atlas(
     return out
 
 
-def measure(
-    template: Framed, sample: Framed, transforms: Transforms, annotation_asr: NDArray[np.uint32]
-) -> Quality:
+def measure(template: Framed, sample: Framed, transforms: Transforms, labelled_mm3: float) -> Quality:
     """Compute the quality numbers; see `Quality`.
 
     Parameters
@@ -71,8 +72,8 @@ def measure(
     template, sample : Framed
         The images that were registered, asr.
     transforms : Transforms
-    annotation_asr : uint32 array
-        The annotation warped to the sample, asr.
+    labelled_mm3 : float
+        Volume of the annotation warped to the sample.
     """
     mask = template.prepared.mask
     places = np.argwhere(mask)[:: max(1, int(mask.sum()) // 400_000)]
@@ -85,7 +86,6 @@ def measure(
     returned = transforms.to_sample_edge_um(transforms.to_atlas_um(moved)) - moved
     scales = np.linalg.svd(transforms.affine[0], compute_uv=False)
     jacobian = _jacobian_in_tissue(template, transforms)
-    tissue = float(sample.prepared.mask.sum())
     return Quality(
         mutual_information_before=mutual_information(values, before),
         mutual_information_after=mutual_information(values, after),
@@ -95,7 +95,7 @@ def measure(
         jacobian_p99=float(np.percentile(jacobian, 99)),
         jacobian_max=float(jacobian.max()),
         folded_share=float((jacobian <= 0).mean()),
-        volume_ratio=float((annotation_asr > 0).sum()) / tissue,
+        volume_ratio=labelled_mm3 / sample.tissue_mm3,
         affine_scale_min=float(scales.min()),
         affine_scale_max=float(scales.max()),
         round_trip_p95_um=float(np.percentile(np.linalg.norm(returned, axis=1), 95)),
@@ -112,7 +112,9 @@ def _planes(shape: Shape, voxel_um: Triple) -> Iterator[tuple[slice, NDArray[np.
         yield slab, vox_to_edge_um(index, voxel_um)
 
 
-def _sampled(image: NDArray[np.float32], points_um: NDArray[np.float64], voxel_um: Triple) -> NDArray[np.float32]:
+def _sampled(
+    image: NDArray[np.float32], points_um: NDArray[np.float64], voxel_um: Triple
+) -> NDArray[np.float32]:
     return ndimage.map_coordinates(image, edge_um_to_vox(points_um, voxel_um).T, order=1, mode="constant")
 
 

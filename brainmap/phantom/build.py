@@ -38,8 +38,8 @@ class Recipe:
 
 
 SIZES = {
-    "demo": Recipe((216, 410, 510), (5.0, 2.0, 2.0), 100.0, 10.0, 1.25),
-    "tiny": Recipe((110, 206, 256), (5.0, 2.0, 2.0), 50.0, 8.0, 1.5),
+    "demo": Recipe((202, 410, 510), (5.0, 2.0, 2.0), 100.0, 10.0, 1.25),
+    "tiny": Recipe((101, 206, 256), (5.0, 2.0, 2.0), 50.0, 8.0, 1.5),
 }
 
 
@@ -109,7 +109,7 @@ def write_phantom(folder: str | Path, seed: int = 0, size: str = "demo") -> Phan
     seed : int
         Fixes cells, warp, texture and noise. The atlas is the same for all seeds.
     size : {"demo", "tiny"}
-        demo: 45 Mvox per channel, about 3,000 cells; tiny: 6 Mvox, a few hundred cells, for tests.
+        demo: 42 Mvox per channel, about 3,400 cells; tiny: 5 Mvox, a few hundred cells, for tests.
 
     Raises
     ------

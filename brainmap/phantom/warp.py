@@ -48,15 +48,23 @@ class SmoothWarp:
     def random(
         cls, rng: np.random.Generator, orientation: str, extent_um: tuple[float, float, float], atlas_um: Floats
     ) -> SmoothWarp:
-        """Draw a mild warp: up to 4 degrees, 4 % scale, and bumps of about 2 % of the brain's length."""
+        """Draw a mild warp: up to 4 degrees, 4 % scale, and bumps of about 1.4 % of the brain's length.
+
+        The sample's faces that cut through tissue (the posterior one) stay inside the atlas's field, so that every
+        cell has a place in the atlas.
+        """
         size = float(np.mean(extent_um))
-        angles = rng.uniform(-1, 1, 3) * np.deg2rad([3.0, 4.0, 2.5])
-        linear = _rotation(angles) @ np.diag(1.0 + rng.uniform(-0.04, 0.04, 3))
         inner = np.asarray(axis_map(orientation, ATLAS_ORIENTATION).sequence(extent_um)) * 0.32
-        centres = rng.uniform(-1, 1, (10, 3)) * inner
-        pushes = rng.normal(0, 0.014 * size, (10, 3))
-        shift = rng.uniform(-0.012, 0.012, 3) * size
-        return cls(orientation, extent_um, linear, np.asarray(atlas_um) / 2 + shift, centres, pushes, 0.2 * size)
+        corners = np.array(list(np.ndindex(2, 2, 2))) * extent_um
+        while True:
+            angles = rng.uniform(-1, 1, 3) * np.deg2rad([3.0, 4.0, 2.5])
+            linear = _rotation(angles) @ np.diag(1.0 + rng.uniform(-0.04, 0.04, 3))
+            centres = rng.uniform(-1, 1, (10, 3)) * inner
+            pushes = rng.normal(0, 0.014 * size, (10, 3))
+            target = np.asarray(atlas_um) / 2 + (rng.uniform(-0.012, 0.012, 3) + [-0.02, 0.0, 0.0]) * size
+            warp = cls(orientation, extent_um, linear, target, centres, pushes, 0.2 * size)
+            if warp.to_atlas_um(corners)[:, 0].max() < atlas_um[0]:
+                return warp
 
     def to_atlas_um(self, points_um: ArrayLike) -> Floats:
         """Map sample points (N, 3), um from the sample's outer corner along its own axes, to atlas um."""

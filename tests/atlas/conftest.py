@@ -14,11 +14,41 @@ import tifffile
 BIG_ID = 614_454_277
 
 RECORDS: list[dict[str, Any]] = [
-    {"id": 997, "acronym": "root", "name": "root", "structure_id_path": [997], "rgb_triplet": [255, 255, 255]},
-    {"id": 8, "acronym": "grey", "name": "Grey, matter", "structure_id_path": [997, 8], "rgb_triplet": [1, 2, 3]},
-    {"id": 11, "acronym": "CTX", "name": "Cortex", "structure_id_path": [997, 8, 11], "rgb_triplet": [9, 9, 9]},
-    {"id": BIG_ID, "acronym": "BIG", "name": "Big", "structure_id_path": [997, 8, BIG_ID], "rgb_triplet": [5, 5, 5]},
-    {"id": 73, "acronym": "VS", "name": "ventricles", "structure_id_path": [997, 73], "rgb_triplet": [7, 7, 7]},
+    {
+        "id": 997,
+        "acronym": "root",
+        "name": "root",
+        "structure_id_path": [997],
+        "rgb_triplet": [255, 255, 255],
+    },
+    {
+        "id": 8,
+        "acronym": "grey",
+        "name": "Grey, matter",
+        "structure_id_path": [997, 8],
+        "rgb_triplet": [1, 2, 3],
+    },
+    {
+        "id": 11,
+        "acronym": "CTX",
+        "name": "Cortex",
+        "structure_id_path": [997, 8, 11],
+        "rgb_triplet": [9, 9, 9],
+    },
+    {
+        "id": BIG_ID,
+        "acronym": "BIG",
+        "name": "Big",
+        "structure_id_path": [997, 8, BIG_ID],
+        "rgb_triplet": [5, 5, 5],
+    },
+    {
+        "id": 73,
+        "acronym": "VS",
+        "name": "ventricles",
+        "structure_id_path": [997, 73],
+        "rgb_triplet": [7, 7, 7],
+    },
 ]
 
 SHAPE = (8, 6, 10)
@@ -34,7 +64,7 @@ def small_annotation() -> np.ndarray:
     return ids
 
 
-@pytest.fixture()
+@pytest.fixture
 def write_atlas(tmp_path: Path) -> Callable[..., Path]:
     """Return a function that writes an atlas folder; keywords replace its parts."""
 

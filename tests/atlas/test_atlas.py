@@ -33,7 +33,8 @@ def test_opens_a_folder_and_reads_arrays_lazily(write_atlas: WriteAtlas) -> None
     (folder / "reference.tiff").write_bytes(b"not a tiff")
     atlas = Atlas.open(folder)  # the ontology needs no image
     assert atlas.structures.acronym == ("root", "grey", "CTX", "BIG", "VS")
-    assert atlas.shape == (8, 6, 10) and atlas.resolution_um == (100, 100, 100)
+    assert atlas.shape == (8, 6, 10)
+    assert atlas.resolution_um == (100, 100, 100)
     assert atlas.extent_um == (800, 600, 1000)
     assert (atlas.name, atlas.label, atlas.orientation) == ("tiny_100um_v1.0", "tiny_100um", "asr")
     with pytest.raises(DataError, match=r"reference\.tiff cannot be read"):
@@ -43,7 +44,8 @@ def test_opens_a_folder_and_reads_arrays_lazily(write_atlas: WriteAtlas) -> None
 def test_large_ids_survive(write_atlas: WriteAtlas) -> None:
     atlas = Atlas.open(write_atlas())
     region, _ = atlas.lookup([[450.0, 150.0, 150.0]])
-    assert region.dtype == np.int64 and region[0] == BIG_ID
+    assert region.dtype == np.int64
+    assert region[0] == BIG_ID
 
 
 def test_lookup_outside_edges_and_nan(write_atlas: WriteAtlas) -> None:
@@ -67,7 +69,8 @@ def test_lookup_outside_edges_and_nan(write_atlas: WriteAtlas) -> None:
 def test_brainglobe_rule_of_hemispheres(write_atlas: WriteAtlas, n: int, right: int) -> None:
     ids = np.full((2, 2, n), 997, dtype=np.uint32)
     volume = Atlas.open(write_atlas(annotation=ids)).hemispheres
-    assert (volume[0, 0] == 2).sum() == right and (volume[1, 1, :right] == 2).all()
+    assert (volume[0, 0] == 2).sum() == right
+    assert (volume[1, 1, :right] == 2).all()
     assert (volume[0, 0, right:] == 1).all()
 
 
@@ -82,7 +85,9 @@ def test_own_hemisphere_volume_wins(write_atlas: WriteAtlas) -> None:
 def test_other_orientations_are_brought_to_asr(write_atlas: WriteAtlas) -> None:
     expected = Atlas.open(write_atlas()).annotation
     stored = expected[::-1, :, ::-1].transpose(2, 0, 1)  # stored axes: left-right, posterior-anterior, s-i
-    atlas = Atlas.open(write_atlas(folder="other", annotation=np.ascontiguousarray(stored), orientation="lps"))
+    atlas = Atlas.open(
+        write_atlas(folder="other", annotation=np.ascontiguousarray(stored), orientation="lps")
+    )
     np.testing.assert_array_equal(atlas.annotation, expected)
     assert atlas.shape == expected.shape
 
@@ -103,7 +108,9 @@ def test_brainglobe_configuration_and_home_are_searched(write_atlas: WriteAtlas,
     write_atlas(folder="configured/one_v1.0")
     write_atlas(folder="home/.brainglobe/two_v1.0")
     (tmp_path / "config").mkdir()
-    (tmp_path / "config" / "bg_config.conf").write_text(f"[default_dirs]\nbrainglobe_dir = {tmp_path}/configured\n")
+    (tmp_path / "config" / "bg_config.conf").write_text(
+        f"[default_dirs]\nbrainglobe_dir = {tmp_path}/configured\n"
+    )
     assert Atlas.open("one").name == "one_v1.0"
     assert Atlas.open("two").name == "two_v1.0"
 
@@ -188,7 +195,9 @@ def test_few_unknown_ids_count_as_outside(write_atlas: WriteAtlas, caplog: pytes
 
 def test_pickle_leaves_the_arrays_behind(write_atlas: WriteAtlas) -> None:
     atlas = Atlas.open(write_atlas())
-    assert atlas.annotation.any() and atlas.hemispheres.any() and atlas.reference.any()
+    assert atlas.annotation.any()
+    assert atlas.hemispheres.any()
+    assert atlas.reference.any()
     again = pickle.loads(pickle.dumps(atlas))
     assert "annotation" not in again.__dict__
     np.testing.assert_array_equal(again.annotation, atlas.annotation)
@@ -223,7 +232,8 @@ def test_bad_ontologies(write_atlas: WriteAtlas, records: list, message: str) ->
 
 def test_real_atlas_rolls_up(brainmap_data: Path) -> None:
     atlas = Atlas.open(brainmap_data / "atlases" / "allen_mouse_100um_v1.2")
-    assert len(atlas.structures) == 1327 and atlas.annotation.max() == BIG_ID
+    assert len(atlas.structures) == 1327
+    assert atlas.annotation.max() == BIG_ID
     rows = atlas.structures.rows_of(atlas.annotation)
     direct = np.bincount(rows[rows >= 0], minlength=len(atlas.structures))
     total = atlas.structures.roll_up(direct)

@@ -16,7 +16,7 @@ from brainmap.errors import DataError
 BIG_ID = 614_454_277
 
 
-@pytest.fixture()
+@pytest.fixture
 def atlas(write_atlas: Callable[..., Path]) -> Atlas:
     return Atlas.open(write_atlas())
 
@@ -99,7 +99,8 @@ def test_volumes_and_densities(atlas: Atlas) -> None:
     assert table.select("BIG")["volume_direct_mm3"] == pytest.approx(voxels * 1e-3)
     row = table.select("BIG", "left")
     assert row["density_per_mm3"] == pytest.approx(row["count"] / row["volume_mm3"])
-    assert np.isnan(table["volume_mm3"][0]) and np.isnan(table["density_per_mm3"][0])
+    assert np.isnan(table["volume_mm3"][0])
+    assert np.isnan(table["density_per_mm3"][0])
 
 
 def test_volume_of_a_part(atlas: Atlas) -> None:
@@ -118,7 +119,9 @@ def test_csv_is_exactly_the_contract(atlas: Atlas, tmp_path: Path) -> None:
     with (tmp_path / "regions.csv").open(newline="") as stream:
         rows = list(csv.DictReader(stream))
     assert (tmp_path / "regions.csv").read_text().splitlines()[0] == ",".join(COLUMNS)
-    assert rows[0]["region_id"] == "0" and rows[0]["acronym"] == "outside" and rows[0]["volume_mm3"] == ""
+    assert rows[0]["region_id"] == "0"
+    assert rows[0]["acronym"] == "outside"
+    assert rows[0]["volume_mm3"] == ""
     assert {"Grey, matter"} <= {row["name"] for row in rows}
     big = [row for row in rows if row["region_id"] == str(BIG_ID)]
     assert [row["hemisphere"] for row in big] == ["left", "right", "both"]
