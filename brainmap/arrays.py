@@ -12,6 +12,7 @@ import importlib.util
 import itertools
 import json
 import logging
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,13 +126,24 @@ class _CheckedStore(WrapperStore[Store]):
 
     The Blosc decoder does not know how long its input is: without this check a truncated chunk could
     decode to garbage. And a web server that ignores byte ranges sends whole shards for each chunk.
+
+    Attributes
+    ----------
+    blosc_chunks : bool
+        Whether every stored file is one Blosc frame.
+    nested : bool
+        Whether chunk keys 0.1.2 of the metadata are stored as 0/1/2.
     """
 
     blosc_chunks = False
+    nested = False
 
     async def get(
         self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
     ) -> Buffer | None:
+        if self.nested:
+            folder, slash, name = key.rpartition("/")
+            key = key if name.startswith(".") else folder + slash + name.replace(".", "/")
         buffer = await self._store.get(key, prototype, byte_range)
         if buffer is None:
             return None
@@ -159,10 +171,10 @@ def _check_blosc_length(buffer: Buffer) -> None:
         raise ValueError(f"{len(buffer)} bytes are stored where {announced} should be")
 
 
-def _fetch(location: str, key: str, limit: int | None = None) -> bytes | None:
+def _fetch(location: str, key: str, limit: int | None = None, store: Store | None = None) -> bytes | None:
     """Stored bytes under a key (at most the first `limit`), or None if there are none."""
     wanted = None if limit is None else RangeByteRequest(0, limit)
-    store = _store(location)
+    store = store or _store(location)
     try:
         buffer = sync(store.get(key, prototype=default_buffer_prototype(), byte_range=wanted))
     except Exception as error:  # aiohttp, botocore, OSError: whatever the transport raises
@@ -260,6 +272,23 @@ class ZarrReader:
         self.location, self.path = location, path
         self._array = _open_zarr(location, path, zarr_format)
         self.info = self._describe()
+        if zarr_format == 2 and self._is_nested():
+            log.warning("%s: its chunks lie in nested folders, which its metadata does not say", self._name())
+            self._array.store.nested = True
+
+    def _is_nested(self) -> bool:
+        """Old writers stored chunks as 0/1/2 without saying so: they would all seem to be missing."""
+        document = _document(self.location, self._key(".zarray")) or {}
+        if "dimension_separator" in document or len(self.info.shape) == 1:
+            return False
+        keys = [self._key(key) for key in self._sample_keys(8)]
+        if any(_fetch(self.location, key, limit=1) is not None for key in keys):
+            return False
+        nested = [self._key(key.replace(".", "/")) for key in self._sample_keys(8)]
+        return any(_fetch(self.location, key, limit=1) is not None for key in nested)
+
+    def _key(self, name: str) -> str:
+        return f"{self.path}/{name}" if self.path else name
 
     def _describe(self) -> ArrayInfo:
         array = self._array
@@ -297,9 +326,11 @@ class ZarrReader:
                 self._array[region]
             except Exception as chunk_error:
                 corners = ", ".join(f"{r.start}:{r.stop}" for r in region)
+                # The disk or network fails with OSError, a codec with anything else.
+                fault = "cannot be read" if isinstance(chunk_error, OSError) else "is damaged or truncated"
                 return DataError(
-                    f"{self._name()}: chunk {'/'.join(map(str, chunk))} (region {corners}) is damaged or "
-                    f"truncated: {_first_line(chunk_error)}"
+                    f"{self._name()}: chunk {'/'.join(map(str, chunk))} (region {corners}) {fault}: "
+                    f"{_first_line(chunk_error)}"
                 )
         region_text = ", ".join(f"{a}:{b}" for a, b in ranges)
         return DataError(f"{self._name()}: region {region_text} cannot be read: {_first_line(error)}")
@@ -309,14 +340,16 @@ class ZarrReader:
 
     def samples(self, count: int) -> Iterator[tuple[str, bytes | None]]:
         """See `Reader.samples`."""
+        for key in self._sample_keys(count):
+            yield key, _fetch(self.location, self._key(key), limit=1 << 15, store=self._array.store)
+
+    def _sample_keys(self, count: int) -> list[str]:
         file_shape = self.info.shards or self.info.chunks
         grid = [-(-n // c) for n, c in zip(self.info.shape, file_shape, strict=True)]
-        total = int(np.prod(grid))
-        for flat in np.unique(np.linspace(0, total - 1, min(count, total)).round().astype(int)):
-            coords = tuple(int(i) for i in np.unravel_index(flat, grid))
-            key = self._array.metadata.encode_chunk_key(coords)
-            full_key = f"{self.path}/{key}" if self.path else key
-            yield key, _fetch(self.location, full_key, limit=1 << 15)
+        total = math.prod(grid)
+        chosen = np.unique(np.linspace(0, total - 1, min(count, total)).round().astype(np.int64))
+        corners = [tuple(int(i) for i in np.unravel_index(flat, grid)) for flat in chosen]
+        return [self._array.metadata.encode_chunk_key(corner) for corner in corners]
 
 
 def _open_zarr(location: str, path: str, zarr_format: ZarrFormat) -> Any:

@@ -313,7 +313,8 @@ def regions(
     """Count a run's cells per region again, e.g. after a better registration."""
     from brainmap.pipeline import recount
 
-    typer.echo(str(recount(run, registration)))
+    table = recount(run, registration)
+    typer.echo(f"{run / 'regions.csv'}  {int(table['count'][0])} cells outside the atlas")
 
 
 @command("view")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import logging
+import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -240,13 +241,17 @@ def _write_all_points(run: Path, path: Path, regions: list[dict[str, Any]]) -> N
 
 
 def _atlas_resolution(run: Path, meta: dict[str, Any]) -> npt.NDArray[np.float64]:
-    atlas = meta.get("atlas")
-    resolution = atlas.get("resolution_um") if isinstance(atlas, dict) else None
-    if resolution is None:
+    """Voxel size of the atlas, um, shape (3,) or (1,): as the table names it, or by the atlas's name."""
+    named = meta.get("atlas_resolution_um")
+    if named is None:
+        # BrainGlobe names carry the resolution: allen_mouse_50um_v1.2.
+        found = re.search(r"_(\d+(?:\.\d+)?)um(?:_|$)", str(meta.get("atlas")))
+        named = [float(found[1])] if found else None
+    if named is None:
         raise DataError(
             f"{points_path(run)} does not name the resolution of its atlas, which this export needs"
         )
-    return np.asarray(resolution, dtype=np.float64)
+    return np.asarray(named, dtype=np.float64)
 
 
 def _read_regions(path: Path) -> list[dict[str, Any]]:

@@ -101,9 +101,10 @@ def levels_of(image: Multiscale, infos: list[ArrayInfo], voxel_um: Triple | None
     """Join metadata and arrays; a given voxel size of level 0 overrides the metadata's."""
     shapes = [_spatial(image.axes, info.shape) for info in infos]
     first = image.datasets[0]
-    levels = []
+    levels: list[Level] = []
     for declared, info, shape in zip(image.datasets, infos, shapes, strict=True):
         dataset = declared if voxel_um is None else _rescaled(declared, first, voxel_um, shapes[0], shape)
+        dataset = _plausible(dataset, levels[0], shape) if levels else dataset
         assert dataset.scale_um is not None, "parse_multiscale refuses levels without a scale"
         assert dataset.translation_um is not None
         levels.append(
@@ -118,6 +119,26 @@ def levels_of(image: Multiscale, infos: list[ArrayInfo], voxel_um: Triple | None
             )
         )
     return tuple(levels)
+
+
+def _plausible(dataset: Dataset, level0: Level, shape: Shape) -> Dataset:
+    """The level as declared, unless its scale contradicts its shape.
+
+    A frequent mistake is the same scale for all levels. Believed, it would put the tissue of a coarse
+    level into one corner of the brain.
+    """
+    assert dataset.scale_um is not None, "parse_multiscale refuses levels without a scale"
+    for n, voxel, n0, voxel0 in zip(shape, dataset.scale_um, level0.shape, level0.voxel_um, strict=True):
+        if abs(n * voxel - n0 * voxel0) > 2 * max(voxel, voxel0):
+            derived = dataset_from_shape(dataset.path, level0.voxel_um, level0.shape, shape)
+            log.warning(
+                "level %r: its scale %s does not fit its shape %s; %s um taken instead",
+                dataset.path, dataset.scale_um, shape, derived.scale_um,
+            )  # fmt: skip
+            assert derived.translation_um is not None
+            moved = [t + o for t, o in zip(derived.translation_um, level0.origin_um, strict=True)]
+            return Dataset(dataset.path, derived.scale_um, (moved[0], moved[1], moved[2]))
+    return dataset
 
 
 def _rescaled(dataset: Dataset, first: Dataset, voxel_um: Triple, shape0: Shape, shape: Shape) -> Dataset:

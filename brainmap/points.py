@@ -24,7 +24,15 @@ import pyarrow.parquet as pq
 from brainmap.errors import DataError, NotFoundError
 from brainmap.provenance import atomic_path, to_jsonable
 
-__all__ = ["COLUMNS", "Points", "PointsWriter", "iter_points", "points_path", "read_locations"]
+__all__ = [
+    "COLUMNS",
+    "POINTS_PARQUET",
+    "Points",
+    "PointsWriter",
+    "iter_points",
+    "points_path",
+    "read_locations",
+]
 
 POINTS_PARQUET = "points.parquet"
 META_KEY = b"brainmap"

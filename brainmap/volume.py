@@ -223,17 +223,6 @@ class Volume:
             fitting = [i for i, level in enumerate(self.levels) if max(level.voxel_um[1:]) <= um * 1.01]
         return max(fitting, default=0)
 
-    def level_factor(self, level: int) -> Triple:
-        """Voxels of level 0 per voxel of a level, per axis."""
-        fine, coarse = self.voxel_um, self.levels[level].voxel_um
-        return coarse[0] / fine[0], coarse[1] / fine[1], coarse[2] / fine[2]
-
-    def level0_vox(self, index: NDArray[np.float64], axis: int, level: int) -> NDArray[np.float64]:
-        """Level-0 voxel coordinate of indices along one axis of a level (scale and translation applied)."""
-        source = self.levels[level]
-        um = np.asarray(index, dtype=float) * source.voxel_um[axis] + source.origin_um[axis]
-        return (um - self.origin_um[axis]) / self.voxel_um[axis]
-
     def storage_bytes(self, z: slice, y: slice, x: slice, level: int = 0) -> int:
         """Bytes to decode for reading a region: whole chunks, uncompressed, of one channel."""
         region = self._region((z, y, x), level)
@@ -253,7 +242,13 @@ class Volume:
         digest = hashlib.sha256()
         for number, level in enumerate(self.levels):
             digest.update(json.dumps([level.path, level.digest, level.voxel_um, level.origin_um]).encode())
-            for key, stored in self.reader(number).samples(16 if number == 0 else 4):
+            samples = list(self.reader(number).samples(16 if number == 0 else 4))
+            if all(stored is None for _, stored in samples):
+                log.warning(
+                    "%s, level %r: none of %d chunks looked for is stored; is the copy complete?",
+                    self.url, level.path, len(samples),
+                )  # fmt: skip
+            for key, stored in samples:
                 digest.update(key.encode())
                 digest.update(b"missing" if stored is None else hashlib.sha256(stored).digest())
         digest.update(json.dumps([self.channel, self.timepoint]).encode())

@@ -16,7 +16,6 @@ from brainmap.errors import DataError, NotFoundError, UsageError
 from brainmap.exports import EXPORT_NAMES, export_points
 from brainmap.points import Points
 
-RESOLUTION = (50.0, 50.0, 50.0)
 COMMA = "Primary area, layer 1"
 # region_id, acronym, name, left, right: direct counts; volumes.
 REGIONS = [
@@ -42,7 +41,7 @@ def make_run(folder: Path, points: Points | None = None) -> Path:
                 "atlas_x_um": np.array([125.0, 10.0, 60.0, np.nan, 130.0]),
                 "region_id": np.array([9, 9, 0, 0, 9]), "hemisphere": np.array([1, 1, 0, 0, 2], np.int8),
             },
-            {"voxel_um": [5, 2, 2], "atlas": {"name": "test", "resolution_um": list(RESOLUTION)}},
+            {"voxel_um": [5, 2, 2], "atlas": "test_50um_v1.0"},
         )  # fmt: skip
     points.write(folder / "points.parquet")
     with (folder / "regions.csv").open("w", newline="") as file:
@@ -77,7 +76,7 @@ def test_every_kind_goes_to_its_place(run: Path, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", [kind for kind in EXPORT_KINDS if kind != "brainrender"])
 def test_a_run_without_cells_can_be_exported(tmp_path: Path, kind: str) -> None:
-    empty = make_run(tmp_path / "run", Points.empty(meta={"atlas": {"resolution_um": RESOLUTION}}))
+    empty = make_run(tmp_path / "run", Points.empty(meta={"atlas": "test_50um_v1.0"}))
     assert export_points(empty, kind).exists()
 
 
@@ -204,6 +203,13 @@ def test_brainmapper_needs_the_resolution_and_known_regions(tmp_path: Path, run:
     other = make_run(tmp_path / "b", points.with_columns(region_id=np.array([9, 9, 0, 0, 4711])))
     with pytest.raises(DataError, match="has no region 4711"):
         export_points(other, "brainmapper")
+
+
+def test_resolution_that_the_table_names_wins(tmp_path: Path, run: Path) -> None:
+    points = Points.read(run / "points.parquet").with_meta(atlas_resolution_um=[25, 75, 125])
+    folder = export_points(make_run(tmp_path / "a", points), "brainmapper")
+    table = pd.read_csv(folder / "all_points.csv")
+    assert table[[f"coordinate_atlas_axis_{i}" for i in range(3)]].to_numpy()[0].tolist() == [1, 1, 1]
 
 
 def test_unknown_kind_and_run(run: Path, tmp_path: Path) -> None:

@@ -139,9 +139,6 @@ def test_levels_show_the_same_blob_at_the_same_place(method: str, tmp_path: Path
         index = np.array(ndimage.center_of_mass(whole(volume, number)))
         um = index * level.voxel_um + level.origin_um
         np.testing.assert_allclose(um, centre_um, atol=0.5)
-        for axis in range(3):
-            vox = volume.level0_vox(index[axis : axis + 1], axis, number)
-            np.testing.assert_allclose(vox * VOXEL[axis], um[axis])
 
 
 def test_origin_is_kept(tmp_path: Path) -> None:
@@ -248,7 +245,6 @@ def test_choosing_a_level(tmp_path: Path) -> None:
     volume = write_volume(tmp_path / "a.zarr", np.zeros((20, 64, 64), "u1"), (4, 2, 2), levels=4)
     assert [level.voxel_um for level in volume.levels] == [(4, 2, 2), (4, 4, 4), (8, 8, 8), (16, 16, 16)]
     assert [volume.level_near(um) for um in (1, 2, 4, 10, 100)] == [0, 0, 1, 2, 3]
-    assert volume.level_factor(3) == (4, 8, 8)
     thick = write_volume(tmp_path / "b.zarr", np.zeros((4, 64, 64), "u1"), (50, 2, 2), levels=4)
     assert thick.level_near(10) == 2
 
@@ -467,6 +463,36 @@ def test_dot_separators(pixels: NDArray[np.uint16], tmp_path: Path) -> None:
     np.testing.assert_array_equal(whole(Volume.open(tmp_path / "a.zarr")), pixels)
 
 
+def test_nested_chunks_that_the_metadata_does_not_mention(
+    pixels: NDArray[np.uint16], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without a check such a file would read as an empty brain."""
+    write_volume(tmp_path / "a.zarr", pixels, VOXEL, zarr_format=2, levels=1, chunks=(4, 8, 16))
+    file = tmp_path / "a.zarr" / "0" / ".zarray"
+    document = json.loads(file.read_text())
+    del document["dimension_separator"]
+    file.write_text(json.dumps(document))
+    volume = Volume.open(tmp_path / "a.zarr")
+    np.testing.assert_array_equal(whole(volume), pixels)
+    assert "nested folders" in caplog.text
+    volume.fingerprint()
+    assert "is the copy complete" not in caplog.text
+
+
+def test_the_same_scale_for_all_levels_is_not_believed(
+    pixels: NDArray[np.uint16], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    right = write_volume(tmp_path / "a.zarr", pixels, VOXEL, levels=3)
+
+    def flatten(ome: dict[str, Any]) -> None:
+        for dataset in ome["multiscales"][0]["datasets"]:
+            dataset["coordinateTransformations"] = [{"type": "scale", "scale": list(VOXEL)}]
+
+    change_metadata(tmp_path / "a.zarr", flatten)
+    assert Volume.open(tmp_path / "a.zarr").levels == right.levels
+    assert "does not fit its shape" in caplog.text
+
+
 # ---- bad input ----------------------------------------------------------------------------------
 
 
@@ -581,6 +607,28 @@ def test_missing_chunk_is_the_fill_value(layout: str, pixels: NDArray[np.uint16]
     assert values[-1, -1, -1] == 0
     np.testing.assert_array_equal(values[:8], pixels[:8])
     assert volume.fingerprint() == Volume.open(path).fingerprint()
+
+
+def test_a_copy_without_any_chunk_is_suspicious(
+    pixels: NDArray[np.uint16], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    volume = write_volume(tmp_path / "a.zarr", pixels, VOXEL)
+    shutil.rmtree(tmp_path / "a.zarr" / "0" / "c")
+    volume.fingerprint()
+    assert "is the copy complete?" in caplog.text
+
+
+def test_a_chunk_that_the_disk_refuses(
+    pixels: NDArray[np.uint16], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    volume = write_volume(tmp_path / "a.zarr", pixels, VOXEL)
+
+    def refuse(*args: Any, **options: Any) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr("zarr.storage._local._get", refuse)
+    with pytest.raises(DataError, match=r"chunk 0/0/0 .* cannot be read: .*Input/output error"):
+        whole(volume)
 
 
 @pytest.mark.parametrize(

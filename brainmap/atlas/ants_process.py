@@ -178,7 +178,8 @@ def run_stage(
     if done.returncode != 0:
         words = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]
         raise DataError(
-            f"the registration failed in ANTs (exit status {done.returncode}): {' / '.join(words[-3:]) or 'no output'}"
+            f"the registration failed in ANTs (exit status {done.returncode}): "
+            f"{' / '.join(words[-3:]) or 'no output'}"
         )
     return sorted(path for path in prefix.parent.iterdir() if path.name.startswith(prefix.name))
 

@@ -112,8 +112,8 @@ class Atlas:
         stored = self._array("annotation")
         if stored.dtype.kind not in "iu":
             raise DataError(
-                f"{self.files.where('annotation')}: ids are stored as {stored.dtype}, which cannot hold every "
-                "id exactly; the annotation must be an integer image"
+                f"{self.files.where('annotation')}: ids are stored as {stored.dtype}, which cannot hold "
+                "every id exactly; the annotation must be an integer image"
             )
         if stored.dtype != np.uint32 and stored.size and (stored.min() < 0 or stored.max() > 2**32 - 1):
             raise DataError(f"{self.files.where('annotation')}: ids must lie between 0 and 4294967295")
@@ -121,7 +121,7 @@ class Atlas:
 
     @cached_property
     def hemispheres(self) -> NDArray[np.uint8]:
-        """1 = left, 2 = right, 0 = neither, (z, y, x), asr: the atlas's own volume, or the BrainGlobe rule."""
+        """1 = left, 2 = right, 0 = neither, (z, y, x), asr: from the atlas, or by the BrainGlobe rule."""
         if self.files.has("hemispheres"):
             return self._array("hemispheres").astype(np.uint8)
         return np.broadcast_to(self._hemisphere_of_column, self.shape)
@@ -156,7 +156,7 @@ class Atlas:
         return region, hemisphere
 
     def fingerprint_parts(self) -> dict[str, Any]:
-        """What identifies this atlas in a run record: name, grid, and a hash of the files' sizes and ontology."""
+        """What identifies this atlas in a run record, without reading its images."""
         return {
             "name": self.name,
             "shape": self.shape,

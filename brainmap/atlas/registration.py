@@ -214,7 +214,8 @@ class Registration:
         if not same:
             raise UsageError(
                 f"the registration {self.folder} does not belong to {volume.name}: it is of an image of "
-                f"{_size(grid)} starting at {_start(grid)} um, this one has {_size(other)} starting at {_start(other)} um"
+                f"{_size(grid)} starting at {_start(grid)} um, this one has {_size(other)} starting at "
+                f"{_start(other)} um"
             )
         if other.orientation != grid.orientation:
             raise UsageError(

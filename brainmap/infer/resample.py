@@ -41,10 +41,8 @@ class AxisOperator:
         return AxisOperator(self.index[span], self.weight[span])
 
     def add(self, out: NDArray[np.float32], values: NDArray[np.generic], first: int, axis: int) -> None:
-        """Add the share of the inputs [first, first + n) to the outputs, along an axis of 3-D arrays."""
-        before = (slice(None),) * axis
-        shape = [1, 1, 1]
-        shape[axis] = -1
+        """Add the share of the inputs [first, first + n) to the outputs, along an axis of 2-D arrays."""
+        shape = (-1, 1) if axis == 0 else (1, -1)
         for t in range(self.index.shape[1]):
             where = self.index[:, t] - first
             lo, hi = np.searchsorted(where, (0, values.shape[axis]))
@@ -54,7 +52,10 @@ class AxisOperator:
                 continue
             target = slice(lo, hi) if len(used) == hi - lo else used
             part = _along(values, where[used], axis) * self.weight[used, t].reshape(shape)
-            out[(*before, target)] += part
+            if axis == 0:
+                out[target] += part
+            else:
+                out[:, target] += part
 
 
 def _along(values: NDArray[np.generic], where: NDArray[np.int64], axis: int) -> NDArray[np.generic]:
@@ -123,15 +124,17 @@ def resample_band(
     rows, columns : AxisOperator
         Of the slab's net rows and columns.
     """
-    means = _group_means(raw, grid.group)
-    k = z[0] // grid.group - k0
     touched = _touched(rows, first_row, raw.shape[1])
     part = rows.rows(touched)
     if len(part.index) == 0:
         return
-    narrow = np.zeros((len(means), len(part.index), means.shape[2]), np.float32)
-    part.add(narrow, means, first_row, axis=1)
-    columns.add(out[k : k + len(means), touched], narrow, columns.span[0], axis=2)
+    k = z[0] // grid.group - k0
+    # Slice by slice: the intermediate images stay in the processor's cache.
+    for i, start in enumerate(range(0, len(raw), grid.group)):
+        mean = _mean(raw[start : start + grid.group])
+        narrow = np.zeros((len(part.index), raw.shape[2]), np.float32)
+        part.add(narrow, mean, first_row, axis=0)
+        columns.add(out[k + i, touched], narrow, columns.span[0], axis=1)
 
 
 def _touched(rows: AxisOperator, first: int, count: int) -> slice:
@@ -141,17 +144,12 @@ def _touched(rows: AxisOperator, first: int, count: int) -> slice:
     return slice(int(where[0]), int(where[-1]) + 1) if len(where) else slice(0, 0)
 
 
-def _group_means(raw: NDArray[np.generic], group: int) -> NDArray[np.generic]:
-    """Means of consecutive slices; the last group may be shorter."""
-    if group == 1:
-        return raw
-    kind = np.uint32 if raw.dtype.kind == "u" and raw.dtype.itemsize <= 2 else np.float32
-    whole = len(raw) // group
-    total = np.zeros((-(-len(raw) // group), *raw.shape[1:]), kind)
-    for phase in range(group):
-        part = raw[phase::group]
-        total[: len(part)] += part
-    means = total * np.float32(1 / group)
-    if whole < len(total):
-        means[-1] = total[-1] * np.float32(1 / (len(raw) - whole * group))
-    return means.astype(np.float32, copy=False)
+def _mean(slices: NDArray[np.generic]) -> NDArray[np.generic]:
+    """Mean of a group of slices, shape (rows, columns)."""
+    if len(slices) == 1:
+        return slices[0]
+    exact = slices.dtype.kind == "u" and slices.dtype.itemsize <= 2
+    total = slices[0].astype(np.uint32 if exact else np.float32)
+    for more in slices[1:]:
+        total += more if exact else more.astype(np.float32)
+    return total * np.float32(1 / len(slices))

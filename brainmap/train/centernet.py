@@ -66,12 +66,44 @@ def _conv(c_in: int, c_out: int, kernel: int = 3) -> nn.Sequential:
     )
 
 
+def _corners(channels: int) -> Tensor:
+    """Kernels (4 channels, 1, 2, 2) that each pick one pixel of a 2 x 2 square."""
+    return torch.eye(4).reshape(4, 1, 2, 2).repeat(channels, 1, 1, 1)
+
+
+class _Fold(nn.Module):
+    """`PixelUnshuffle(2)` as a convolution, because the former is exported with the image size fixed."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.channels = channels
+        self.register_buffer("kernel", _corners(channels), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.conv2d(x, self.kernel, stride=2, groups=self.channels)
+
+
+class _Unfold(_Fold):
+    """`PixelShuffle(2)` as a transposed convolution, for the same reason."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.conv_transpose2d(x, self.kernel, stride=2, groups=self.channels)
+
+
+def _head(width: int, channels: int, stride: int) -> nn.Sequential:
+    """A linear read-out; for a stride-1 map every feature cell unfolds into 2 x 2 output cells."""
+    if stride == 1:
+        return nn.Sequential(nn.Conv2d(width, 4 * channels, 1), _Unfold(channels))
+    return nn.Sequential(nn.Conv2d(width, channels, 1))
+
+
 class CenterNet(nn.Module):
     """U-Net with heads for the centre heat map, the sub-pixel offset and the size.
 
     All arithmetic runs at half resolution or below: the input is folded 2 x 2 into channels, and a
     stride-1 map is unfolded from the half-resolution features. That makes the network about four
-    times cheaper than one with a full-resolution level, at the same output grid.
+    times cheaper than one with a full-resolution level, at the same output grid. No layer fixes the
+    image size, so an exported network can be set to any tile.
 
     Parameters
     ----------
@@ -83,7 +115,7 @@ class CenterNet(nn.Module):
         super().__init__()
         self.config = config
         widths = config.widths
-        self.fold = nn.PixelUnshuffle(2)
+        self.fold = _Fold(config.slices)
         self.down = nn.ModuleList()
         c_in = 4 * config.slices
         for width in widths:
@@ -98,10 +130,9 @@ class CenterNet(nn.Module):
             self.up.append(_conv(2 * widths[level], widths[level]))
         width = widths[last]
         self.neck = _conv(width, width)
-        fine = 2 if config.stride == 1 else 1
-        self.heat = nn.Sequential(nn.Conv2d(width, fine**2, 1), nn.PixelShuffle(fine))
-        self.offset = nn.Sequential(nn.Conv2d(width, 2 * fine**2, 1), nn.PixelShuffle(fine))
-        self.size = nn.Sequential(nn.Conv2d(width, 2 * fine**2, 1), nn.PixelShuffle(fine))
+        self.heat = _head(width, 1, config.stride)
+        self.offset = _head(width, 2, config.stride)
+        self.size = _head(width, 2, config.stride)
         prior = torch.log(torch.tensor(PRIOR_PROBABILITY / (1 - PRIOR_PROBABILITY)))
         nn.init.constant_(self.heat[0].bias, float(prior))
 

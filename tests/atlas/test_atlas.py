@@ -117,7 +117,7 @@ def test_brainglobe_configuration_and_home_are_searched(write_atlas: WriteAtlas,
 
 @pytest.mark.parametrize("name", ["no_such_10um", "*", "a[b"])
 def test_unknown_name_says_what_to_put_where(name: str) -> None:
-    with pytest.raises(NotFoundError, match="put its folder .*_v<version>.*BRAINMAP_ATLASES"):
+    with pytest.raises(NotFoundError, match=r"put its folder .*_v<version>.*BRAINMAP_ATLASES"):
         Atlas.open(name)
 
 
@@ -179,7 +179,7 @@ def test_float_annotation_is_refused(write_atlas: WriteAtlas) -> None:
 
 def test_many_ids_missing_in_the_ontology_is_an_error(write_atlas: WriteAtlas) -> None:
     ids = np.full((8, 6, 10), 5, dtype=np.uint32)
-    with pytest.raises(DataError, match="1 ids.*missing in the ontology.*do not belong together"):
+    with pytest.raises(DataError, match=r"1 ids.*missing in the ontology.*do not belong together"):
         _ = Atlas.open(write_atlas(annotation=ids)).annotation
 
 

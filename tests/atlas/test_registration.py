@@ -155,7 +155,7 @@ def test_known_smooth_warp(finished: tuple[Volume, Registration], atlas: Atlas) 
 
 
 def test_folder_is_the_contract(finished: tuple[Volume, Registration]) -> None:
-    volume, result = finished
+    _, result = finished
     names = {path.name for path in result.folder.iterdir()}
     assert names >= {
         "registration.json", "affine.mat", "warp.nii.gz", "inverse_warp.nii.gz",
