@@ -10,17 +10,19 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-.venv/bin/python:
+# A stamp rather than .venv/bin/python, which an interrupted set-up leaves behind half done.
+.venv/.created:
 	$(PYTHON) -m venv .venv
+	@touch $@
 
 # The base package only: no torch, no development tools.
-.venv/.base-installed: pyproject.toml | .venv/bin/python
+.venv/.base-installed: pyproject.toml | .venv/.created
 	@echo "installing brainmap into .venv (once)"
 	$(PIP) --editable .
 	@touch $@
 
 # pip knows --group since 25.1; the one that comes with Python 3.11 is older.
-.venv/.dev-installed: pyproject.toml | .venv/bin/python
+.venv/.dev-installed: pyproject.toml | .venv/.created
 	@echo "installing brainmap and its development tools into .venv (once)"
 	$(PIP) --upgrade "pip>=25.1"
 	$(PIP) --editable . --group dev

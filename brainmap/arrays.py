@@ -40,6 +40,10 @@ ZarrFormat = Literal[2, 3]
 _URL_PACKAGES = {"http": "aiohttp", "https": "aiohttp", "s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs"}
 
 
+_MOST_READERS = 256
+_readers: dict[tuple[str, str, str | None], Reader] = {}
+
+
 @dataclass(frozen=True)
 class Node:
     """A Zarr group or array as found at a path or URL.
@@ -141,10 +145,7 @@ class _CheckedStore(WrapperStore[Store]):
     async def get(
         self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
     ) -> Buffer | None:
-        if self.nested:
-            folder, slash, name = key.rpartition("/")
-            key = key if name.startswith(".") else folder + slash + name.replace(".", "/")
-        buffer = await self._store.get(key, prototype, byte_range)
+        buffer = await self._store.get(self.stored_key(key), prototype, byte_range)
         if buffer is None:
             return None
         if byte_range is None:
@@ -163,6 +164,11 @@ class _CheckedStore(WrapperStore[Store]):
             raise ValueError(f"{len(buffer)} bytes are stored where {wanted} should be")
         return buffer
 
+    def stored_key(self, key: str) -> str:
+        """Where a chunk of the metadata's name really lies."""
+        folder, slash, name = key.rpartition("/")
+        return folder + slash + name.replace(".", "/") if self.nested and not name.startswith(".") else key
+
 
 def _check_blosc_length(buffer: Buffer) -> None:
     header = buffer[:16].to_bytes()
@@ -171,10 +177,10 @@ def _check_blosc_length(buffer: Buffer) -> None:
         raise ValueError(f"{len(buffer)} bytes are stored where {announced} should be")
 
 
-def _fetch(location: str, key: str, limit: int | None = None, store: Store | None = None) -> bytes | None:
+def _fetch(location: str, key: str, limit: int | None = None) -> bytes | None:
     """Stored bytes under a key (at most the first `limit`), or None if there are none."""
     wanted = None if limit is None else RangeByteRequest(0, limit)
-    store = store or _store(location)
+    store = _store(location)
     try:
         buffer = sync(store.get(key, prototype=default_buffer_prototype(), byte_range=wanted))
     except Exception as error:  # aiohttp, botocore, OSError: whatever the transport raises
@@ -236,11 +242,6 @@ def _not_zarr(location: str) -> BrainmapError:
     return DataError(f"{location} is not a Zarr image: it has no zarr.json, .zgroup or .zarray{hint}")
 
 
-@functools.lru_cache(maxsize=256)
-def _cached_reader(location: str, path: str, zarr_format: ZarrFormat, digest: str) -> Reader:
-    return ZarrReader(location, path, zarr_format)
-
-
 def open_reader(location: str, path: str, zarr_format: ZarrFormat, digest: str | None = None) -> Reader:
     """Open an array for reading.
 
@@ -253,16 +254,21 @@ def open_reader(location: str, path: str, zarr_format: ZarrFormat, digest: str |
     zarr_format : int
         2 or 3.
     digest : str, optional
-        `ArrayInfo.digest` of an earlier opening: then one reader per process is kept and shared.
+        `ArrayInfo.digest` of an earlier opening: then the reader that this process keeps is returned.
 
     Raises
     ------
     NotFoundError, DataError
         If there is no such array, or its metadata is damaged or not supported.
     """
-    if digest is not None:
-        return _cached_reader(location, path, zarr_format, digest)
-    return ZarrReader(location, path, zarr_format)
+    known = _readers.get((location, path, digest))
+    if known is not None:
+        return known
+    reader = ZarrReader(location, path, zarr_format)
+    if len(_readers) >= _MOST_READERS:
+        _readers.clear()
+    _readers[location, path, reader.info.digest] = reader
+    return reader
 
 
 class ZarrReader:
@@ -326,8 +332,7 @@ class ZarrReader:
                 self._array[region]
             except Exception as chunk_error:
                 corners = ", ".join(f"{r.start}:{r.stop}" for r in region)
-                # The disk or network fails with OSError, a codec with anything else.
-                fault = "cannot be read" if isinstance(chunk_error, OSError) else "is damaged or truncated"
+                fault = "cannot be read" if _is_transport(chunk_error) else "is damaged or truncated"
                 return DataError(
                     f"{self._name()}: chunk {'/'.join(map(str, chunk))} (region {corners}) {fault}: "
                     f"{_first_line(chunk_error)}"
@@ -340,8 +345,9 @@ class ZarrReader:
 
     def samples(self, count: int) -> Iterator[tuple[str, bytes | None]]:
         """See `Reader.samples`."""
+        store: _CheckedStore = self._array.store
         for key in self._sample_keys(count):
-            yield key, _fetch(self.location, self._key(key), limit=1 << 15, store=self._array.store)
+            yield key, _fetch(self.location, store.stored_key(self._key(key)), limit=1 << 15)
 
     def _sample_keys(self, count: int) -> list[str]:
         file_shape = self.info.shards or self.info.chunks
@@ -360,9 +366,16 @@ def _open_zarr(location: str, path: str, zarr_format: ZarrFormat) -> Any:
         store.blosc_chunks = array.shards is None and _is_blosc(array)
     except (FileNotFoundError, ContainsGroupError) as error:
         raise DataError(f"{where}: the array that the metadata lists is not there") from error
+    except OSError as error:
+        raise DataError(f"{where}: array metadata cannot be read: {_first_line(error)}") from error
     except Exception as error:  # json, codec and dtype errors of many kinds
         raise DataError(f"{where}: array metadata damaged or not supported: {_first_line(error)}") from error
     return array
+
+
+def _is_transport(error: BaseException) -> bool:
+    """Tell a failure of disk or network from one of a codec."""
+    return isinstance(error, OSError) or type(error).__module__.split(".")[0] in ("aiohttp", "botocore")
 
 
 def _is_blosc(array: Any) -> bool:

@@ -1,51 +1,35 @@
 """The command line: parse, call one function, print.
 
-Results go to stdout, progress and logs to stderr. Exit codes: 0 done, 1 failed (bad data included),
-2 wrong use, 3 finished with missing blocks, 130 interrupted. Rooms are imported inside the commands
-that need them, so that `brainmap --help` stays quick.
+Rooms are imported inside the commands that need them, so that `brainmap --help` stays quick.
 """
 
 from __future__ import annotations
 
-import functools
-import inspect
-import json
-import logging
-import os
 import sys
-import traceback
-from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from brainmap import __version__
-from brainmap.errors import BrainmapError
+from brainmap.console import (
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    command,
+    new_app,
+    print_json,
+    print_pairs,
+    report_error,
+)
+from brainmap.errors import BrainmapError, IncompleteRunError
 
 if TYPE_CHECKING:
     from brainmap.config import DetectRequest
 
 __all__ = ["app", "main"]
 
-EXIT_FAILED, EXIT_INTERRUPTED = 1, 130
-logger = logging.getLogger(__name__)
-
-app = typer.Typer(
-    name="brainmap",
-    help="Whole-brain cell detection: a brain in, a table of cells per atlas region out.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-
-Verbose = Annotated[
-    int, typer.Option("--verbose", "-v", count=True, help="Log more; twice: everything, and tracebacks.")
-]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Log warnings and errors only, no progress bar.")]
+app = new_app("brainmap", "Whole-brain cell detection: a brain in, a table of cells per atlas region out.")
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Channel = Annotated[int | None, typer.Option(help="Channel, counting from 0.", metavar="N")]
 VoxelSize = Annotated[
@@ -59,86 +43,6 @@ AtlasName = Annotated[
     str | None, typer.Option(help="Atlas name or folder [default: allen_mouse_50um].", metavar="NAME|DIR")
 ]
 Mask = Annotated[Path | None, typer.Option(help="Image of the tissue to analyse.", metavar="FILE")]
-
-
-def command(name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Register a command: adds -v and -q, sets up logging, turns errors into a sentence and a code."""
-
-    def register(function: Callable[..., None]) -> Callable[..., None]:
-        @functools.wraps(function)
-        def run(*, verbose: int, quiet: bool, **options: Any) -> None:
-            _configure_logging(verbose, quiet)
-            try:
-                function(**options)
-            except (Exception, KeyboardInterrupt) as error:
-                raise typer.Exit(_report(error, verbose)) from None
-
-        hints = get_type_hints(function, include_extras=True)
-        own = inspect.signature(function, eval_str=True)
-        keyword = inspect.Parameter.KEYWORD_ONLY
-        extra = [
-            inspect.Parameter("verbose", keyword, default=0, annotation=Verbose),
-            inspect.Parameter("quiet", keyword, default=False, annotation=Quiet),
-        ]
-        signature = own.replace(parameters=[*own.parameters.values(), *extra])
-        run.__signature__ = signature  # type: ignore[attr-defined]
-        run.__annotations__ = hints | {"verbose": Verbose, "quiet": Quiet}
-        del run.__wrapped__
-        app.command(name)(run)
-        return function
-
-    return register
-
-
-def _report(error: BaseException, verbose: int) -> int:
-    """Print one sentence about an error to stderr; return the exit code."""
-    if isinstance(error, typer.Exit):
-        return int(error.exit_code)
-    if verbose >= 2:
-        traceback.print_exception(error, file=sys.stderr)
-    code = EXIT_FAILED
-    if isinstance(error, KeyboardInterrupt):
-        sentence, code = "interrupted", EXIT_INTERRUPTED
-    elif isinstance(error, BrainmapError):
-        sentence, code = str(error), error.exit_code
-    elif isinstance(error, BrokenPipeError):
-        # The reader of our output went away (`| head`): nothing to tell, nobody to tell it to.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_FAILED
-    elif isinstance(error, OSError) and error.strerror:
-        where = f" {error.filename}" if error.filename else ""
-        sentence = f"cannot read or write{where}: {error.strerror}"
-    elif isinstance(error, MemoryError):
-        sentence = "out of memory: use fewer --workers or a smaller --block"
-    else:
-        sentence = f"unexpected {type(error).__name__}: {error} (a bug in brainmap; -vv shows where)"
-    typer.echo(f"brainmap: {' '.join(sentence.split())}", err=True)
-    return code
-
-
-def _configure_logging(verbose: int, quiet: bool) -> None:
-    level = logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname).1s %(message)s", "%H:%M:%S"))
-    ours = logging.getLogger("brainmap")
-    ours.handlers[:] = [handler]
-    ours.setLevel(level)
-    ours.propagate = False
-    if verbose >= 2:
-        logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
-
-
-def _print_json(value: Any) -> None:
-    from brainmap.provenance import to_jsonable
-
-    typer.echo(json.dumps(to_jsonable(value), indent=2))
-
-
-def _print_pairs(pairs: Iterable[tuple[str, Any]]) -> None:
-    rows = [(name, str(value)) for name, value in pairs]
-    width = max((len(name) for name, _ in rows), default=0)
-    for name, value in rows:
-        typer.echo(f"{name:<{width}}  {value}")
 
 
 def _version(wanted: bool) -> None:
@@ -156,7 +60,7 @@ def root(
     """Whole-brain cell detection: a brain in, a table of cells per atlas region out."""
 
 
-@command("demo")
+@command(app, "demo")
 def demo(
     out: Annotated[Path, typer.Option(help="Folder to write into.", metavar="DIR")] = Path("demo"),
 ) -> None:
@@ -166,7 +70,7 @@ def demo(
     typer.echo(str(run_demo(out)))
 
 
-@command("detect")
+@command(app, "detect")
 def detect(
     ctx: typer.Context,
     brains: Annotated[
@@ -240,7 +144,9 @@ def detect(
     # The parameters above carry the names of the settings; only those that were given count.
     options = {name.replace("_", "-"): value for name, value in ctx.params.items()}
     names = DETECT_SETTINGS & set(options) - {"out"}
-    given = {name: options[name] for name in names if options[name] not in (None, False, [], ())}
+    # Zero is a value; flags and lists that were not given are False and empty.
+    given = {name: options[name] for name in names if options[name] not in (None, [], ())}
+    given = {name: value for name, value in given.items() if value is not False}
     progress = False if ctx.params["quiet"] else None
     requests = detect_requests(brains, config, given, out)
     _detect_all([replace(request, progress=progress) for request in requests], as_json)
@@ -250,26 +156,26 @@ def _detect_all(requests: list[DetectRequest], as_json: bool) -> None:
     """One brain after another; a brain that fails does not keep the others from being done."""
     from brainmap.pipeline import detect_brain
 
-    results, worst = [], 0
+    results, codes = [], []
     for request in requests:
         try:
             summary = detect_brain(request)
         except BrainmapError as error:
             if len(requests) == 1:
                 raise
-            worst = max(worst, _report(error, 0)) if worst != EXIT_FAILED else EXIT_FAILED
+            codes.append(report_error(error, 0))
             continue
-        if as_json:
-            results.append(summary)
-        else:
+        results.append(summary)
+        if not as_json:
             typer.echo(str(summary))
     if as_json:
-        _print_json(results[0] if len(requests) == 1 else results)
-    if worst:
-        raise typer.Exit(worst)
+        print_json(results[0] if len(requests) == 1 else results)
+    # A brain that failed weighs more than one with missing blocks.
+    if codes:
+        raise typer.Exit(next((code for code in codes if code != IncompleteRunError.exit_code), codes[0]))
 
 
-@command("register")
+@command(app, "register")
 def register(
     brain: Annotated[str, typer.Argument(help="OME-Zarr volume, path or URL.", metavar="BRAIN")],
     out: Annotated[Path, typer.Option(help="Folder of the registration.", metavar="DIR")],
@@ -298,26 +204,26 @@ def register(
         overwrite=overwrite,
     )
     if as_json:
-        _print_json(registration.record)
+        print_json(registration.record)
     else:
         typer.echo(f"registration  {registration.folder}")
 
 
-@command("regions")
+@command(app, "regions")
 def regions(
     run: Annotated[Path, typer.Argument(help="Run folder.", metavar="RUN")],
     registration: Annotated[
         Path | None, typer.Option(help="Registration to use [default: the run's own].", metavar="DIR")
     ] = None,
 ) -> None:
-    """Count a run's cells per region again, e.g. after a better registration."""
+    """Count a run's cells per region anew, say after a better registration."""
     from brainmap.pipeline import recount
 
     table = recount(run, registration)
     typer.echo(f"{run / 'regions.csv'}  {int(table['count'][0])} cells outside the atlas")
 
 
-@command("view")
+@command(app, "view")
 def view(run: Annotated[Path, typer.Argument(help="Run folder.", metavar="RUN")]) -> None:
     """Open a run in napari: the volume, its cells and the warped atlas."""
     from brainmap.view import view_run
@@ -325,7 +231,7 @@ def view(run: Annotated[Path, typer.Argument(help="Run folder.", metavar="RUN")]
     view_run(run)
 
 
-@command("convert")
+@command(app, "convert")
 def convert(
     source: Annotated[
         Path, typer.Argument(help="TIFF file, folder of planes, .npy or Zarr.", metavar="SOURCE")
@@ -358,7 +264,7 @@ def convert(
     typer.echo(f"{dest}  {size} voxels of {voxel} um, {len(volume.levels)} levels")
 
 
-@command("evaluate")
+@command(app, "evaluate")
 def evaluate(
     points: Annotated[Path, typer.Argument(help="Detected points, or a run folder.", metavar="POINTS")],
     truth: Annotated[Path, typer.Argument(help="True points.", metavar="TRUTH")],
@@ -378,19 +284,19 @@ def evaluate(
 
     result = evaluate_files(points, truth, tolerance_um=tolerance_um, tolerance_px=tolerance_px, rule=rule)
     if as_json:
-        _print_json(result.as_dict())
+        print_json(result.as_dict())
     else:
-        _print_pairs(result.lines())
+        print_pairs(result.lines())
 
 
-@command("doctor")
+@command(app, "doctor")
 def doctor(as_json: AsJson = False) -> None:
     """Say what this machine can do, what is missing, and how to install it."""
     from brainmap.doctor import examine
 
     report = examine()
     if as_json:
-        _print_json(report.as_dict())
+        print_json(report.as_dict())
     else:
         typer.echo(report.text())
     if not report.ok:

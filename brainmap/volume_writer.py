@@ -69,8 +69,9 @@ def default_chunks(shape: Sequence[int], plane_bytes: int) -> Shape:
     depth = 64
     while depth > 1 and depth * plane_bytes > _SLAB_BYTES:
         depth //= 2
-    side = 128 if depth >= 32 else 256
-    return min(depth, shape[0]), min(side, shape[1]), min(side, shape[2])
+    depth = min(depth, shape[0])
+    side = 128 if depth >= 32 else 256 if depth >= 8 else 512
+    return depth, min(side, shape[1]), min(side, shape[2])
 
 
 def downsample(values: NDArray[Any], factors: Shape, method: str = "mean") -> NDArray[Any]:
@@ -244,6 +245,8 @@ class VolumeWriter:
     def _check(self) -> None:
         if self.path.exists() and not self.overwrite:
             raise UsageError(f"{self.path} exists already; remove it or choose another name")
+        if self.path.exists() and not _may_be_replaced(self.path):
+            raise UsageError(f"{self.path} is not a Zarr image, so it is not replaced; choose another name")
         if self.dtype.kind not in "iuf":
             raise UsageError(f"{self.path}: values of type {self.dtype} cannot be written as an image")
         if self.method not in METHODS:
@@ -385,6 +388,14 @@ class VolumeWriter:
 
     def _refused(self, error: OSError) -> DataError:
         return DataError(f"{self.path} cannot be written: {error.strerror or error}")
+
+
+def _may_be_replaced(path: Path) -> bool:
+    """Only what is a Zarr image or an empty folder: an --overwrite with a wrong path must do no harm."""
+    if not path.is_dir():
+        return False
+    marks = ("zarr.json", ".zgroup", ".zattrs", ".zarray")
+    return any((path / name).is_file() for name in marks) or not any(path.iterdir())
 
 
 def _channels(shape: Sequence[int], names: Sequence[str] | None) -> tuple[str, ...] | None:

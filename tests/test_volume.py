@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import http.server
 import json
-import logging
 import pickle
 import re
 import shutil
@@ -23,15 +22,15 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from brainmap.errors import DataError, NotFoundError, UsageError
-from brainmap.volume import Volume, VolumeWriter, write_volume
-from brainmap.volume_writer import default_chunks, downsample, pyramid_factors
+from brainmap.volume import Volume, write_volume
+from brainmap.volume_writer import pyramid_factors
 
 ALL = slice(None)
 VOXEL = (5.0, 2.0, 2.0)
 LAYOUTS: dict[str, dict[str, Any]] = {
     "0.5": {},
     "0.4": {"zarr_format": 2},
-    "sharded": {"chunks": (4, 8, 8), "shards": (8, 16, 32)},
+    "sharded": {"chunks": (4, 16, 16), "shards": (8, 32, 32)},
     "channel": {"channel_names": ["signal"]},
 }
 
@@ -63,7 +62,7 @@ def change_metadata(path: Path, change: Callable[[dict[str, Any]], None]) -> Non
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_all_layouts_read_alike(layout: str, pixels: NDArray[np.uint16], tmp_path: Path) -> None:
-    options = {"chunks": (8, 8, 16), **LAYOUTS[layout]}
+    options = {"chunks": (8, 16, 16), **LAYOUTS[layout]}
     data = pixels[None] if "channel_names" in options else pixels
     volume = write_volume(tmp_path / "brain.ome.zarr", data, VOXEL, levels=3, orientation="psl", **options)
     reopened = Volume.open(tmp_path / "brain.ome.zarr")
@@ -92,39 +91,6 @@ def block_mean(values: NDArray[Any], factors: tuple[int, int, int]) -> NDArray[A
     z, y, x = (n // f for n, f in zip(padded.shape, factors, strict=True))
     mean = padded.reshape(z, factors[0], y, factors[1], x, factors[2]).mean(axis=(1, 3, 5))
     return np.floor(mean + 0.5).astype(values.dtype) if values.dtype.kind in "iu" else mean
-
-
-@pytest.mark.parametrize("dtype", ["u1", "u2", "i2", "u4", "i8", "f4", "f8"])
-@pytest.mark.parametrize("factors", [(1, 2, 2), (2, 2, 2), (2, 1, 1)])
-def test_downsampling_is_the_mean(dtype: str, factors: tuple[int, int, int]) -> None:
-    rng = np.random.default_rng(2)
-    low = -50 if dtype[0] == "i" else 0
-    values = rng.integers(low, 120, (5, 7, 8)).astype(dtype)
-    np.testing.assert_allclose(downsample(values, factors), block_mean(values, factors), rtol=1e-6)
-    assert downsample(values, factors).dtype == values.dtype
-    np.testing.assert_array_equal(
-        downsample(values, factors, "nearest"), values[:: factors[0], :: factors[1], :: factors[2]]
-    )
-
-
-def test_downsampling_does_not_overflow() -> None:
-    for dtype in (np.uint16, np.uint8, np.int32, np.uint32):
-        values = np.full((2, 2, 2), np.iinfo(dtype).max, dtype)
-        assert downsample(values, (2, 2, 2)).item() == np.iinfo(dtype).max
-
-
-def test_factors_make_voxels_cubic() -> None:
-    assert pyramid_factors((100, 4000, 4000), (8, 2, 2))[:3] == [(1, 2, 2), (1, 2, 2), (2, 2, 2)]
-    assert pyramid_factors((1, 2000, 600), (10, 2, 2)) == [(1, 2, 2)] * 3
-    assert pyramid_factors((100, 100, 100), (2, 2, 2)) == []
-    assert len(pyramid_factors((4, 4, 4), (2, 2, 2), levels=9)) == 2
-
-
-def test_default_chunks_bound_a_slab() -> None:
-    assert default_chunks((500, 2000, 2000), 2 * 2000 * 2000) == (64, 128, 128)
-    depth, _, _ = default_chunks((500, 20000, 20000), 2 * 20000**2)
-    assert depth * 2 * 20000**2 <= 2**30
-    assert default_chunks((3, 40, 500), 2 * 40 * 500) == (3, 40, 128)
 
 
 @pytest.mark.parametrize("method", ["mean", "nearest"])
@@ -250,10 +216,10 @@ def test_choosing_a_level(tmp_path: Path) -> None:
 
 
 def test_bytes_to_read(pixels: NDArray[np.uint16], tmp_path: Path) -> None:
-    volume = write_volume(tmp_path / "a.zarr", pixels, VOXEL, chunks=(4, 8, 16))
+    volume = write_volume(tmp_path / "a.zarr", pixels, VOXEL, chunks=(4, 16, 16))
     assert volume.storage_bytes(ALL, ALL, ALL) == pixels.nbytes
-    assert volume.storage_bytes(slice(0, 1), slice(0, 1), slice(15, 17)) == 4 * 8 * 32 * 2
-    assert volume.reading_shape == (4, 8, 16)
+    assert volume.storage_bytes(slice(0, 1), slice(0, 1), slice(15, 17)) == 4 * 16 * 32 * 2
+    assert volume.reading_shape == (4, 16, 16)
 
 
 # ---- processes, threads, URLs -------------------------------------------------------------------
@@ -274,8 +240,8 @@ def test_pickled_to_another_process(pixels: NDArray[np.uint16], tmp_path: Path) 
 
 @pytest.mark.parametrize("layout", ["0.5", "sharded"])
 def test_many_threads(layout: str, pixels: NDArray[np.uint16], tmp_path: Path) -> None:
-    volume = write_volume(tmp_path / "a.zarr", pixels, VOXEL, **{"chunks": (4, 8, 8), **LAYOUTS[layout]})
-    corners = [(z, y, x) for z in (0, 5) for y in range(0, 20, 4) for x in range(0, 35, 5)]
+    volume = write_volume(tmp_path / "a.zarr", pixels, VOXEL, **{"chunks": (4, 16, 16), **LAYOUTS[layout]})
+    corners = [(z, y, x) for z in (0, 5) for y in range(0, 20, 6) for x in range(0, 35, 8)]
 
     def right(corner: tuple[int, int, int]) -> bool:
         region = tuple(slice(c, c + 9) for c in corner)
@@ -458,7 +424,7 @@ def test_dot_separators(pixels: NDArray[np.uint16], tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "a.zarr" / "0")
     group = zarr.open_group(tmp_path / "a.zarr", mode="r+", zarr_format=2)
     group.create_array(
-        "0", data=pixels, chunks=(4, 8, 16), chunk_key_encoding={"name": "v2", "separator": "."}
+        "0", data=pixels, chunks=(4, 16, 16), chunk_key_encoding={"name": "v2", "separator": "."}
     )
     np.testing.assert_array_equal(whole(Volume.open(tmp_path / "a.zarr")), pixels)
 
@@ -467,7 +433,7 @@ def test_nested_chunks_that_the_metadata_does_not_mention(
     pixels: NDArray[np.uint16], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Without a check such a file would read as an empty brain."""
-    write_volume(tmp_path / "a.zarr", pixels, VOXEL, zarr_format=2, levels=1, chunks=(4, 8, 16))
+    write_volume(tmp_path / "a.zarr", pixels, VOXEL, zarr_format=2, levels=1, chunks=(4, 16, 16))
     file = tmp_path / "a.zarr" / "0" / ".zarray"
     document = json.loads(file.read_text())
     del document["dimension_separator"]
@@ -558,15 +524,15 @@ def chunk_files(level: Path) -> list[Path]:
 
 
 # Grid position of the first chunk in the last stored file.
-CHUNK = {"0.5": "3/2/4", "0.4": "3/2/4", "channel": "3/2/4", "sharded": "2/2/4"}
+CHUNK = {"0.5": "3/1/2", "0.4": "3/1/2", "channel": "3/1/2", "sharded": "2/0/2"}
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("keep", [0.0, 0.01, 0.5, 0.999])
+@pytest.mark.parametrize("keep", [0.0, 0.5, 0.999])
 def test_truncated_chunk(layout: str, keep: float, pixels: NDArray[np.uint16], tmp_path: Path) -> None:
     path = tmp_path / "brain.zarr"
     data = pixels[None] if layout == "channel" else pixels
-    volume = write_volume(path, data, VOXEL, levels=1, **{"chunks": (4, 8, 8), **LAYOUTS[layout]})
+    volume = write_volume(path, data, VOXEL, levels=1, **{"chunks": (4, 16, 16), **LAYOUTS[layout]})
     victim = chunk_files(path / "0")[-1]
     victim.write_bytes(victim.read_bytes()[: int(victim.stat().st_size * keep)])
     with pytest.raises(DataError) as caught:
@@ -601,7 +567,7 @@ def test_a_chunk_short_of_a_few_bytes_is_never_read_as_data(
 def test_missing_chunk_is_the_fill_value(layout: str, pixels: NDArray[np.uint16], tmp_path: Path) -> None:
     path = tmp_path / "brain.zarr"
     data = pixels[None] if layout == "channel" else pixels
-    volume = write_volume(path, data, VOXEL, levels=1, **{"chunks": (4, 8, 8), **LAYOUTS[layout]})
+    volume = write_volume(path, data, VOXEL, levels=1, **{"chunks": (4, 16, 16), **LAYOUTS[layout]})
     chunk_files(path / "0")[-1].unlink()
     values = whole(volume)
     assert values[-1, -1, -1] == 0
@@ -627,6 +593,8 @@ def test_a_chunk_that_the_disk_refuses(
         raise OSError(5, "Input/output error")
 
     monkeypatch.setattr("zarr.storage._local._get", refuse)
+    with pytest.raises(DataError, match=r"cannot be read: .*Input/output error"):
+        Volume.open(tmp_path / "a.zarr")
     with pytest.raises(DataError, match=r"chunk 0/0/0 .* cannot be read: .*Input/output error"):
         whole(volume)
 
@@ -653,15 +621,15 @@ def test_regions_must_lie_inside(region: Any, pixels: NDArray[np.uint16], tmp_pa
 
 
 def test_fingerprint(pixels: NDArray[np.uint16], tmp_path: Path) -> None:
-    first = write_volume(tmp_path / "a.zarr", pixels, VOXEL, chunks=(4, 8, 16))
+    first = write_volume(tmp_path / "a.zarr", pixels, VOXEL, chunks=(4, 16, 16))
     shutil.copytree(tmp_path / "a.zarr", tmp_path / "copy.zarr")
     changed = pixels.copy()
     changed[0, 0, 0] += 1
     prints = [
         first.fingerprint(),
-        write_volume(tmp_path / "b.zarr", changed, VOXEL, chunks=(4, 8, 16)).fingerprint(),
-        write_volume(tmp_path / "c.zarr", pixels, (5, 2, 2.5), chunks=(4, 8, 16)).fingerprint(),
-        write_volume(tmp_path / "d.zarr", pixels[:12], VOXEL, chunks=(4, 8, 16)).fingerprint(),
+        write_volume(tmp_path / "b.zarr", changed, VOXEL, chunks=(4, 16, 16)).fingerprint(),
+        write_volume(tmp_path / "c.zarr", pixels, (5, 2, 2.5), chunks=(4, 16, 16)).fingerprint(),
+        write_volume(tmp_path / "d.zarr", pixels[:12], VOXEL, chunks=(4, 16, 16)).fingerprint(),
     ]
     assert len(set(prints)) == 4
     assert Volume.open(tmp_path / "copy.zarr").fingerprint() == prints[0]
@@ -673,147 +641,3 @@ def test_a_rewritten_volume_is_seen_in_the_same_process(pixels: NDArray[np.uint1
     np.testing.assert_array_equal(whole(second), pixels[:7])
     third = write_volume(tmp_path / "a.zarr", pixels[:7].astype("f4") + 1, VOXEL, overwrite=True)
     np.testing.assert_array_equal(whole(third), pixels[:7] + 1)
-
-
-# ---- writing ------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("zarr_format", [2, 3])
-def test_written_files_keep_the_rules(zarr_format: int, pixels: NDArray[np.uint16], tmp_path: Path) -> None:
-    path = tmp_path / "a.ome.zarr"
-    write_volume(path, pixels[None], VOXEL, zarr_format=zarr_format, levels=2)
-    if zarr_format == 3:
-        group = json.loads((path / "zarr.json").read_text())
-        assert group["node_type"] == "group"
-        paths = [d["path"] for d in group["attributes"]["ome"]["multiscales"][0]["datasets"]]
-        for level in paths:
-            array = json.loads((path / level / "zarr.json").read_text())
-            assert array["dimension_names"] == ["c", "z", "y", "x"]
-            assert {c["name"] for c in array["codecs"]} <= {"bytes", "blosc", "sharding_indexed"}
-            assert (path / level / "c" / "0" / "0" / "0" / "0").is_file()
-    else:
-        assert (path / ".zgroup").is_file()
-        for level in ("0", "1"):
-            array = json.loads((path / level / ".zarray").read_text())
-            assert array["dimension_separator"] == "/"
-            assert (path / level / "0" / "0" / "0" / "0").is_file()
-    assert [p.name for p in tmp_path.iterdir()] == ["a.ome.zarr"]
-
-
-@pytest.mark.parametrize("thickness", [1, 5, 50])
-@pytest.mark.parametrize("layout", ["0.5", "0.4", "sharded"])
-def test_slabs_of_any_thickness_give_the_same_files(
-    thickness: int, layout: str, pixels: NDArray[np.uint16], tmp_path: Path
-) -> None:
-    data = np.concatenate([pixels, pixels[::-1]])
-    options = {"chunks": (3, 8, 16), "levels": 4, **LAYOUTS[layout]}
-    at_once = write_volume(tmp_path / "a.zarr", data, (2, 2, 2), **options)
-    slabs = (data[z : z + thickness] for z in range(0, len(data), thickness))
-    streamed = write_volume(
-        tmp_path / "b.zarr", slabs, (2, 2, 2), shape=data.shape, dtype=data.dtype, **options
-    )
-    assert len(streamed.levels) == 4
-    for level in range(4):
-        np.testing.assert_array_equal(whole(streamed, level), whole(at_once, level))
-
-
-def test_a_reused_buffer_does_no_harm(tmp_path: Path) -> None:
-    buffer = np.zeros((1, 8, 8), "u2")
-    with VolumeWriter(tmp_path / "a.zarr", (6, 8, 8), "u2", (1, 1, 1), chunks=(4, 8, 8)) as writer:
-        for z in range(6):
-            buffer[:] = z
-            writer.append(buffer)
-    assert whole(Volume.open(tmp_path / "a.zarr"))[:, 0, 0].tolist() == [0, 1, 2, 3, 4, 5]
-
-
-def test_failure_leaves_nothing(tmp_path: Path) -> None:
-    def slabs() -> Iterator[NDArray[np.uint16]]:
-        yield np.zeros((2, 4, 4), np.uint16)
-        raise RuntimeError("the source broke")
-
-    with pytest.raises(RuntimeError, match="the source broke"):
-        write_volume(tmp_path / "a.zarr", slabs(), VOXEL, shape=(4, 4, 4), dtype="u2")
-    with pytest.raises(DataError, match="2 planes came, 4 were announced"):
-        write_volume(tmp_path / "a.zarr", [np.zeros((2, 4, 4), "u2")], VOXEL, shape=(4, 4, 4), dtype="u2")
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize(
-    "slab",
-    [np.zeros((5, 4, 4), "u2"), np.zeros((1, 4, 5), "u2"), np.zeros((1, 4, 4), "f4"), np.zeros((4, 4), "u2")],
-)
-def test_slabs_that_do_not_fit(slab: NDArray[Any], tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="a slab"):
-        write_volume(tmp_path / "a.zarr", [slab], VOXEL, shape=(4, 4, 4), dtype="u2")
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize(
-    ("options", "part"),
-    [
-        ({"shards": (10, 10, 10), "chunks": (4, 4, 4)}, "not multiples"),
-        ({"shards": (8, 8, 8), "chunks": (4, 4, 4), "zarr_format": 2}, "no shards"),
-        ({"chunks": (0, 4, 4)}, "three positive numbers"),
-        ({"method": "median"}, "not one of mean, nearest"),
-        ({"zarr_format": 1}, "not 2 or 3"),
-        ({"channel_names": ["a", "b"]}, "2 channel names"),
-        ({"orientation": "aaa"}, "orientation"),
-    ],
-)
-def test_wrong_options(options: dict[str, Any], part: str, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=part):
-        write_volume(tmp_path / "a.zarr", np.zeros((4, 4, 4), "u2"), VOXEL, **options)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_unfit_data_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="type bool"):
-        write_volume(tmp_path / "a.zarr", np.zeros((4, 4, 4), bool), VOXEL)
-    with pytest.raises(UsageError, match="shape"):
-        write_volume(tmp_path / "a.zarr", np.zeros((1, 2, 4, 4, 4), "u1"), VOXEL)
-    with pytest.raises(UsageError, match="shape and dtype"):
-        write_volume(tmp_path / "a.zarr", [np.zeros((4, 4, 4), "u1")], VOXEL)
-
-
-def test_existing_output_is_kept(pixels: NDArray[np.uint16], tmp_path: Path) -> None:
-    write_volume(tmp_path / "a.zarr", pixels, VOXEL)
-    with pytest.raises(UsageError, match="exists already"):
-        write_volume(tmp_path / "a.zarr", pixels + 1, VOXEL)
-    np.testing.assert_array_equal(whole(Volume.open(tmp_path / "a.zarr")), pixels)
-    write_volume(tmp_path / "a.zarr", pixels + 1, VOXEL, overwrite=True)
-    np.testing.assert_array_equal(whole(Volume.open(tmp_path / "a.zarr")), pixels + 1)
-    assert [p.name for p in tmp_path.iterdir()] == ["a.zarr"]
-
-
-def test_output_that_cannot_be_written(pixels: NDArray[np.uint16], tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("in the way")
-    with pytest.raises(DataError, match="cannot be written"):
-        write_volume(tmp_path / "file" / "a.zarr", pixels, VOXEL)
-
-
-def test_full_disk(pixels: NDArray[np.uint16], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*args: Any, **options: Any) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("zarr.storage._local._put", refuse)
-    with pytest.raises(DataError, match=r"a\.zarr cannot be written: No space left"):
-        write_volume(tmp_path / "a.zarr", pixels, VOXEL)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_two_channels(pixels: NDArray[np.uint16], tmp_path: Path) -> None:
-    both = np.stack([pixels, pixels // 2])
-    volume = write_volume(tmp_path / "a.zarr", both, VOXEL, channel_names=["auto", "cfos"], levels=2)
-    assert (volume.n_channels, volume.channel) == (2, 0)
-    np.testing.assert_array_equal(whole(Volume.open(tmp_path / "a.zarr", channel=1)), pixels // 2)
-    assert Volume.open(tmp_path / "a.zarr", channel=1).channel_names == ("auto", "cfos")
-
-
-def test_written_images_are_read_without_complaint(
-    pixels: NDArray[np.uint16], tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    with caplog.at_level(logging.WARNING):
-        for name, options in LAYOUTS.items():
-            data = pixels[None] if name == "channel" else pixels
-            write_volume(tmp_path / f"{name}.zarr", data, VOXEL, **{"chunks": (4, 8, 8), **options})
-    assert not caplog.records

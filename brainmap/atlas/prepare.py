@@ -21,6 +21,8 @@ Mask = NDArray[np.bool_]
 _LOCAL_UM = 400.0
 #: Sigma of the bias field, um.
 _BIAS_UM = 2000.0
+#: What is farther from tissue than this is debris or noise.
+_NEAR_UM = 300.0
 
 
 @dataclass(frozen=True)
@@ -30,9 +32,9 @@ class Prepared:
     Attributes
     ----------
     global_ : float32 array (z, y, x)
-        0 outside the tissue, about 0..1 inside, clipped.
+        About 0 outside the tissue, about 0..1 inside, clipped.
     local : float32 array (z, y, x)
-        Contrast against the neighbourhood, 0..1, 0.5 = as bright as the surroundings, 0 outside tissue.
+        Contrast against the neighbourhood in units of its spread, 0..1; 0.5 = like the surroundings.
     mask : bool array (z, y, x)
         Tissue.
     """
@@ -67,7 +69,9 @@ def prepare(
         raise DataError("the image shows no tissue to register: it is empty, constant or all background")
     outside = image[~tissue]
     level = float(np.median(outside)) if outside.size else float(image.min())
-    signal = np.where(tissue, np.maximum(image - level, 0), 0).astype(np.float32)
+    # The mask only takes debris away, from a distance: at the surface the image itself has to decide.
+    near = ndimage.distance_transform_edt(~tissue, sampling=voxel_um) < _NEAR_UM
+    signal = np.where(near, np.maximum(image - level, 0), 0).astype(np.float32)
     if section_axis is not None:
         signal = _even_sections(signal, tissue, section_axis)
     top = float(np.percentile(signal[tissue], 99.0)) or 1.0
@@ -78,11 +82,14 @@ def prepare(
 
 def tissue_mask(image: Image, voxel_um: tuple[float, float, float]) -> Mask:
     """Tissue: brighter than a threshold between the two modes of the log intensities, closed, largest parts."""
-    sigma = [100.0 / v for v in voxel_um]
-    smooth = ndimage.gaussian_filter(image.astype(np.float32), sigma)
+    smooth = ndimage.gaussian_filter(image.astype(np.float32), [50.0 / v for v in voxel_um])
     low = float(np.percentile(smooth, 0.5))
     log = np.log1p(np.maximum(smooth - low, 0) / max(float(np.percentile(smooth, 90)) - low, 1e-6) * 20)
     mask = log > _otsu(log)
+    if mask.any() and not mask.all():
+        # The logarithm finds dim tissue, and too much at the rim, where blur spreads bright tissue.
+        dark, bright = float(np.median(smooth[~mask])), float(np.median(smooth[mask]))
+        mask &= smooth > dark + 0.3 * (bright - dark)
     labels, n = ndimage.label(mask)
     if n > 1:
         sizes = np.bincount(labels.ravel())[1:]
@@ -162,14 +169,13 @@ def _even_bias(signal: Image, tissue: Mask, voxel_um: tuple[float, float, float]
     weight = tissue.astype(np.float32)
     sigma = [_BIAS_UM / v for v in voxel_um]
     slow = _masked_mean(signal, weight, sigma) / max(float(signal[tissue].mean()), 1e-6)
-    return np.where(tissue, np.minimum(signal / np.sqrt(np.maximum(slow, 0.1)), 1.5), 0).astype(np.float32)
+    return np.minimum(signal / np.sqrt(np.maximum(slow, 0.1)), 1.5).astype(np.float32)
 
 
 def _local_contrast(signal: Image, tissue: Mask, voxel_um: tuple[float, float, float]) -> Image:
-    weight = tissue.astype(np.float32)
+    everywhere = np.ones_like(signal)
     sigma = [_LOCAL_UM / v for v in voxel_um]
-    mean = _masked_mean(signal, weight, sigma)
-    spread = np.sqrt(np.maximum(_masked_mean((signal - mean) ** 2, weight, sigma), 0))
-    floor = 0.25 * float(np.median(spread[tissue])) + 1e-6
-    score = (signal - mean) / (spread + floor)
-    return np.where(tissue, np.clip(0.5 + score / 6.0, 0.02, 1.0), 0).astype(np.float32)
+    mean = _masked_mean(signal, everywhere, sigma)
+    spread = np.sqrt(np.maximum(_masked_mean((signal - mean) ** 2, everywhere, sigma), 0))
+    floor = 0.3 * float(np.median(spread[tissue])) + 1e-6
+    return np.clip(0.5 + (signal - mean) / (spread + floor) / 6.0, 0.0, 1.0).astype(np.float32)

@@ -152,4 +152,4 @@ def _mean(slices: NDArray[np.generic]) -> NDArray[np.generic]:
     total = slices[0].astype(np.uint32 if exact else np.float32)
     for more in slices[1:]:
         total += more if exact else more.astype(np.float32)
-    return total * np.float32(1 / len(slices))
+    return total.astype(np.float32, copy=False) * np.float32(1 / len(slices))

@@ -16,7 +16,16 @@ from numpy.typing import NDArray
 
 from brainmap.provenance import atomic_path
 
-__all__ = ["FIELD_UNITS", "LEFT", "RIGHT", "STRUCTURES", "Anatomy", "Structure", "structure_paths", "write_atlas"]
+__all__ = [
+    "FIELD_UNITS",
+    "LEFT",
+    "RIGHT",
+    "STRUCTURES",
+    "Anatomy",
+    "Structure",
+    "structure_paths",
+    "write_atlas",
+]
 
 Floats = NDArray[np.float64]
 LEFT, RIGHT = 1, 2
@@ -54,10 +63,10 @@ STRUCTURES: tuple[Structure, ...] = (
     Structure(11, "CH", "Cerebrum", 997, (176, 240, 255)),
     Structure(12, "CTX", "Cerebral cortex", 11, (176, 255, 184)),
     Structure(315, "ISO", "Isocortex", 12, (112, 255, 113)),
-    Structure(65551, "ISO1", "Isocortex, layer 1", 315, (208, 255, 208), 0.82, 2500, 2500),
+    Structure(65551, "ISO1", "Isocortex, layer 1", 315, (208, 255, 208), 0.72, 2500, 2500),
     Structure(667481440, "ISO2/3", "Isocortex, layer 2/3", 315, (130, 230, 120), 1.00, 42000, 20000),
-    Structure(16777216, "ISO5", "Isocortex, layer 5", 315, (88, 200, 96), 1.07, 24000, 16000),
-    Structure(16777217, "ISO6", "Isocortex, layer 6", 315, (44, 160, 70), 0.93, 9000, 9000),
+    Structure(16777216, "ISO5", "Isocortex, layer 5", 315, (88, 200, 96), 1.14, 24000, 16000),
+    Structure(16777217, "ISO6", "Isocortex, layer 6", 315, (44, 160, 70), 0.86, 9000, 9000),
     Structure(21, "OLF", "Olfactory areas", 12, (154, 210, 189)),
     Structure(22, "OB", "Olfactory bulb", 21, (154, 210, 170), 1.15, 15000, 30000),
     Structure(23, "PIR", "Piriform area", 21, (106, 203, 186), 0.96, 26000, 30000),
@@ -67,7 +76,7 @@ STRUCTURES: tuple[Structure, ...] = (
     Structure(41, "STR", "Striatum", 11, (152, 214, 249), 1.12, 5000, 26000),
     Structure(51, "BS", "Brain stem", 997, (255, 112, 128)),
     Structure(52, "TH", "Thalamus", 51, (255, 144, 159), 0.84, 6000, 6000),
-    Structure(53, "HY", "Hypothalamus", 51, (230, 68, 56), 0.99, 20000, 12000),
+    Structure(53, "HY", "Hypothalamus", 51, (230, 68, 56), 1.06, 20000, 12000),
     Structure(54, "MB", "Midbrain", 51, (255, 155, 255), 0.92, 10000, 13000),
     Structure(55, "MY", "Medulla", 51, (255, 155, 205), 0.74, 9000, 9000),
     Structure(61, "CB", "Cerebellum", 997, (240, 240, 128)),

@@ -13,7 +13,16 @@ from numpy.typing import ArrayLike, NDArray
 
 from brainmap.coords import vox_to_edge_um, vox_to_um
 from brainmap.errors import UsageError
-from brainmap.phantom.anatomy import FIELD_UNITS, LEFT, RIGHT, STRUCTURES, Anatomy, grid_points, structure_paths, write_atlas
+from brainmap.phantom.anatomy import (
+    FIELD_UNITS,
+    LEFT,
+    RIGHT,
+    STRUCTURES,
+    Anatomy,
+    grid_points,
+    structure_paths,
+    write_atlas,
+)
 from brainmap.phantom.cells import Cells, place_cells
 from brainmap.phantom.tissue import CHANNEL_NAMES, build_scene, record_slices
 from brainmap.phantom.warp import SmoothWarp
@@ -89,9 +98,16 @@ class Phantom:
         folder = Path(folder)
         record = read_json(folder / _RECORD)
         paths = {key: folder / record[key] for key in ("brain", "atlas", "truth", "truth_regions")}
-        rest = {k: record[k] for k in ("orientation", "signal_channel", "registration_channel", "seed", "size", "n_cells")}
+        rest = {
+            k: record[k]
+            for k in ("orientation", "signal_channel", "registration_channel", "seed", "size", "n_cells")
+        }
         return cls(
-            folder=folder, voxel_um=tuple(record["voxel_um"]), warp=SmoothWarp.from_json(record["warp"]), **paths, **rest
+            folder=folder,
+            voxel_um=tuple(record["voxel_um"]),
+            warp=SmoothWarp.from_json(record["warp"]),
+            **paths,
+            **rest,
         )
 
     def to_atlas_um(self, points_vox: ArrayLike) -> NDArray[np.float64]:
@@ -122,13 +138,17 @@ def write_phantom(folder: str | Path, seed: int = 0, size: str = "demo") -> Phan
     anatomy = Anatomy(recipe.unit_um)
     extent = tuple(n * s for n, s in zip(recipe.shape, recipe.voxel_um, strict=True))
     # Independent streams: a change in how noise is drawn does not move the cells.
-    warp_rng, cell_rng, scene_rng, camera_rng = (np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(4))
+    warp_rng, cell_rng, scene_rng, camera_rng = (
+        np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(4)
+    )
     warp = SmoothWarp.random(
         warp_rng, ORIENTATION, (extent[0], extent[1], extent[2]), np.array(FIELD_UNITS) * recipe.unit_um
     )
     cells = place_cells(cell_rng, anatomy, warp, recipe.shape, recipe.voxel_um, recipe.density_factor)
     folder.mkdir(parents=True, exist_ok=True)
-    atlas = write_atlas(folder / "atlas", anatomy, recipe.atlas_um, f"phantom_{size}" if size != "demo" else "phantom")
+    atlas = write_atlas(
+        folder / "atlas", anatomy, recipe.atlas_um, f"phantom_{size}" if size != "demo" else "phantom"
+    )
     scene = build_scene(scene_rng, anatomy, warp, cells, recipe.shape, recipe.voxel_um)
     brain = folder / "brain.ome.zarr"
     write_volume(
@@ -199,7 +219,10 @@ def _write_regions(
     for structure in STRUCTURES:
         for side in (LEFT, RIGHT):
             count = int(((cells.region_id == structure.id) & (cells.hemisphere == side)).sum())
-            direct[structure.id, side] = (count, ((labels == structure.id) & (sides == side)).sum() * voxel_mm3)
+            direct[structure.id, side] = (
+                count,
+                ((labels == structure.id) & (sides == side)).sum() * voxel_mm3,
+            )
     for structure in STRUCTURES:
         family = [s.id for s in STRUCTURES if structure.id in paths[s.id]]
         for hemisphere, wanted in (("left", (LEFT,)), ("right", (RIGHT,)), ("both", (LEFT, RIGHT))):
@@ -208,7 +231,13 @@ def _write_regions(
             own = [sum(direct[structure.id, side][part] for side in wanted) for part in (0, 1)]
             density = f"{count / volume:.1f}" if volume else ""
             rows.append(
-                [structure.id, structure.acronym, structure.name, structure.parent_id, len(paths[structure.id]) - 1]
+                [
+                    structure.id,
+                    structure.acronym,
+                    structure.name,
+                    structure.parent_id,
+                    len(paths[structure.id]) - 1,
+                ]
                 + [hemisphere, count, f"{volume:.8f}", density, own[0], f"{own[1]:.8f}"]
             )
     columns = "region_id acronym name parent_id depth hemisphere count volume_mm3 density_per_mm3".split()

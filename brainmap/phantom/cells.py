@@ -116,14 +116,15 @@ def render_cells(
 ) -> Iterator[Patch]:
     """Draw every cell; yields one `Patch` per cell, clipped to the volume."""
     half = int(np.ceil((cells.diameter_um.max(initial=10.0) * 0.65 + 2.0) / _FINE_UM))
-    fine = np.arange(-half, half + 1) * _FINE_UM
+    fine: Floats = np.arange(-half, half + 1).astype(np.float64) * _FINE_UM
     grid = np.stack(np.meshgrid(fine, fine, fine, indexing="ij"))
     radius = np.sqrt((grid**2).sum(axis=0))
     directions = grid / np.maximum(radius, 1e-6)
     for i in range(len(cells)):
         body = _body(rng, directions, radius, cells.diameter_um[i] / 2, bool(cells.ring[i]))
         starts, operators = zip(
-            *(_sampling(fine, cells.vox[i, a], voxel_um[a], PSF_UM[a], shape[a]) for a in range(3)), strict=True
+            *(_sampling(fine, cells.vox[i, a], voxel_um[a], PSF_UM[a], shape[a]) for a in range(3)),
+            strict=True,
         )
         # Plain einsum: the matrices are too small for BLAS, whose threads would only fight over the cores.
         light = np.einsum("zi,ijk->zjk", operators[0], body)
@@ -161,7 +162,9 @@ def _partners(rng: np.random.Generator, vox: Floats, voxel_um: tuple[float, floa
     return chosen + direction * rng.uniform(9.0, 10.5, (len(chosen), 1)) / voxel_um
 
 
-def _body(rng: np.random.Generator, directions: Floats, distance: Floats, radius: float, ring: bool) -> Floats:
+def _body(
+    rng: np.random.Generator, directions: Floats, distance: Floats, radius: float, ring: bool
+) -> Floats:
     """Light emitted by one cell on the fine grid, 0..1."""
     axis = rng.normal(size=3)
     axis /= np.linalg.norm(axis)
@@ -175,7 +178,9 @@ def _body(rng: np.random.Generator, directions: Floats, distance: Floats, radius
     # One darker nucleolus-like spot somewhere inside, and a slightly domed profile.
     spot = axis * rng.uniform(0.2, 0.5) * radius
     gap2 = ((directions * distance - spot[:, None, None, None]) ** 2).sum(axis=0)
-    return body * (1.0 - 0.25 * (distance / radius) ** 2 * (distance < radius)) * (1 - 0.3 * np.exp(-gap2 / 2.0))
+    return (
+        body * (1.0 - 0.25 * (distance / radius) ** 2 * (distance < radius)) * (1 - 0.3 * np.exp(-gap2 / 2.0))
+    )
 
 
 def _sampling(fine: Floats, centre: float, step: float, sigma: float, size: int) -> tuple[int, Floats]:

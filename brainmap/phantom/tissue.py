@@ -68,7 +68,9 @@ def build_scene(
     """Make everything that is random or smooth, once, for all slices and both channels."""
     extent = [n * step for n, step in zip(shape, voxel_um, strict=True)]
     coarse_shape = tuple(round(e / _COARSE_UM) for e in extent)
-    points = warp.to_atlas_um(grid_points(coarse_shape, tuple(e / n for e, n in zip(extent, coarse_shape, strict=True))))
+    points = warp.to_atlas_um(
+        grid_points(coarse_shape, tuple(e / n for e, n in zip(extent, coarse_shape, strict=True)))
+    )
     surface = anatomy.surface(points).reshape(coarse_shape)
     labels = anatomy.labels(points).reshape(coarse_shape)
     # Grey levels continue a little beyond the surface, so that the sharp edge comes from the surface alone.
@@ -99,11 +101,12 @@ def record_slices(rng: np.random.Generator, scene: Scene) -> Iterator[NDArray[np
 
     for k in range(depth):
         surface, grey, haze = (
-            _enlarge(_plane(coarse[0], grid, k), coarse[1:]) for grid in (scene.surface, scene.grey, scene.haze)
+            _enlarge(_plane(coarse[0], grid, k), coarse[1:])
+            for grid in (scene.surface, scene.grey, scene.haze)
         )
         texture, lumen = (_enlarge(grid[k], fine) for grid in (scene.texture, scene.lumen))
         edge = special.expit(-surface / 1.6)
-        rim = 0.30 * np.exp(-((surface + 5.0) / 6.0) ** 2)
+        rim = 0.20 * np.exp(-(((surface + 5.0) / 6.0) ** 2))
         glow = 14.0 * np.exp(-np.maximum(surface, 0.0) / 60.0)
         light = np.bincount(*scene.light[k], height * width).reshape(height, width).astype(np.float32)
         tissue = edge * (grey + rim) * (1.0 + texture)
@@ -132,7 +135,9 @@ def _texture(rng: np.random.Generator, grid: Shape, grid_um: Triple) -> Floats:
     return (0.075 * fine / fine.std() + 0.05 * slow / slow.std()).astype(np.float32)
 
 
-def _vessels(rng: np.random.Generator, anatomy: Anatomy, warp: SmoothWarp, grid: Shape, grid_um: Triple) -> Floats:
+def _vessels(
+    rng: np.random.Generator, anatomy: Anatomy, warp: SmoothWarp, grid: Shape, grid_um: Triple
+) -> Floats:
     """Winding tubes of 2.5 to 7 um radius, most of them entering from the surface."""
     extent = np.asarray(grid) * grid_um
     lumen = np.zeros(grid, np.float32)
@@ -145,7 +150,9 @@ def _vessels(rng: np.random.Generator, anatomy: Anatomy, warp: SmoothWarp, grid:
     return lumen
 
 
-def _walk(rng: np.random.Generator, start: NDArray[np.float64], length: float, step: float, turn: float) -> NDArray[np.float64]:
+def _walk(
+    rng: np.random.Generator, start: NDArray[np.float64], length: float, step: float, turn: float
+) -> NDArray[np.float64]:
     """A smooth random path, points (N, 3) every `step` um."""
     count = max(2, int(length / step))
     heading = rng.normal(size=3) + np.cumsum(rng.normal(0, turn, (count, 3)), axis=0)
@@ -156,7 +163,8 @@ def _walk(rng: np.random.Generator, start: NDArray[np.float64], length: float, s
 def _stamp_ball(grid: Floats, centre: NDArray[np.float64], radius: float, grid_um: Triple) -> None:
     low = [max(0, int(np.ceil(c - radius / s - 1))) for c, s in zip(centre, grid_um, strict=True)]
     high = [
-        min(n, int(np.floor(c + radius / s + 1)) + 1) for c, s, n in zip(centre, grid_um, grid.shape, strict=True)
+        min(n, int(np.floor(c + radius / s + 1)) + 1)
+        for c, s, n in zip(centre, grid_um, grid.shape, strict=True)
     ]
     if any(b <= a for a, b in zip(low, high, strict=True)):
         return
@@ -240,7 +248,9 @@ def _gains(rng: np.random.Generator, depth: int, step_um: float) -> Floats:
     section = np.arange(depth) // per_section
     within = (np.arange(depth) % per_section) / per_section
     gains = 1.0 + 0.035 * rng.standard_normal((2, section[-1] + 1))[:, section]
-    return (gains * (1.0 - 0.07 * within) * (1.0 + 0.008 * rng.standard_normal((2, depth)))).astype(np.float32)
+    return (gains * (1.0 - 0.07 * within) * (1.0 + 0.008 * rng.standard_normal((2, depth)))).astype(
+        np.float32
+    )
 
 
 def _interpolation(size: int, samples: int) -> sparse.csr_array:
@@ -250,7 +260,10 @@ def _interpolation(size: int, samples: int) -> sparse.csr_array:
     right = np.minimum(left + 1, samples - 1)
     weight = (position - left).astype(np.float32)
     rows = np.arange(size)
-    entries = np.concatenate([1 - weight, weight]), (np.concatenate([rows, rows]), np.concatenate([left, right]))
+    entries = (
+        np.concatenate([1 - weight, weight]),
+        (np.concatenate([rows, rows]), np.concatenate([left, right])),
+    )
     return sparse.csr_array(entries, shape=(size, samples))
 
 

@@ -46,7 +46,11 @@ class SmoothWarp:
 
     @classmethod
     def random(
-        cls, rng: np.random.Generator, orientation: str, extent_um: tuple[float, float, float], atlas_um: Floats
+        cls,
+        rng: np.random.Generator,
+        orientation: str,
+        extent_um: tuple[float, float, float],
+        atlas_um: Floats,
     ) -> SmoothWarp:
         """Draw a mild warp: up to 4 degrees, 4 % scale, and bumps of about 1.4 % of the brain's length.
 
@@ -100,8 +104,11 @@ class SmoothWarp:
     def from_json(cls, record: Mapping[str, Any]) -> SmoothWarp:
         """Rebuild a warp from `to_json`."""
         z, y, x = record["extent_um"]
-        arrays = (np.asarray(record[key], float) for key in ("matrix", "target_um", "centres", "pushes"))
-        return cls(record["orientation"], (z, y, x), *arrays, float(record["width_um"]))
+        matrix, target, centres, pushes = (
+            np.asarray(record[key], float) for key in ("matrix", "target_um", "centres", "pushes")
+        )
+        width = float(record["width_um"])
+        return cls(record["orientation"], (z, y, x), matrix, target, centres, pushes, width)
 
     def _bumps(self, local: Floats) -> Floats:
         moved = np.zeros_like(local)

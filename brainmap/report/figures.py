@@ -119,13 +119,22 @@ def cell_histograms(summary: PointSummary, threshold: float | None = None) -> Fi
             values = summary.sample[name][np.isfinite(summary.sample[name])]
             if len(values):
                 low, high = np.percentile(values, [0.5, 99.0])
-                counts, edges = np.histogram(values, 40, (min(low, 0.0) if name == "snr" else low, max(high, low + 1e-3)))
-                axes.stairs(counts * (summary.n / max(len(summary.sample[name]), 1)), edges, fill=True, color=style.BLUE)
+                counts, edges = np.histogram(
+                    values, 40, (min(low, 0.0) if name == "snr" else low, max(high, low + 1e-3))
+                )
+                axes.stairs(
+                    counts * (summary.n / max(len(summary.sample[name]), 1)),
+                    edges,
+                    fill=True,
+                    color=style.BLUE,
+                )
         _thousands(axes, "y")
     return figure
 
 
-def depth_profile(summary: PointSummary, slice_um: float, shown: Sequence[int] = (), width: float = 11.0) -> Figure:
+def depth_profile(
+    summary: PointSummary, slice_um: float, shown: Sequence[int] = (), width: float = 11.0
+) -> Figure:
     """Cells per slice along z; the slices shown in the report are marked."""
     figure = style.new_figure(width, 2.2)
     axes = style.clean(figure.subplots(), x="depth z (mm)", y="cells per slice", grid="y")
@@ -185,7 +194,9 @@ def counts_against_truth(found: RegionTree, truth: RegionTree, width: float = 5.
     return figure
 
 
-def score_curve(threshold: NDArray[Any], precision: NDArray[Any], recall: NDArray[Any], width: float = 5.5) -> Figure:
+def score_curve(
+    threshold: NDArray[Any], precision: NDArray[Any], recall: NDArray[Any], width: float = 5.5
+) -> Figure:
     """Precision and recall over the threshold of the score."""
     figure = style.new_figure(width, width * 0.8)
     axes = style.clean(figure.subplots(), x="threshold of the score", y="share", grid="both")
@@ -202,7 +213,9 @@ def _picture(axes: Axes, image: SliceImage) -> None:
     y0, y1, x0, x1 = image.extent_um
     # A little gamma, so that dim cells and bright ones are both seen.
     shown = np.clip((image.values - low) / (high - low), 0.0, 1.0) ** 0.75
-    axes.imshow(shown, cmap=style.TISSUE_MAP, vmin=0, vmax=1, extent=(x0, x1, y1, y0), interpolation="antialiased")
+    axes.imshow(
+        shown, cmap=style.TISSUE_MAP, vmin=0, vmax=1, extent=(x0, x1, y1, y0), interpolation="antialiased"
+    )
     style.picture_axes(axes)
     style.scale_bar(axes, image.size_um)
 
@@ -213,7 +226,13 @@ def _um(points: Points, voxel_um: Sequence[float]) -> tuple[NDArray[np.float64],
 
 
 def _dots(
-    axes: Axes, points: Points, voxel_um: Sequence[float], *, size: float, hollow: bool = False, line: str = "-"
+    axes: Axes,
+    points: Points,
+    voxel_um: Sequence[float],
+    *,
+    size: float,
+    hollow: bool = False,
+    line: str = "-",
 ) -> None:
     import matplotlib
 
@@ -221,7 +240,9 @@ def _dots(
     score = points["score"] if "score" in points else np.ones(len(points))
     colours = matplotlib.colormaps[style.SCORE_MAP](np.clip(score, 0, 1))
     if hollow:
-        axes.scatter(x_um, y_um, s=size, facecolors="none", edgecolors=colours, linewidths=1.1, linestyles=line)
+        axes.scatter(
+            x_um, y_um, s=size, facecolors="none", edgecolors=colours, linewidths=1.1, linestyles=line
+        )
     else:
         axes.scatter(x_um, y_um, s=size, c=colours, linewidths=0)
 
@@ -234,16 +255,22 @@ def _colour_bar(figure: Figure, axes: Axes) -> None:
     bar = figure.colorbar(scale, ax=axes, shrink=0.5, aspect=18, pad=0.01)
     bar.set_label("score", fontsize=9, color=style.QUIET)
     bar.ax.tick_params(labelsize=8, colors=style.QUIET, length=2)
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.outline.set_visible(False)
 
 
 def _thousands(axes: Axes, which: str) -> None:
     from matplotlib.ticker import FuncFormatter
 
     axis = axes.xaxis if which == "x" else axes.yaxis
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value == int(value) else f"{value:g}"))
+    axis.set_major_formatter(
+        FuncFormatter(lambda value, _: f"{value:,.0f}" if value == int(value) else f"{value:g}")
+    )
 
 
 def _label(region: Region) -> str:
     text = f"{region.name} ({region.acronym})"
-    return text if len(text) <= 44 else f"{region.name[: 38 - len(region.acronym)]}\N{HORIZONTAL ELLIPSIS} ({region.acronym})"
+    return (
+        text
+        if len(text) <= 44
+        else f"{region.name[: 38 - len(region.acronym)]}\N{HORIZONTAL ELLIPSIS} ({region.acronym})"
+    )

@@ -98,7 +98,9 @@ class Page:
         """Add a row of large numbers: (label, value) pairs, or (label, value) with values already text."""
         self._add(kind="numbers", rows=[(label, format_value(value)) for label, value in _pairs(values)])
 
-    def add_facts(self, facts: Iterable[tuple[str, object]] | Mapping[str, object], *, title: str = "") -> None:
+    def add_facts(
+        self, facts: Iterable[tuple[str, object]] | Mapping[str, object], *, title: str = ""
+    ) -> None:
         """Add a two-column list of names and values. A value may be any scalar; None shows as a dash."""
         self._add(kind="facts", title=title, rows=[(name, format_value(v)) for name, v in _pairs(facts)])
 
@@ -138,10 +140,13 @@ class Page:
         all_rows = [list(row) for row in rows]
         for number, row in enumerate(all_rows):
             if len(row) != len(columns):
-                raise DataError(f"table {caption!r}: row {number} has {len(row)} values for {len(columns)} columns")
+                raise DataError(
+                    f"table {caption!r}: row {number} has {len(row)} values for {len(columns)} columns"
+                )
         shown = all_rows if max_rows is None else all_rows[:max_rows]
         numeric = [
-            bool(shown) and all(_is_number(row[c]) or row[c] is None for row in shown) for c in range(len(columns))
+            bool(shown) and all(_is_number(row[c]) or row[c] is None for row in shown)
+            for c in range(len(columns))
         ]
         self._add(
             kind="table",

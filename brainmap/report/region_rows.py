@@ -58,7 +58,11 @@ class RegionTree:
             region = front.pop()
             parts = [child for child in children.get(region.id, []) if child.count["both"]]
             direct = region.count_direct["both"]
-            if not parts or direct > 0.05 * region.count["both"] or len(front) + len(done) + len(parts) > size:
+            if (
+                not parts
+                or direct > 0.05 * region.count["both"]
+                or len(front) + len(done) + len(parts) > size
+            ):
                 done.append(region)
             else:
                 front.extend(parts)
@@ -105,5 +109,7 @@ def read_regions(path: str | Path) -> RegionTree:
                 region.count_direct[side] = int(row["count_direct"] or 0)
                 region.volume_mm3[side] = float(row["volume_mm3"] or "nan")
             except (KeyError, ValueError, TypeError) as error:
-                raise DataError(f"{path}, line {number}: not a row of a table of regions ({error})") from error
+                raise DataError(
+                    f"{path}, line {number}: not a row of a table of regions ({error})"
+                ) from error
     return RegionTree(tuple(regions.values()), outside)

@@ -62,7 +62,11 @@ def choose_slices(per_slice: NDArray[np.int64], depth: int, count: int = 3) -> l
         return list(range(depth))
     weight = per_slice[:depth].astype(float)
     # Half by cells and half by depth: dense parts do not take all pictures.
-    weight = weight / weight.sum() + 0.5 * (weight > 0) / max((weight > 0).sum(), 1) if weight.sum() else weight + 1.0
+    weight = (
+        weight / weight.sum() + 0.5 * (weight > 0) / max((weight > 0).sum(), 1)
+        if weight.sum()
+        else weight + 1.0
+    )
     total = np.cumsum(weight) / weight.sum()
     shares = (np.arange(count) + 0.5) / count
     return sorted({int(np.searchsorted(total, share)) for share in shares})
@@ -84,7 +88,9 @@ def read_slice(volume: Volume, z: int, pixels: int = 1000) -> SliceImage:
     rows = max(factor, _STRIP_BYTES // max(1, width * volume.dtype.itemsize) // factor * factor)
     strips = []
     for y in range(0, height, rows):
-        strip = volume.read(slice(k, k + 1), slice(y, min(y + rows, height)), slice(0, width), level=number)[0]
+        strip = volume.read(slice(k, k + 1), slice(y, min(y + rows, height)), slice(0, width), level=number)[
+            0
+        ]
         strips.append(strip.reshape(-1, factor, width // factor, factor).mean(axis=(1, 3), dtype=np.float32))
     y0 = level.origin_um[1] - level.voxel_um[1] / 2 - volume.origin_um[1] + volume.voxel_um[1] / 2
     x0 = level.origin_um[2] - level.voxel_um[2] / 2 - volume.origin_um[2] + volume.voxel_um[2] / 2
@@ -135,7 +141,9 @@ def choose_crops(
     edge = table[(table["tissue"] > 0.25) & (table["tissue"] < 0.75)]
     if len(edge):
         chosen.append(("At the edge of the tissue", edge[np.argmax(edge["cells"])]))
-    crops = [Crop(t, int(r["z"]), (int(r["y0"]), int(r["y1"])), (int(r["x0"]), int(r["x1"]))) for t, r in chosen]
+    crops = [
+        Crop(t, int(r["z"]), (int(r["y0"]), int(r["y1"])), (int(r["x0"]), int(r["x1"]))) for t, r in chosen
+    ]
     return [c for i, c in enumerate(crops) if all((c.z, c.y, c.x) != (d.z, d.y, d.x) for d in crops[:i])]
 
 

@@ -71,6 +71,10 @@ class TissueConfig:
     fibres: int = 0
     debris: int = 0
     granules_per_mm3: float = 0.0
+    regions: float = 0.0
+    holes: int = 0
+    seams: float = 0.0
+    elongation: float = 0.12
     edge: bool = False
     stripe_amount: float = 0.0
     shade_amount: float = 0.1
@@ -93,8 +97,12 @@ class TissueConfig:
         step = float(np.exp(rng.uniform(np.log(2.0), np.log(10.0))))
         pooled = max(1, round(4.0 / step))
         side = int(round(extent_um / pixel))
-        diameter = float(rng.uniform(7.5, 13.0))
+        # Mostly near the detector's nominal 10 um; a third up to large projection neurons.
+        diameter = float(rng.uniform(7.0, 13.0) if rng.random() < 0.65 else rng.uniform(12.0, 22.0))
         busy = float(rng.choice([0.3, 1.0, 2.0], p=[0.3, 0.5, 0.2]))
+
+        # At most a tenth of the space is cells.
+        most = min(150_000.0, 0.1 / (np.pi / 6 * (diameter * 1e-3) ** 3))
 
         def sometimes(p: float, low: float, high: float) -> float:
             return float(rng.uniform(low, high)) if rng.random() < min(1.0, p * busy) else 0.0
@@ -102,10 +110,10 @@ class TissueConfig:
         return cls(
             shape=(groups * pooled, side, side),
             voxel_um=(step, pixel, pixel),
-            density_per_mm3=float(np.exp(rng.uniform(np.log(1_500), np.log(150_000)))) * (rng.random() > 0.07),
+            density_per_mm3=float(np.exp(rng.uniform(np.log(1_500), np.log(most)))) * (rng.random() > 0.06),
             clusters=int(rng.integers(1, 5)) if rng.random() < 0.3 else 0,
             diameter_um=diameter,
-            diameter_cv=float(rng.uniform(0.03, 0.22)),
+            diameter_cv=float(rng.uniform(0.03, 0.28)),
             brightness=float(np.exp(rng.uniform(np.log(0.12), np.log(12.0)))),
             brightness_cv=float(rng.uniform(0.1, 0.7)),
             ring_share=float(rng.choice([0.0, 0.15, 0.9], p=[0.5, 0.35, 0.15])),
@@ -120,7 +128,11 @@ class TissueConfig:
             vessel_amount=float(rng.choice([-0.7, 0.3, 1.0, 4.0])),
             fibres=int(rng.integers(1, 30)) if rng.random() < 0.3 * busy else 0,
             debris=int(rng.integers(1, 25)) if rng.random() < 0.4 * busy else 0,
-            granules_per_mm3=sometimes(0.35, 5e3, 3e5),
+            granules_per_mm3=sometimes(0.45, 5e3, 3e5),
+            regions=sometimes(0.35, 0.1, 0.8),
+            holes=int(rng.integers(1, 4)) if rng.random() < 0.15 * busy else 0,
+            seams=sometimes(0.3, 0.03, 0.25),
+            elongation=float(rng.choice([0.08, 0.15, 0.28])),
             edge=bool(rng.random() < 0.25),
             stripe_amount=sometimes(0.25, 0.02, 0.25),
             shade_amount=float(rng.uniform(0.0, 0.4)),
@@ -279,9 +291,10 @@ def _draw_cells(
         _draw_cell(config, canvas, centre, diameters[index], brightness[index], bool(ring[index]), rng)
         if process[index]:
             for _ in range(rng.integers(1, 5)):
-                path = _walk(centre, rng, length_um=rng.uniform(15, 80), wander=0.25, flat=0.5)
-                width = rng.uniform(0.6, 1.6)
-                _draw_path(config, canvas, path, width, brightness[index] * rng.uniform(0.15, 0.7))
+                path = _walk(centre, rng, length_um=rng.uniform(15, 120), wander=0.2, flat=0.5)
+                fade = np.linspace(1, rng.uniform(0.1, 0.8), len(path))
+                width = rng.uniform(0.05, 0.16) * diameters[index] * np.linspace(1, 0.5, len(path))
+                _draw_path(config, canvas, path, width, brightness[index] * rng.uniform(0.15, 0.9) * fade)
     return canvas
 
 
@@ -314,7 +327,7 @@ def _draw_cell(
     rng: np.random.Generator,
 ) -> None:
     """Add one cell: a lumpy ellipsoid with a soft edge, dark in the middle if it is a ring."""
-    axes = 0.5 * diameter * np.exp(rng.normal(0, 0.12, 3))
+    axes = 0.5 * diameter * np.exp(np.clip(rng.normal(0, config.elongation, 3), -0.5, 0.5))
     found = _box(config, centre, 1.7 * axes.max())
     if found is None:
         return
@@ -358,28 +371,39 @@ def _walk(
 
 
 def _draw_path(
-    config: TissueConfig, canvas: FloatArray, path: NDArray[np.float64], radius: float, amount: float
+    config: TissueConfig,
+    canvas: FloatArray,
+    path: NDArray[np.float64],
+    radius: float | NDArray[np.float64],
+    amount: float | NDArray[np.float64],
 ) -> None:
-    """Add a tube of Gaussian profile along points; overlaps take the larger value, not the sum."""
-    layer: dict[tuple[int, ...], Any] = {}
-    for point in path:
-        reach = 2 * np.maximum(radius, 0.6 * np.asarray(config.voxel_um))
-        found = _box(config, point, reach)
+    """Add a tube of Gaussian profile along points; overlaps take the larger value, not the sum.
+
+    Radius and amount may change from point to point.
+    """
+    voxel = np.asarray(config.voxel_um)
+    radii, amounts = np.broadcast_to(radius, len(path)), np.broadcast_to(amount, len(path))
+    pieces: list[tuple[tuple[slice, ...], Any]] = []
+    for point, width, height in zip(path, radii, amounts, strict=True):
+        widths = np.maximum(width, 0.5 * voxel)
+        found = _box(config, point, 2 * np.maximum(width, 0.6 * voxel))
         if found is None:
             continue
         box, (z, y, x) = found
-        widths = np.maximum(radius, 0.5 * np.asarray(config.voxel_um))
+        # What is thinner than a voxel fills only a part of it.
+        thin = float(np.min(width / widths))
         value = np.exp(-0.5 * ((z / widths[0]) ** 2 + (y / widths[1]) ** 2 + (x / widths[2]) ** 2))
-        layer[tuple(s.start for s in box)] = (box, value)
-    if not layer:
+        pieces.append((box, height * thin * value))
+    if not pieces:
         return
-    low = [min(b[a].start for b, _ in layer.values()) for a in range(3)]
-    high = [max(b[a].stop for b, _ in layer.values()) for a in range(3)]
+    low = [min(b[a].start for b, _ in pieces) for a in range(3)]
+    high = [max(b[a].stop for b, _ in pieces) for a in range(3)]
+    dark = bool(np.max(amounts) < 0)
     part = np.zeros([h - lo for h, lo in zip(high, low, strict=True)], np.float32)
-    for box, value in layer.values():
+    for box, value in pieces:
         target = part[tuple(slice(s.start - lo, s.stop - lo) for s, lo in zip(box, low, strict=True))]
-        np.maximum(target, value, out=target)
-    canvas[tuple(slice(lo, h) for lo, h in zip(low, high, strict=True))] += amount * part
+        (np.minimum if dark else np.maximum)(target, value, out=target)
+    canvas[tuple(slice(lo, h) for lo, h in zip(low, high, strict=True))] += part
 
 
 def _field(config: TissueConfig, rng: np.random.Generator, scale_um: tuple[float, float]) -> FloatArray:
@@ -410,6 +434,11 @@ def _draw_background(config: TissueConfig, rng: np.random.Generator) -> FloatArr
     tissue *= 1 + config.texture_fine * np.clip(_field(config, rng, (fine, fine)), -3, 6)
     middle = float(rng.uniform(8, 25))
     tissue *= 1 + 0.5 * config.texture_fine * _field(config, rng, (middle, middle))
+    if config.regions:
+        # Nuclei, layers and tracts: steps of brightness with soft or sharp borders.
+        wide = rng.uniform(30, 90)
+        border = _field(config, rng, (wide, wide)) / rng.uniform(0.03, 0.5)
+        tissue *= 1 - config.regions / (1 + np.exp(np.clip(border, -30, 30)))
     if config.shadow_amount:
         _draw_shadows(config, tissue, rng)
     for _ in range(config.vessels):
@@ -421,8 +450,11 @@ def _draw_background(config: TissueConfig, rng: np.random.Generator) -> FloatArr
         start = rng.random(3) * _extent(config)
         path = _walk(start, rng, length_um=rng.uniform(30, 300), wander=0.1, flat=0.3)
         bright = config.brightness * rng.uniform(0.1, 0.9)
-        _draw_path(config, tissue, path, float(rng.uniform(0.4, 1.5)), bright)
+        beads = np.exp(rng.normal(0, rng.uniform(0, 0.8), len(path)))
+        _draw_path(config, tissue, path, float(rng.uniform(0.4, 1.5)), bright * np.minimum(beads, 3))
     _draw_debris(config, tissue, rng)
+    for _ in range(config.holes):
+        _cut_hole(config, tissue, rng)
     if config.haze_amount:
         spots = np.zeros(config.shape, np.float32)
         for _ in range(rng.integers(3, 15)):
@@ -445,6 +477,22 @@ def _draw_shadows(config: TissueConfig, tissue: FloatArray, rng: np.random.Gener
             tissue[box] *= (1 - config.shadow_amount / (1 + np.exp((distance - 1) / 0.15))).astype(np.float32)
 
 
+def _cut_hole(config: TissueConfig, tissue: FloatArray, rng: np.random.Generator) -> None:
+    """A ventricle or tear: dark inside, sharply bordered, the border sometimes bright."""
+    found = _box(config, rng.random(3) * _extent(config), np.array([1000.0, 90.0, 90.0]))
+    if found is None:
+        return
+    box, (z, y, x) = found
+    angle = rng.uniform(0, np.pi)
+    along, across = x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
+    across = across + rng.uniform(0, 15) * np.sin(along / rng.uniform(10, 30) + rng.uniform(0, 6)) + 0.2 * z
+    radius = np.sqrt((along / rng.uniform(20, 80)) ** 2 + (across / rng.uniform(8, 35)) ** 2)
+    depth = (1 - radius) * 20
+    tissue[box] *= (1 - rng.uniform(0.5, 0.95) / (1 + np.exp(np.clip(-depth, -30, 30)))).astype(np.float32)
+    lining = rng.choice([0.0, 0.5, 2.0]) * np.exp(-0.5 * (depth / rng.uniform(0.5, 2)) ** 2)
+    tissue[box] += lining.astype(np.float32)
+
+
 def _draw_debris(config: TissueConfig, tissue: FloatArray, rng: np.random.Generator) -> None:
     """Bright things of the wrong size or shape: dust, crystals, clumps, lipofuscin granules."""
     for _ in range(config.debris):
@@ -452,9 +500,9 @@ def _draw_debris(config: TissueConfig, tissue: FloatArray, rng: np.random.Genera
         amount = config.brightness * float(np.exp(rng.normal(0.3, 0.8)))
         kind = rng.integers(3)
         if kind == 0:
-            _blob(config, tissue, centre, rng.uniform(0.5, 1.6, 3), amount)
+            _blob(config, tissue, centre, rng.uniform(0.5, 1.8, 3), amount)
         elif kind == 1:
-            _blob(config, tissue, centre, rng.uniform(10, 35) * rng.uniform(0.5, 1, 3), amount)
+            _blob(config, tissue, centre, rng.uniform(1.2, 3.5) * config.diameter_um * rng.uniform(0.5, 1, 3), amount)
         else:
             path = _walk(centre, rng, length_um=rng.uniform(25, 60), wander=0.5, flat=0.2)
             _draw_path(config, tissue, path, float(rng.uniform(1, 4)), amount)
@@ -514,6 +562,10 @@ def _light(config: TissueConfig, rng: np.random.Generator) -> FloatArray:
     phase = rng.uniform(0, tile, 2)
     bowl = [(((v + p) % tile) / tile - 0.5) ** 2 * 2 for v, p in zip((y, x), phase, strict=True)]
     light *= (1 - config.shade_amount * (bowl[0][:, None] + bowl[1][None]))[None].astype(np.float32)
+    if config.seams:
+        cells = [((v + p) // tile).astype(int) for v, p in zip((y, x), phase, strict=True)]
+        gains = np.exp(rng.normal(0, config.seams, (cells[0][-1] + 1, cells[1][-1] + 1)))
+        light *= gains[np.ix_(*cells)][None].astype(np.float32)
     if config.stripe_amount:
         down = rng.random() < 0.5
         stripes = ndimage.gaussian_filter1d(rng.standard_normal((nz, ny if down else nx)), rng.uniform(0.7, 6), axis=1)

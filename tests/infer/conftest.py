@@ -22,22 +22,22 @@ def toy_network(stride: int = 1, channels: int = 5) -> bytes:
     """
     from onnx import TensorProto, helper, numpy_helper
 
-    size = 15 if stride == 1 else 14 + stride
+    size = 11 if stride == 1 else 10 + stride
     place = np.arange(size) - (size - 1) / 2
     plane = np.exp(-(place[:, None] ** 2 + place**2) / (2 * 1.6**2))
-    ring = np.exp(-(place[:, None] ** 2 + place**2) / (2 * 3.2**2))
+    ring = np.exp(-(place[:, None] ** 2 + place**2) / (2 * 2.7**2))
     kernel = plane / plane.sum() - ring / ring.sum()
     depth = np.exp(-((np.arange(channels) - channels // 2) ** 2) / (2 * 0.9**2))
     weight = 120 * kernel[None] * (depth / depth.sum())[:, None, None]
-    pads = [7, 7, 7, 7]
+    step = [stride, stride]
     nodes = [
-        helper.make_node("Conv", ["image", "w", "b"], ["logit"], pads=pads, strides=[stride, stride]),
-        helper.make_node("Conv", ["image", "w0"], ["offset"], pads=pads, strides=[stride, stride]),
+        helper.make_node("Conv", ["image", "w", "b"], ["logit"], pads=[5, 5, 5, 5], strides=step),
+        helper.make_node("Conv", ["image", "w0"], ["offset"], strides=step),
     ]
     weights = {
         "w": weight[None].astype(np.float32),
         "b": np.array([-6.0], np.float32),
-        "w0": np.zeros((2, channels, size, size), np.float32),
+        "w0": np.zeros((2, channels, 1, 1), np.float32),
     }
     cells = 64 // stride
     graph = helper.make_graph(
@@ -133,11 +133,11 @@ def make_brain(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Brain]
     """Make a volume with cells at given places: volume, its intensity, its centres."""
 
     def make(
-        shape: tuple[int, int, int] = (40, 300, 260),
+        shape: tuple[int, int, int] = (26, 190, 150),
         voxel_um: tuple[float, float, float] = (4.0, 2.0, 2.0),
         centres: np.ndarray | None = None,
         chunks: tuple[int, int, int] = (16, 64, 64),
-        count: int = 150,
+        count: int = 60,
         **look: float,
     ) -> Brain:
         if centres is None:
@@ -152,7 +152,7 @@ def make_brain(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Brain]
 
 @pytest.fixture(scope="session")
 def brain(make_brain: Callable[..., Brain]) -> Brain:
-    """A small brain with 150 cells, faces included."""
+    """A small brain with 60 cells, faces included."""
     return make_brain()
 
 
@@ -160,3 +160,33 @@ def brain(make_brain: Callable[..., Brain]) -> Brain:
 def run_dir(tmp_path: Path) -> Path:
     """Where a run goes."""
     return tmp_path / "run"
+
+
+@pytest.fixture(scope="session")
+def toy_record() -> DetectorSpec:
+    """The toy's record, for tests that change it."""
+    return toy_spec()
+
+
+@pytest.fixture(scope="session")
+def toy_model() -> bytes:
+    """The toy's network, ONNX."""
+    return toy_network()
+
+
+@pytest.fixture(scope="session")
+def toy_at(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Detector]:
+    """The toy detector at another stride."""
+
+    def make(stride: int) -> Detector:
+        folder = tmp_path_factory.mktemp("toy") / f"stride{stride}"
+        return write_detector(folder, toy_network(stride), toy_spec(stride=stride, halo_px=16), "toy")
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def fine_toy(tmp_path_factory: pytest.TempPathFactory) -> Detector:
+    """The toy on half the pixel: it resolves cells that nearly touch."""
+    folder = tmp_path_factory.mktemp("toy") / "fine"
+    return write_detector(folder, toy_network(), toy_spec(pixel_um=1.0, z_target_um=2.0), "toy")

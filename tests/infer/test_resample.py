@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -16,7 +18,7 @@ def area_average(line: np.ndarray, ratio: float, count: int) -> np.ndarray:
         low, high = j * ratio, min((j + 1) * ratio, len(line))
         edges = np.unique(np.concatenate([[low, high], np.arange(np.ceil(low), np.ceil(high))]))
         edges = edges[(edges >= low) & (edges <= high)]
-        pieces = [(b - a) * line[int(np.floor((a + b) / 2))] for a, b in zip(edges, edges[1:], strict=False)]
+        pieces = [(b - a) * line[int(np.floor((a + b) / 2))] for a, b in itertools.pairwise(edges)]
         found.append(sum(pieces) / (high - low))
     return np.array(found)
 
@@ -27,7 +29,7 @@ def whole(image: np.ndarray, grid: Grid, bands: list[int] | None = None) -> np.n
     rows, columns = axis_operator(grid, 1, (0, height)), axis_operator(grid, 2, (0, width))
     out = np.zeros((groups, height, width), np.float32)
     edges = [*(bands or [0]), image.shape[1]]
-    for a, b in zip(edges, edges[1:], strict=False):
+    for a, b in itertools.pairwise(edges):
         raw = image[:, a:b, slice(*columns.span)]
         resample_band(out, raw, (0, image.shape[0]), a, grid, 0, rows, columns)
     return out

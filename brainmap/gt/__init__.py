@@ -1,0 +1,1 @@
+"""Ground truth from clicks: candidates, worker abilities, posteriors and heat maps."""
