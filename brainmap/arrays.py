@@ -13,7 +13,7 @@ import itertools
 import json
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -28,6 +28,7 @@ from zarr.errors import ContainsGroupError
 from zarr.storage import FsspecStore, LocalStore, WrapperStore
 
 from brainmap.errors import BrainmapError, DataError, MissingExtraError, NotFoundError
+from brainmap.local_reader import LocalChunks
 
 __all__ = ["ArrayInfo", "Node", "Reader", "ZarrFormat", "locate", "open_reader", "read_node"]
 
@@ -309,15 +310,30 @@ class ZarrReader:
             digest=hashlib.sha256(metadata.encode()).hexdigest(),
         )
 
+    @functools.cached_property
+    def _local(self) -> LocalChunks | None:
+        """The direct way to chunks of a local array, if its codecs are the usual ones."""
+        if is_url(self.location):
+            return None
+        stored_key: Callable[[str], str] = self._array.store.stored_key
+        return LocalChunks.of(self._array, Path(self.location) / self.path, stored_key)
+
     def read(self, index: Index) -> NDArray[Any]:
         """See `Reader.read`."""
         try:
-            values = np.asarray(self._array[index])
+            values = self._values(index)
         except MemoryError:
             raise
         except Exception as error:  # codecs raise RuntimeError, ValueError, zlib.error, OSError, ...
             raise self._damage(index, error) from error
         return np.ascontiguousarray(values, dtype=self.info.dtype)
+
+    def _values(self, index: Index) -> NDArray[Any]:
+        if self._local is None:
+            return np.asarray(self._array[index])
+        box = tuple(slice(i, i + 1) if isinstance(i, int) else i for i in index)
+        kept = [r.stop - r.start for r, i in zip(box, index, strict=True) if not isinstance(i, int)]
+        return self._local.read(box).reshape(kept)
 
     def _damage(self, index: Index, error: Exception) -> DataError:
         """Name the first chunk of a region that cannot be read."""
@@ -329,7 +345,7 @@ class ZarrReader:
                 for i, c, n in zip(chunk, self.info.chunks, self.info.shape, strict=True)
             )
             try:
-                self._array[region]
+                self._values(region)
             except Exception as chunk_error:
                 corners = ", ".join(f"{r.start}:{r.stop}" for r in region)
                 fault = "cannot be read" if _is_transport(chunk_error) else "is damaged or truncated"

@@ -37,8 +37,10 @@ def view_run(run: str | Path) -> None:
     except ImportError:
         raise MissingExtraError("napari", "view", "look at a run") from None
 
+    points = Points.read(points_path(run))
     volume = Volume.open(
-        record.parameters["brain"],
+        # The table names the volume by its absolute address, the record as it was typed.
+        points.meta.get("brain") or record.parameters["brain"],
         channel=record.parameters.get("channel"),
         voxel_um=record.parameters.get("voxel_um"),
     )
@@ -53,7 +55,6 @@ def view_run(run: str | Path) -> None:
         viewer.add_labels(
             _lazy(labels, 0), scale=labels.voxel_um, translate=labels.origin_um, name="atlas", opacity=0.25
         )
-    points = Points.read(points_path(run))
     if len(points) > MOST_POINTS:
         # An even share over the table keeps every part of the brain represented.
         points = points.take(np.linspace(0, len(points) - 1, MOST_POINTS).astype(np.int64))

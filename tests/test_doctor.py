@@ -15,7 +15,9 @@ def by_name(report: Report) -> dict[str, Check]:
 
 def test_report_covers_what_matters(tmp_path: Path) -> None:
     checks = by_name(examine(tmp_path))
-    assert {"brainmap", "CPU", "memory", "GPU", "OpenVINO", "detector", "ANTs", "atlases", "disk"} <= set(checks)
+    assert {"brainmap", "CPU", "memory", "GPU", "OpenVINO", "detector", "ANTs", "atlases", "disk"} <= set(
+        checks
+    )
     assert {f"[{extra}]" for extra in EXTRAS} <= set(checks)
     assert checks["OpenVINO"].status == "ok"
     assert checks["ANTs"].status == "ok"
@@ -24,7 +26,9 @@ def test_report_covers_what_matters(tmp_path: Path) -> None:
 
 def test_missing_extras_come_with_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = importlib.util.find_spec
-    monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda name: None if name == "napari" else real(name))
+    monkeypatch.setattr(
+        doctor.importlib.util, "find_spec", lambda name: None if name == "napari" else real(name)
+    )
     check = by_name(examine(tmp_path))["[view]"]
     assert (check.status, check.fix) == ("optional", "pip install 'brainmap[view]'")
 

@@ -49,7 +49,7 @@ class RegistrationOptions:
     Attributes
     ----------
     schedule : str
-        A key of `brainmap.atlas.alignment.SCHEDULES`.
+        ``auto``, or a key of `brainmap.atlas.alignment.SCHEDULES` (``contrast``, ``mattes``, ``affine``).
     finest_um : float
         Voxel size of the registration grid (the warped annotation): the atlas's, but no finer than this.
     align_um : float
@@ -60,15 +60,15 @@ class RegistrationOptions:
         Results are repeatable for a fixed number; 0 = all cores this process may use.
     """
 
-    schedule: str = "syn"
+    schedule: str = "auto"
     finest_um: float = 50.0
     align_um: float = 100.0
     seed: int = 1
     threads: int = 0
 
     def __post_init__(self) -> None:
-        if self.schedule not in SCHEDULES:
-            raise UsageError(f"schedule must be one of {', '.join(SCHEDULES)}, not {self.schedule!r}")
+        if self.schedule not in ("auto", *SCHEDULES):
+            raise UsageError(f"schedule must be one of auto, {', '.join(SCHEDULES)}, not {self.schedule!r}")
         if self.threads < 0 or not min(self.finest_um, self.align_um) > 0:
             raise UsageError("threads must not be negative; finest_um and align_um must be positive")
 
@@ -280,7 +280,8 @@ def register(
         "sample": volume.fingerprint(),
         "atlas": atlas.fingerprint_parts(),
         "mask": None if mask is None else mask.fingerprint(),
-        "parameters": parameters,
+        # As asked for: "all cores" stays the same request on another machine.
+        "parameters": asdict(options) | {"orientation": letters},
     }
     found = _finished(out, fingerprint(identity), overwrite)
     if found is not None:
@@ -358,9 +359,8 @@ class _Run:
         clock.lap("read")
         sample, template = self._prepare(raw, grid)
         clock.lap("prepare")
-        schedule = SCHEDULES[self.options.schedule]
-        threads = self.parameters["threads"]
-        align(template, sample, schedule, self.folder, threads=threads, seed=self.options.seed)
+        threads, seed = self.parameters["threads"], self.options.seed
+        used = align(template, sample, self.options.schedule, self.folder, threads=threads, seed=seed)
         clock.lap("align")
         transforms = Transforms(self.folder)
         labels, hemispheres = bring_to_sample(transforms, grid, self.atlas)
@@ -381,6 +381,7 @@ class _Run:
             "sample": _described(self.volume),
             "atlas": self.atlas.fingerprint_parts() | {"folder": str(self.atlas.folder)},
             "parameters": self.parameters,
+            "schedule": used,
             "grid": grid.to_json(),
             "transforms": sorted(p.name for p in self.folder.iterdir() if p.suffix in (".mat", ".gz")),
             "quality": quality.to_json(),

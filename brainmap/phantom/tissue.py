@@ -215,7 +215,7 @@ def _fibres(
         for _ in range(rng.integers(1, 4)):
             path = _walk(rng, centre, rng.uniform(15, 60), 0.7, 0.1)
             paths.append(path)
-            weights.append(np.linspace(0.09, 0.03, len(path)) * cells.brightness[i])
+            weights.append(np.linspace(0.07, 0.025, len(path)) * cells.brightness[i])
     points, counts = np.concatenate(paths), np.concatenate(weights)
     inside = anatomy.surface(warp.to_atlas_um(points)) < -2.0
     # The point spread function, as a few displaced copies of every point.

@@ -145,7 +145,9 @@ def pretrain(config: PretrainConfig, work: Path, pool: Path | None = None) -> Pa
     """
     work.mkdir(parents=True, exist_ok=True)
     volumes = load_pool(prepare_pool(pool or work / "pool", config), config.volumes)
-    samples = Samples(volumes, config.crop, config.network.slices, config.network.stride)
+    samples = Samples(
+        volumes, config.crop, config.network.slices, config.network.stride, config.grid.pixel_um
+    )
     torch.manual_seed(config.seed)
     rng = np.random.default_rng(config.seed)
     model = CenterNet(config.network).to(memory_format=torch.channels_last)  # type: ignore[call-overload]

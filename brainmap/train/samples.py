@@ -160,16 +160,16 @@ def render_targets(
     cells: NDArray[np.float32],
     k: int,
     shape: tuple[int, int],
-    step_um: float,
+    step_px: float,
     stride: int = 1,
-    fade_um: float = 3.0,
+    fade_px: float = 1.5,
     alone: bool = False,
 ) -> Targets:
     """Targets of slice `k`.
 
     A cell counts fully on the slice nearest its centre and fades on the others with the distance of its
     centre, so that the maximum over slices is its centre. On a section that stands alone every cell
-    cut near its middle counts.
+    that is cut near its middle counts, and the others fade.
 
     Parameters
     ----------
@@ -179,8 +179,8 @@ def render_targets(
         Slice.
     shape : tuple of int
         Height and width of the output map.
-    step_um, fade_um : float
-        Distance of two slices; standard deviation of the fading.
+    step_px, fade_px : float
+        Distance of two slices, standard deviation of the fading, both in network pixels.
     stride : int
         Network pixels per output cell.
     alone : bool
@@ -188,13 +188,13 @@ def render_targets(
     """
     heat = np.zeros(shape, np.float32)
     weight = np.ones(shape, np.float32)
-    away = np.abs(cells[:, 0] - k) * step_um
+    away = np.abs(cells[:, 0] - k) * step_px
     if alone:
-        reach = 2.0 * cells[:, 3] * 0.75
-        fade = np.exp(-0.5 * (np.maximum(away - 0.5 * reach, 0) / (0.25 * reach)) ** 2)
-        on_slice = away <= np.maximum(0.5 * reach, 0.5 * step_um)
+        full = np.maximum(0.65 * cells[:, 3], 0.5 * step_px)
+        fade = np.exp(-0.5 * (np.maximum(away - full, 0) / (0.25 * cells[:, 3])) ** 2)
+        on_slice = away <= full
     else:
-        fade = np.exp(-0.5 * (np.maximum(away - 0.35 * step_um, 0) / fade_um) ** 2)
+        fade = np.exp(-0.5 * (np.maximum(away - 0.35 * step_px, 0) / fade_px) ** 2)
         on_slice = np.rint(cells[:, 0]).astype(int) == k
     visible = cells[:, 4] >= _VISIBLE
     doubtful = ~visible & (cells[:, 4] >= _INVISIBLE) & (fade > 0.2)
@@ -246,10 +246,15 @@ class Samples:
         Slices per sample; odd.
     stride : int
         Output stride.
+    pixel_um : float
+        Network pixel.
     """
 
-    def __init__(self, volumes: list[NetVolume], crop: int, slices: int, stride: int) -> None:
+    def __init__(
+        self, volumes: list[NetVolume], crop: int, slices: int, stride: int, pixel_um: float = 2.0
+    ) -> None:
         self.volumes = volumes
+        self.pixel_um = pixel_um
         self.crop = crop
         self.slices = slices
         self.stride = stride
@@ -276,7 +281,9 @@ class Samples:
             image[: half + 1 - cut] = 0
         image, cells = _turn(image, cells, k, self.crop, rng)
         shape = (self.crop // self.stride, self.crop // self.stride)
-        return image, render_targets(cells, k, shape, volume.step_um, self.stride, alone=alone)
+        return image, render_targets(
+            cells, k, shape, volume.step_um / self.pixel_um, self.stride, alone=alone
+        )
 
 
 def _turn(

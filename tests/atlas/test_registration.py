@@ -317,7 +317,7 @@ def test_command_level_function_and_its_errors(atlas: Atlas, tmp_path: Path) -> 
     write_volume(tmp_path / "empty.zarr", np.zeros_like(brain), RESOLUTION)
     with pytest.raises(DataError, match="no tissue"):
         register_brain(tmp_path / "empty.zarr", tmp_path / "reg", atlas=folder, orientation="asr")
-    write_volume(tmp_path / "tiny.zarr", brain, (5.0, 5.0, 5.0))
+    write_volume(tmp_path / "tiny.zarr", brain, (28.0, 28.0, 28.0))
     with pytest.raises(DataError, match="voxel size is wrong"):
         register_brain(tmp_path / "tiny.zarr", tmp_path / "reg", atlas=folder, orientation="asr")
     assert not (tmp_path / "reg").exists()

@@ -28,7 +28,7 @@ def toy_network(stride: int = 1, channels: int = 5) -> bytes:
     ring = np.exp(-(place[:, None] ** 2 + place**2) / (2 * 2.7**2))
     kernel = plane / plane.sum() - ring / ring.sum()
     depth = np.exp(-((np.arange(channels) - channels // 2) ** 2) / (2 * 0.9**2))
-    weight = 120 * kernel[None] * (depth / depth.sum())[:, None, None]
+    weight = 220 * kernel[None] * (depth / depth.sum())[:, None, None]
     step = [stride, stride]
     nodes = [
         helper.make_node("Conv", ["image", "w", "b"], ["logit"], pads=[5, 5, 5, 5], strides=step),
