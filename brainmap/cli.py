@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from brainmap import __version__
+from brainmap import __version__, gt_cli
 from brainmap.console import (
     EXIT_FAILED,
     EXIT_INTERRUPTED,
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["app", "main"]
 
 app = new_app("brainmap", "Whole-brain cell detection: a brain in, a table of cells per atlas region out.")
+app.add_typer(gt_cli.app)
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Channel = Annotated[int | None, typer.Option(help="Channel, counting from 0.", metavar="N")]
 VoxelSize = Annotated[

@@ -52,6 +52,10 @@ RUN_SUFFIX = ".brainmap"
 EXECUTION = ("out", "workers", "scheduler", "overwrite", "dry_run", "exports", "progress")
 
 
+# Options that name a file or folder, or may.
+PATHS = ("brain", "atlas", "registration", "detector", "registration_image", "mask")
+
+
 @dataclass(frozen=True)
 class Roi:
     """A box of level-0 voxels: a half-open range on each of z, y, x; a stop of None is the end."""
@@ -244,16 +248,27 @@ class DetectRequest:
         return self.atlas is not None or self.registration is not None
 
     def parameters(self) -> dict[str, Any]:
-        """The options that decide the result: equal ones may resume a run."""
-        return {
+        """The options that decide the result: equal ones may resume a run.
+
+        Paths are absolute, so that the same command means the same from any folder.
+        """
+        values = {
             item.name: getattr(self, item.name)
             for item in dataclasses.fields(self)
             if item.name not in EXECUTION
         }
+        return values | {name: _absolute(values[name]) for name in PATHS}
 
     def execution(self) -> dict[str, Any]:
         """The options that may differ between the commands of one run."""
         return {name: getattr(self, name) for name in ("workers", "scheduler", "exports")}
+
+
+def _absolute(value: str | Path | None) -> str | None:
+    """An absolute path where there is one; URLs and names of atlases and detectors stay as they are."""
+    if value is None or "://" in str(value) or not (isinstance(value, Path) or Path(value).exists()):
+        return None if value is None else str(value)
+    return str(Path(value).absolute())
 
 
 def _choice(option: str, value: str, allowed: tuple[str, ...]) -> None:

@@ -16,8 +16,10 @@ normalised
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol
@@ -111,10 +113,13 @@ class Intensity:
         full = source.levels[0]
         level = _overview_level(source.levels, cell_diameter_um)
         low, bin_vox = _overview(source, level, cell_diameter_um)
-        if not np.isfinite(low).any():
-            raise DataError("the volume holds no finite value; check the input image")
-        low = np.where(np.isfinite(low), low, np.nanmin(low)).astype(np.float32)
+        known = np.isfinite(low)
+        if not known.any():
+            raise DataError("the volume holds no finite value that can be read; check the input image")
+        low = np.where(known, low, np.median(low[known])).astype(np.float32)
         tissue, dark, surrounded = _find_tissue(low)
+        # Where the image could not be read, detection must try and fail in the open.
+        tissue |= ~known
         background = _smooth_inside(low, tissue)
         typical = float(np.median(background[tissue]))
         if surrounded:
@@ -279,13 +284,33 @@ def _slabs(source: Source, level: int, sections: int) -> Iterator[NDArray[np.flo
     step = -(-step // sections) * sections
     plane = (slice(0, height), slice(0, width))
     for start in range(0, depth, step):
-        slab = source.read(slice(start, min(start + step, depth)), *plane, level=level)
+        slab = _read_readable(source, (slice(start, min(start + step, depth)), *plane), level)
         if sections > 1:
             edges = np.arange(0, len(slab), sections)
             counts = np.diff(np.append(edges, len(slab)))[:, None, None]
             yield (np.add.reduceat(slab, edges, axis=0, dtype=np.float32) / counts).astype(np.float32)
         else:
             yield slab
+
+
+def _read_readable(source: Source, box: tuple[slice, slice, slice], level: int) -> NDArray[Any]:
+    """A box of a level; where storage is damaged, NaN for the chunks that cannot be read."""
+    try:
+        return source.read(*box, level=level)
+    except DataError as error:
+        log.warning("the overview goes on without a damaged part: %s", error)
+    corner = [s.start for s in box]
+    result = np.full([s.stop - s.start for s in box], np.nan, np.float32)
+    steps = [range(s.start, s.stop, c) for s, c in zip(box, source.levels[level].chunks, strict=True)]
+    for place in itertools.product(*steps):
+        chunk = [
+            slice(a, min((a // c + 1) * c, s.stop))
+            for a, c, s in zip(place, source.levels[level].chunks, box, strict=True)
+        ]
+        with suppress(DataError):
+            target = tuple(slice(s.start - c, s.stop - c) for s, c in zip(chunk, corner, strict=True))
+            result[target] = source.read(*chunk, level=level)
+    return result
 
 
 def _pool(image: NDArray[Any], factors: tuple[int, int]) -> NDArray[np.float32]:
@@ -402,7 +427,10 @@ def _sample_noise(source: Source, unit: Intensity, cell_um: float) -> float:
             centre = (int(index[axis]) + 0.5) * unit.bin_vox[axis]
             start = int(np.clip(round(centre - size / 2), 0, full.shape[axis] - size))
             box.append(slice(start, start + size))
-        patch = source.read(*box).astype(np.float32).mean(axis=0, keepdims=True)
+        try:
+            patch = source.read(*box).astype(np.float32).mean(axis=0, keepdims=True)
+        except DataError:
+            continue
         patch = np.nan_to_num(_pool(patch, pool))
         axes = (
             np.array([box[0].start + (depth - 1) / 2]),
@@ -413,6 +441,8 @@ def _sample_noise(source: Source, unit: Intensity, cell_um: float) -> float:
         ratio = light / max(unit.typical - unit.dark, 1e-6)
         spreads.append(noise_of(patch) / np.clip(ratio, 0.25, 4.0) ** _NOISE_EXPONENT)
         values.append(patch.ravel())
+    if not values:
+        raise DataError("none of the places sampled in the full-resolution image could be read; check the image")
     everything = np.concatenate(values)
     span = float(np.quantile(everything, 0.999) - np.median(everything))
     if not np.isfinite(span) or everything.max() == everything.min():

@@ -153,6 +153,21 @@ def test_every_option_either_decides_the_result_or_not() -> None:
     assert made.parameters() != request(threshold=0.5).parameters()
 
 
+def test_a_run_can_be_resumed_from_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_volume(tmp_path / "b.zarr")
+    make_volume(tmp_path / "atlas")
+    options = {"atlas": "atlas", "registration": "reg", "mask": "m.zarr"}
+    monkeypatch.chdir(tmp_path)
+    first = detect_request("b.zarr", {}, options, Path("out")).parameters()
+    assert first["brain"] == str(tmp_path / "b.zarr")
+    assert first["detector"] == "default"
+    (tmp_path / "deep").mkdir()
+    monkeypatch.chdir(tmp_path / "deep")
+    absolute = {name: str(tmp_path / value) for name, value in options.items()}
+    assert detect_request(str(tmp_path / "b.zarr"), {}, absolute, Path("out")).parameters() == first
+    assert detect_request("s3://x/b.zarr", {}, {}).parameters()["brain"] == "s3://x/b.zarr"
+
+
 def test_settings_file_and_command_line_which_wins(tmp_path: Path) -> None:
     path = tmp_path / "detect.toml"
     path.write_text(

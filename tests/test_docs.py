@@ -117,10 +117,13 @@ def reference() -> str:
     for path, command in sorted(commands().items()):
         arguments = [p for p in command.params if p.param_type_name == "argument"]
         options = [p for p in command.params if p.param_type_name == "option"]
-        usage = " ".join(["brainmap", *path, *(argument.metavar for argument in arguments), "[OPTIONS]"])
+        places = [argument.metavar or argument.name.upper() for argument in arguments]
+        usage = " ".join(["brainmap", *path, *places, "[OPTIONS]"])
         lines += [f"## brainmap {' '.join(path)}", "", f"`{usage}`", "", str(command.help).strip(), ""]
         lines += ["| | |", "|---|---|"]
-        lines += [f"| `{argument.metavar}` | {argument.help} |" for argument in arguments]
+        lines += [
+            f"| `{place}` | {argument.help} |" for place, argument in zip(places, arguments, strict=True)
+        ]
         for option in options:
             value = f" {option.metavar}" if option.metavar and not option.is_flag else ""
             shown = f"{', '.join(option.opts)}{value}".replace("|", r"\|")

@@ -21,6 +21,7 @@ from zarr.codecs import (
 )
 
 from brainmap.local_reader import LocalChunks
+from brainmap.volume import Volume
 
 SHAPE = (13, 21, 35)
 REGIONS = [
@@ -92,6 +93,8 @@ def test_same_values_as_zarr(name: str, pixels: NDArray[np.uint16], tmp_path: Pa
 def test_other_codecs_are_left_to_zarr(name: str, pixels: NDArray[np.uint16], tmp_path: Path) -> None:
     array = make(tmp_path / "a.zarr", pixels, **UNKNOWN[name])
     assert LocalChunks.of(array, tmp_path / "a.zarr", identity) is None
+    volume = Volume.open(tmp_path / "a.zarr", voxel_um=(1, 1, 1))
+    np.testing.assert_array_equal(volume.read(*REGIONS[1]), array[REGIONS[1]])
 
 
 def test_a_damaged_shard_index_is_noticed(pixels: NDArray[np.uint16], tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ def test_volume_and_cells_lie_in_one_frame(run: Path) -> None:
     view.view_run(run)
     (viewer,) = shown
     levels, options = viewer.layers["image"]
-    assert [level.shape for level in levels][0] == (6, 40, 50)
+    assert levels[0].shape == (6, 40, 50)
     np.testing.assert_array_equal(
         np.asarray(levels[0][2:6, 30:, :].compute(scheduler="synchronous")),
         np.arange(6 * 40 * 50, dtype=np.uint16).reshape(6, 40, 50)[2:6, 30:, :],

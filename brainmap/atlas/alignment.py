@@ -62,8 +62,9 @@ _LINEAR = (
 _LEVELS = ((60, 50, 15), (4, 2, 1), (2, 1, 0.5))
 
 #: "contrast" compares local contrast directly; "mattes" asks only for a statistical relation, for images whose
-#: contrast differs from the template's (other stains). On a template put through a known warp with gains,
-#: shading and noise the first halves the error of Mattes on plain intensities at less time.
+#: contrast differs from the template's (other stains). On the template put through a known warp with gains,
+#: shading and noise (50 um): median point error 65 um after the affine, 40 after "mattes", 38 after "contrast";
+#: mean Dice over 647 structures 0.69, 0.79, 0.81.
 SCHEDULES = {
     "contrast": Schedule(_LINEAR, (Stage("SyN[0.25,3,0]", (Metric("MeanSquares", "local", 0),), *_LEVELS),)),
     "mattes": Schedule(_LINEAR, (Stage("SyN[0.25,3,0]", (Metric("Mattes", "local", 32),), *_LEVELS),)),
@@ -71,7 +72,9 @@ SCHEDULES = {
 }
 
 #: Correlation of the local contrasts after the affine, from which on "auto" takes "contrast".
-_ALIKE = 0.25
+_ALIKE = 0.8
+#: Distance from the surface, um, that leaves the outline out of that comparison.
+_INNER_UM = 500.0
 
 
 @dataclass(frozen=True)
@@ -113,7 +116,7 @@ def align(
     *,
     threads: int,
     seed: int,
-    template_mask: NDArray[np.bool_] | None = None,
+    trusted: NDArray[np.bool_] | None = None,
 ) -> str:
     """Register the sample (moving) to the template (fixed) and leave the transforms in a folder.
 
@@ -127,8 +130,9 @@ def align(
         Gets ``affine.mat`` and, unless the schedule is linear, ``warp.nii.gz`` and ``inverse_warp.nii.gz``.
     threads, seed : int
         Results are repeatable for equal values of both.
-    template_mask : bool array, optional
-        Part of the template that the sample shows (partial brains); the metric looks only there.
+    trusted : bool array, optional
+        Part of the sample that is to be compared (partial and damaged brains); what the template has beyond
+        it is left out.
 
     Returns
     -------
@@ -140,7 +144,7 @@ def align(
     DataError
         If ANTs fails.
     """
-    images = _images(template, sample, template_mask)
+    images = _images(template, sample, trusted)
     shape = images.fixed["global"].shape
     linear = SCHEDULES["affine" if schedule == "auto" else schedule].fitting(shape).linear
     written = run_stage(linear, images, None, folder / "linear_", threads=1, seed=seed)
@@ -159,8 +163,9 @@ def align(
 
 
 def _likeness(template: Framed, sample: Framed, folder: Path) -> float:
-    """Correlation of the two local contrasts in the template's tissue, after the affine alone."""
-    places = np.argwhere(template.prepared.mask)[::7]
+    """Correlation of the two local contrasts after the affine alone, away from the surface all brains share."""
+    depth = ndimage.distance_transform_edt(template.prepared.mask, sampling=template.voxel_um)
+    places = np.argwhere(depth > min(_INNER_UM, depth.max() / 2))[::7]
     moved = Transforms(folder).to_sample_edge_um(vox_to_edge_um(places, template.voxel_um))
     vox = edge_um_to_vox(moved, sample.voxel_um)
     there = ndimage.map_coordinates(sample.prepared.local, vox.T, order=1, mode="nearest")
@@ -176,7 +181,7 @@ def _one(paths: list[Path], ending: str) -> Path:
     )
 
 
-def _images(template: Framed, sample: Framed, template_mask: NDArray[np.bool_] | None) -> StageImages:
+def _images(template: Framed, sample: Framed, trusted: NDArray[np.bool_] | None) -> StageImages:
     fixed_box, fixed_origin = template.crop()
     moving_box, moving_origin = sample.crop()
     pairs = ("global", "local")
@@ -189,7 +194,7 @@ def _images(template: Framed, sample: Framed, template_mask: NDArray[np.bool_] |
         fixed_spacing_mm=_mm(template.voxel_um),
         moving_origin_mm=moving_origin,
         moving_spacing_mm=_mm(sample.voxel_um),
-        fixed_mask=None if template_mask is None else template_mask[fixed_box],
+        moving_mask=None if trusted is None else trusted[moving_box],
     )
 
 

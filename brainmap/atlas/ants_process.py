@@ -194,7 +194,7 @@ def _main(job_file: str) -> None:
         origin, spacing = job["geometry"][name.split("_")[0]]
         image = ants.from_numpy(np.load(path), origin=tuple(origin), spacing=tuple(spacing))
         if name.endswith("_mask"):
-            image = image.clone("unsigned char")
+            image = image != 0  # as antspyx hands masks over
         alive.append(image)  # ANTs holds bare pointers: the images must outlive the call
         pointers[name] = get_pointer_string(image)
     ants.registration(fixed=_arguments(job, pointers), moving=None)
@@ -208,7 +208,7 @@ def _arguments(job: dict, pointers: dict[str, str]) -> list[str]:
     arguments = ["--dimensionality", "3", "--float", "1", "--random-seed", str(job["seed"])]
     arguments += ["--output", job["prefix"], "--collapse-output-transforms", "1"]
     arguments += ["--use-histogram-matching", "0", "--initial-moving-transform", start]
-    masks = ",".join(pointers.get(f"{side}_mask", "NULL") for side in ("fixed", "moving"))
+    masks = ",".join(pointers.get(f"{side}_mask", "NA") for side in ("fixed", "moving"))
     for stage in job["stages"]:
         arguments += ["--transform", stage["transform"]]
         for metric in stage["metrics"]:
@@ -221,7 +221,7 @@ def _arguments(job: dict, pointers: dict[str, str]) -> list[str]:
         arguments += ["--convergence", f"[{_by_x(stage['iterations'])},{stage['tolerance']},10]"]
         arguments += ["--shrink-factors", _by_x(stage["shrink"])]
         arguments += ["--smoothing-sigmas", f"{_by_x(stage['smooth_vox'])}vox"]
-        if masks != "NULL,NULL":
+        if masks != "NA,NA":
             arguments += ["--masks", f"[{masks}]"]
     return arguments
 

@@ -1,30 +1,30 @@
-"""Registration of a brain to an atlas: run it, keep it, use it (methods: Registration; fixed = template)."""
+"""Registering a brain to an atlas: fixed = template, moving = brain."""
 
 from __future__ import annotations
 
 import logging
 import math
 import time
-from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
+from scipy import ndimage
 
 from brainmap.atlas.alignment import SCHEDULES, Framed, align, usable_cores
 from brainmap.atlas.atlas import Atlas
 from brainmap.atlas.figures import draw_contours
 from brainmap.atlas.grid import SampleGrid, resample_volume
 from brainmap.atlas.prepare import block_mean, prepare
-from brainmap.atlas.quality import Judgement, judge
-from brainmap.atlas.regions import label_volumes
+from brainmap.atlas.quality import judge
+from brainmap.atlas.registered import FORMAT, REGISTRATION_JSON, Registration
 from brainmap.atlas.transforms import Transforms
 from brainmap.atlas.warping import bring_to_atlas, bring_to_sample, measure
 from brainmap.coords import ATLAS_ORIENTATION, axis_map, parse_orientation
-from brainmap.errors import DataError, NotFoundError, UsageError
-from brainmap.provenance import atomic_path, fingerprint, now, read_json, versions, write_json
+from brainmap.errors import DataError, UsageError
+from brainmap.provenance import atomic_path, fingerprint, now, versions, write_json
 
 if TYPE_CHECKING:
     from brainmap.volume import Volume
@@ -32,9 +32,6 @@ if TYPE_CHECKING:
 __all__ = ["REGISTRATION_JSON", "Registration", "RegistrationOptions", "register", "register_brain"]
 
 logger = logging.getLogger(__name__)
-
-REGISTRATION_JSON = "registration.json"
-_FORMAT = 1
 
 Triple = tuple[float, float, float]
 
@@ -71,164 +68,6 @@ class RegistrationOptions:
             raise UsageError(f"schedule must be one of auto, {', '.join(SCHEDULES)}, not {self.schedule!r}")
         if self.threads < 0 or not min(self.finest_um, self.align_um) > 0:
             raise UsageError("threads must not be negative; finest_um and align_um must be positive")
-
-
-@dataclass(frozen=True)
-class Registration:
-    """A finished registration in its folder.
-
-    Attributes
-    ----------
-    folder : Path
-    grid : SampleGrid
-        The registration grid in the sample's own axes.
-    record : dict
-        Content of ``registration.json``.
-    """
-
-    folder: Path
-    grid: SampleGrid
-    record: dict[str, Any] = field(repr=False)
-
-    @classmethod
-    def load(cls, folder: str | Path) -> Registration:
-        """Open the folder of a finished registration.
-
-        Raises
-        ------
-        NotFoundError
-            If the folder holds no finished registration.
-        DataError
-            If its record is damaged.
-        """
-        path = Path(folder) / REGISTRATION_JSON
-        if not path.is_file():
-            raise NotFoundError(
-                f"{folder} holds no finished registration ({REGISTRATION_JSON} is missing): give the folder that "
-                "'brainmap register' wrote, or the folder 'registration' of a run"
-            )
-        record = read_json(path)
-        try:
-            if record["format"] != _FORMAT:
-                raise DataError(f"{path} has format {record['format']}, this brainmap reads {_FORMAT}")
-            return cls(Path(folder), SampleGrid.from_json(record["grid"]), record)
-        except (KeyError, TypeError, ValueError) as error:
-            if isinstance(error, DataError):
-                raise
-            raise DataError(f"{path} is damaged ({error!r}): register the brain again") from error
-
-    @property
-    def fingerprint(self) -> str:
-        """Identifies input, atlas and options; goes into the record of a run that uses this registration."""
-        return str(self.record["fingerprint"])
-
-    @property
-    def atlas_name(self) -> str:
-        """Name of the atlas it was made with."""
-        return str(self.record["atlas"]["name"])
-
-    @property
-    def atlas_folder(self) -> str:
-        """Folder of the atlas it was made with, or its name where the folder is gone."""
-        folder = str(self.record["atlas"].get("folder", ""))
-        return folder if Path(folder).is_dir() else self.atlas_name
-
-    @property
-    def judgement(self) -> Judgement:
-        """Verdict and reasons."""
-        return Judgement(self.record["verdict"], tuple(self.record["reasons"]))
-
-    @cached_property
-    def transforms(self) -> Transforms:
-        """The transforms; fields are read on first use."""
-        return Transforms(self.folder)
-
-    def to_atlas_um(self, points_um: ArrayLike) -> NDArray[np.float64]:
-        """Map points from the sample to the atlas.
-
-        Parameters
-        ----------
-        points_um : array (N, 3)
-            Sample um (``index * scale + translation``), z, y, x, in the sample's own axes.
-
-        Returns
-        -------
-        float64 array (N, 3)
-            Atlas um, not rounded. Points outside the tissue continue the nearest displacement, so they
-            are well defined and may lie outside the atlas's box; NaN stays NaN.
-        """
-        return self.transforms.to_atlas_um(self.grid.um_to_asr_edge_um(points_um))
-
-    def to_sample_um(self, points_atlas_um: ArrayLike) -> NDArray[np.float64]:
-        """Map points from the atlas to the sample; the other direction of `to_atlas_um`."""
-        return self.grid.asr_edge_um_to_um(self.transforms.to_sample_edge_um(points_atlas_um))
-
-    @property
-    def annotation(self) -> NDArray[np.uint32]:
-        """Structure ids warped to the sample, on the registration grid in the sample's own axes."""
-        return self._stored("annotation")
-
-    @property
-    def hemispheres(self) -> NDArray[np.uint8]:
-        """Hemispheres (1 left, 2 right, 0 outside the atlas) warped to the sample in the same way."""
-        return self._stored("hemispheres")
-
-    def volumes_mm3(
-        self,
-        atlas: Atlas,
-        *,
-        mask: NDArray[np.bool_] | None = None,
-        box_um: tuple[tuple[float, float], tuple[float, float], tuple[float, float]] | None = None,
-    ) -> NDArray[np.float64]:
-        """Volume of each structure in the sample, per hemisphere; see `brainmap.atlas.regions.label_volumes`.
-
-        Parameters
-        ----------
-        atlas : Atlas
-            The atlas of this registration.
-        mask : bool array, optional
-            What was analysed, on the registration grid in the sample's own axes.
-        box_um : three (low, high) pairs, optional
-            Region of interest in sample um; voxels partly inside count by their share.
-        """
-        if mask is not None and mask.shape != self.grid.shape:
-            raise UsageError(f"the mask has shape {mask.shape}, the registration grid {self.grid.shape}")
-        weights = self.grid.lengths_um(box_um)
-        return label_volumes(self.annotation, self.hemispheres, atlas.structures, weights, mask)
-
-    def check_belongs(self, volume: Volume, orientation: str | None = None) -> None:
-        """Refuse a registration that was made from another brain than `volume`.
-
-        Raises
-        ------
-        UsageError
-            If position or size in um, or the orientation, differ.
-        """
-        grid = self.grid
-        other = SampleGrid.over(
-            volume, orientation or volume.orientation or grid.orientation, grid.resolution_asr_um
-        )
-        slack = np.asarray(grid.resolution_um) / 2
-        same = np.all(np.abs(np.subtract(grid.corner_um, other.corner_um)) <= slack)
-        same &= np.all(np.abs(np.subtract(grid.extent_um, other.extent_um)) <= slack)
-        if not same:
-            raise UsageError(
-                f"the registration {self.folder} does not belong to {volume.name}: it is of an image of "
-                f"{_size(grid)} starting at {_start(grid)} um, this one has {_size(other)} starting at "
-                f"{_start(other)} um"
-            )
-        if other.orientation != grid.orientation:
-            raise UsageError(
-                f"the registration {self.folder} was made with orientation {grid.orientation}, "
-                f"not {other.orientation}"
-            )
-
-    def _stored(self, name: str) -> NDArray[Any]:
-        from brainmap.volume import Volume
-
-        volume = Volume.open(self.folder / f"{name}.ome.zarr")
-        z, y, x = (slice(0, n) for n in volume.shape)
-        return volume.read(z, y, x)
 
 
 def register(
@@ -276,7 +115,7 @@ def register(
     out = Path(out_dir)
     parameters = asdict(options) | {"threads": options.threads or usable_cores(), "orientation": letters}
     identity = {
-        "format": _FORMAT,
+        "format": FORMAT,
         "sample": volume.fingerprint(),
         "atlas": atlas.fingerprint_parts(),
         "mask": None if mask is None else mask.fingerprint(),
@@ -360,7 +199,16 @@ class _Run:
         sample, template = self._prepare(raw, grid)
         clock.lap("prepare")
         threads, seed = self.parameters["threads"], self.options.seed
-        used = align(template, sample, self.options.schedule, self.folder, threads=threads, seed=seed)
+        trusted = None if self.mask is None else ndimage.binary_dilation(sample.prepared.mask)
+        used = align(
+            template,
+            sample,
+            self.options.schedule,
+            self.folder,
+            threads=threads,
+            seed=seed,
+            trusted=trusted,
+        )
         clock.lap("align")
         transforms = Transforms(self.folder)
         labels, hemispheres = bring_to_sample(transforms, grid, self.atlas)
@@ -375,7 +223,7 @@ class _Run:
         figures = draw_contours(raw, labels, self.atlas, resolution, self.folder)
         clock.lap("quality")
         record = {
-            "format": _FORMAT,
+            "format": FORMAT,
             "fingerprint": identity,
             "created": now(),
             "sample": _described(self.volume),
@@ -484,11 +332,3 @@ def _described(volume: Volume) -> dict[str, Any]:
         "origin_um": volume.origin_um,
         "channel": volume.channel,
     }
-
-
-def _size(grid: SampleGrid) -> str:
-    return " x ".join(f"{e:.0f}" for e in grid.extent_um) + " um"
-
-
-def _start(grid: SampleGrid) -> str:
-    return ", ".join(f"{c:.0f}" for c in grid.corner_um)

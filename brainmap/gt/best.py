@@ -17,7 +17,7 @@ from scipy.spatial import cKDTree
 from scipy.special import expit, logit
 
 from brainmap.gt.ability import Votes, click_weights
-from brainmap.gt.cells import ImageModel, find_cells, tightness
+from brainmap.gt.cells import SPREADS, ImageModel, find_cells, tightness
 from brainmap.gt.clicks import Clicks
 from brainmap.gt.consensus import Consensus, ImageConsensus, WorkerTable, qc_completed
 from brainmap.gt.jitter import Scatter, fit_scatter, worker_scatter
@@ -53,7 +53,7 @@ class _Crowd:
 
 @dataclass(frozen=True)
 class _Found:
-    """Candidates of all images: `image` (C,), `xy` (C, 2), `geometry` (C,); per click its `item` and `role`.
+    """Candidates of all images: `image` (C,), `xy` (C, 2), `geometry` (C, spreads); per click its `item` and `role`.
 
     `role` is 0 for a vote, REPEATED (of its worker's vote for the item), or VOID.
     """
@@ -90,6 +90,7 @@ def aggregate_best(clicks: Clicks, settings: GtSettings, qc: list[int], runner: 
         "difficulty_logits": fit.tau,
         "attractiveness_logits": fit.sigma,
         "share_of_cells": fit.share,
+        "spread_of_other_clicks": fit.spread,
         "void_image_worker_pairs": int(crowd.void.sum()),
         "unfinished_image_worker_pairs": int((~crowd.counts & ~crowd.void).sum()),
         "worker_bias_px": {w: b for w, b in zip(clicks.worker_ids, crowd.bias.round(2).tolist(), strict=True)},
@@ -158,7 +159,7 @@ def _find_in_image(
     """
     model = ImageModel.build(logit_p, stray, counts, tau, density, scatter, reach)
     centres, label, near = find_cells(xy, worker, width, model)
-    tight = tightness(xy, worker, width, near, label, centres, model)
+    tight = tightness(xy, width, near, label, centres, model)
     left = np.flatnonzero(label < 0)
     single = np.ones(len(left), bool)
     if len(left) and len(centres):
@@ -168,7 +169,7 @@ def _find_in_image(
         label[left[repeat]] = -2 - cell[repeat]
         single = ~repeat
     label[left[single]] = len(centres) + np.arange(int(single.sum()))
-    return np.r_[centres, xy[left[single]]], label, np.r_[tight, np.zeros(int(single.sum()))]
+    return np.r_[centres, xy[left[single]]], label, np.r_[tight, np.zeros((int(single.sum()), len(SPREADS)))]
 
 
 def _collect(
@@ -192,12 +193,12 @@ def _collect(
         total = len(place) + len(alone)
         image.append(np.full(total, number))
         centres.append(np.r_[place, xy[alone]])
-        geometry.append(np.r_[np.clip(tight, -40, 40), np.zeros(len(alone))])
+        geometry.append(np.r_[tight, np.zeros((len(alone), len(SPREADS)))])
         n += total
     return _Found(
         np.concatenate([*image, np.zeros(0, np.int64)]).astype(np.int64),
         np.concatenate([*centres, np.zeros((0, 2))]),
-        np.concatenate([*geometry, np.zeros(0)]),
+        np.concatenate([*geometry, np.zeros((0, len(SPREADS)))]),
         item.astype(np.int64),
         role,
     )

@@ -84,8 +84,10 @@ def _clusters(xy: Floats, settings: GtSettings) -> Ints:
         # Two or three clicks: those within reach of each other are one candidate, the others stand alone.
         return fcluster(linkage(xy, "single"), settings.single_px, "distance").astype(np.int64) - 1
     label = _hdbscan(xy, settings, single=False)
-    if (label < 0).all():
-        label = _hdbscan(xy, settings, single=True)
+    if (label < 0).mean() > 0.5:
+        # One cell among strays looks like noise to HDBSCAN unless it may find a single cluster.
+        one = _hdbscan(xy, settings, single=True)
+        label = one if (one < 0).sum() < (label < 0).sum() else label
     return label
 
 
@@ -96,6 +98,7 @@ def _hdbscan(xy: Floats, settings: GtSettings, *, single: bool) -> Ints:
         min_cluster_size=settings.min_cluster_size,
         min_samples=min(settings.min_samples, len(xy) - 1),
         allow_single_cluster=single,
+        cluster_selection_epsilon=settings.repeat_px,  # clusters closer than this are one
         core_dist_n_jobs=1,
     )
     with warnings.catch_warnings():

@@ -18,7 +18,7 @@ from scipy.special import logsumexp
 
 from brainmap.gt.jitter import Scatter, log_t, robust_weight
 
-__all__ = ["ImageModel", "cell_log_odds", "find_cells", "tightness"]
+__all__ = ["SPREADS", "ImageModel", "cell_log_odds", "find_cells", "tightness"]
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -27,6 +27,7 @@ KERNEL, LINK = 0.7, 1.5  # of the seeds' density estimate, in widths
 NEAR = 2.6  # cells closer than this many widths may be one
 REPEAT = 0.05  # share of clicks that repeat a worker's own click on the same cell
 LEVELS = np.linspace(-3, 3, 7)  # difficulty, logits
+SPREADS = np.array([1.0, 1.25, 1.6, 2.0, 2.5, 3.2, 4.0])  # of clicks on what is no cell, against a cell's
 
 
 @dataclass(frozen=True)
@@ -341,12 +342,23 @@ def _split(
 
 
 def tightness(
-    xy: Floats, worker: Ints, width: Floats, reach: Floats, label: Ints, centres: Floats, model: ImageModel
+    xy: Floats, width: Floats, reach: Floats, label: Ints, centres: Floats, model: ImageModel
 ) -> Floats:
-    """Log likelihood ratio (K,) of the clicks' positions: scattered about a cell, or anywhere within reach."""
-    field = _Field(xy, worker, width, reach)
-    rows, density, area = _place(field, label, centres, model)
-    k, own = len(centres), label[rows]
+    """Log density (K, len(SPREADS)) of each cell's clicks if they scatter that many times as wide as on a cell.
+
+    Clicks beyond reach were never considered: densities are those of a t cut there. One click of each cell's
+    has gone into its centre, so distances are widened and their weight reduced accordingly.
+    """
+    k, tail = len(centres), model.scatter.tail
+    rows = np.flatnonzero(label >= 0)
+    own = label[rows]
     count = np.bincount(own, minlength=k)
-    uniform = np.bincount(own, np.log(np.pi * reach[rows] ** 2), k) / np.maximum(count, 1)
-    return np.asarray(np.bincount(own, density, k) + area + (count - 1) * uniform)
+    square = ((xy[rows] - centres[own]) ** 2).sum(axis=1) / width[rows] ** 2
+    square *= (count / np.maximum(count - 1, 1))[own]
+    edge = (reach[rows] / width[rows]) ** 2
+    result = np.zeros((k, len(SPREADS)))
+    for column, spread in enumerate(SPREADS):
+        inside = np.log(-np.expm1(-tail / 2 * np.log1p(edge / (tail * spread**2))))
+        value = log_t(np.minimum(square, edge) / spread**2, width[rows] * spread, tail) - inside
+        result[:, column] = np.bincount(own, value, k)
+    return result * ((count - 1) / np.maximum(count, 1))[:, None]

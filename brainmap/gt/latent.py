@@ -32,11 +32,14 @@ START_CELL, START_OTHER = 0.6, 0.03
 CLICK_PRECISION = 0.7  # share of a worker's clicks that are cells, before anything is known
 PRIOR_ITEMS = 5.0  # weight of that belief, in candidates
 LEAST_WIDTH = 0.3
+DIFFUSE = 50.0
+SPREAD_PRIOR = np.array([0.2, 0.2, 0.2, 1.0, 1.0, 1.0, 1.0])
 
 
 @dataclass(frozen=True)
 class LatentFit:
-    """`posterior` (C,); abilities `cell`, `other` (J,) and widths `tau`, `sigma` in logits; `share` of cells.
+    """`posterior` (C,); abilities `cell`, `other` (J,) and widths `tau`, `sigma` in logits; `share` of cells;
+    `spread` (S,) weights of how widely the clicks of false candidates scatter.
 
     `cell_level`, `other_level` (C,) are each candidate's expected level if it is a cell, or is none.
     """
@@ -49,6 +52,7 @@ class LatentFit:
     tau: float
     sigma: float
     share: float
+    spread: Floats
 
 
 @dataclass
@@ -106,29 +110,37 @@ def fit_latent(votes: Votes, geometry: Floats, *, strength: float = 2.0, iterati
     ----------
     votes : Votes
         Clicks on candidates; every candidate has at least one.
-    geometry : (C,)
-        Log likelihood ratio, cell against none, of the clicks' positions.
+    geometry : (C, S)
+        Log density of the clicks' positions at growing spreads; column 0 is that of a cell. How the clicks of
+        false candidates spread is estimated: where they are as tight as a cell's, tightness says nothing.
     strength : float
         Weight of the crowd's mean in each worker's ability, in clicks.
     """
     cells = _Class(np.full(votes.n_workers, logit(START_CELL)), CELL_LEVELS, 1.0)
     other = _Class(np.full(votes.n_workers, logit(START_OTHER)), OTHER_LEVELS, 1.0)
     judged = votes.click_seen()
+    count = np.bincount(votes.item, minlength=votes.n_items)
+    shared, voted = count > 1, count > 0  # without a vote (all its clicks void) an item tells nothing
     share = start = _start_share(votes)
     posterior = np.zeros(votes.n_items)
+    prior = DIFFUSE * (SPREAD_PRIOR / SPREAD_PRIOR.sum())
+    spread = prior / prior.sum()
     for _ in range(iterations if votes.n_items else 0):
         cells.likelihood(votes, judged)
         other.likelihood(votes, judged)
-        new = expit(logit(share) + cells.log_item - other.log_item + geometry)
+        place = logsumexp(geometry + np.log(spread), axis=1)
+        new = voted * expit(logit(share) + cells.log_item - other.log_item + geometry[:, 0] - place)
         moved = np.abs(new - posterior).max()
         posterior = new
         if moved < 1e-5:
             break
         cells.update(votes, judged, posterior, strength)
-        other.update(votes, judged, 1 - posterior, strength)
-        share = float((posterior.sum() + PRIOR_ITEMS * start) / (votes.n_items + PRIOR_ITEMS))
+        other.update(votes, judged, voted * (1 - posterior), strength)
+        part = np.exp(geometry + np.log(spread) - place[:, None])[shared] * (1 - posterior[shared])[:, None]
+        spread = (part.sum(axis=0) + prior) / (part.sum() + prior.sum())
+        share = float((posterior.sum() + PRIOR_ITEMS * start) / (voted.sum() + PRIOR_ITEMS))
     levels = [_expected_level(k) if votes.n_items else np.zeros(0) for k in (cells, other)]
-    return LatentFit(posterior, cells.ability, other.ability, *levels, cells.width, other.width, share)
+    return LatentFit(posterior, cells.ability, other.ability, *levels, cells.width, other.width, share, spread)
 
 
 def _expected_level(one: _Class) -> Floats:

@@ -40,7 +40,7 @@ class GtSettings:
     min_samples: int = 2  # hdbscan's convention: without the point itself (study method)
     rounds: int = 2  # clustering and abilities in turn (best method)
     prior_clicks: float = 2.0  # strength of the crowd's mean in a worker's ability, in clicks (best method)
-    geometry: float = 0.5  # trust in the tightness of a cluster, 0..1 (best method)
+    geometry: float = 1.0  # trust in the tightness of a cluster, 0..1 (best method)
     reject_nats: float = 5.0  # evidence that a worker's work on one image is void (best method); inf: never
     reach_quantile: float = 0.99  # share of a cell's clicks within reach of it (best method)
 

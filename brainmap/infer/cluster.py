@@ -27,8 +27,8 @@ _SETTINGS = {
     "distributed.worker.memory.pause": 0.9,
     "distributed.worker.memory.terminate": 0.98,
     "distributed.comm.timeouts.connect": "30s",
-    # A task whose worker died this often is given up.
-    "distributed.scheduler.allowed-failures": 2,
+    # A task whose worker died comes back at once: the engine decides what is tried again, and how.
+    "distributed.scheduler.allowed-failures": 0,
 }
 # How long to wait for the first worker of a cluster that is not ours.
 _WAIT_S = 60

@@ -273,6 +273,9 @@ class _Dispatcher:
         self.client, self.job, self.tally, self.bar = client, job, tally, bar
         self.left = tally.states.batches(batch_size(job, tally.states.count(LEFT), job.threads))
         self.again: deque[tuple[tuple[int, ...], int]] = deque()
+        # Blocks that were at work on workers that died, more than once.
+        self.suspects: deque[tuple[tuple[int, ...], int]] = deque()
+        self.alone: str | None = None
         self.active: dict[str, tuple[tuple[int, ...], int]] = {}
         self.token = secrets.token_hex(4)
         self.started = self.saved = time.monotonic()
@@ -293,16 +296,22 @@ class _Dispatcher:
 
     def _fill(self, completed: Any) -> None:
         window = _WINDOW * max(1, sum(self.client.nthreads().values()))
+        if self.suspects or self.alone in self.active:
+            # Alone, so that only the block that kills its worker is blamed for it.
+            window = 1
         while len(self.active) < window and (batch := self._next()) is not None:
             indices, attempt = batch
+            suspect = window == 1 and not self.active
             key = f"blocks-{self.token}-{indices[0]}-{indices[-1]}-{attempt}"
             future = self.client.submit(process_batch, self.job, indices, key=key, pure=False)
             self.active[key] = batch
+            self.alone = key if suspect else self.alone
             completed.add(future)
 
     def _next(self) -> tuple[tuple[int, ...], int] | None:
-        if self.again:
-            return self.again.popleft()
+        for retries in (self.suspects, self.again):
+            if retries:
+                return retries.popleft()
         indices = next(self.left, None)
         return None if indices is None else (indices, 1)
 
@@ -317,18 +326,19 @@ class _Dispatcher:
         elif future.status == "error" and isinstance(error := future.exception(), KilledWorker):
             log.debug("batch %s: %s", indices, error)
             for index in indices:
-                self._retry(index, attempt, "its worker died several times, perhaps out of memory")
+                self._retry(index, attempt, "its worker died, perhaps out of memory", died=True)
         elif future.status == "error":
             raise future.exception()
         else:
             raise DataError("the connection to the scheduler was lost; run the same command to go on")
 
-    def _retry(self, index: int, attempt: int, reason: str) -> None:
-        # One by one, so that a block that kills its worker takes no other down.
-        if attempt < ATTEMPTS:
-            self.again.append(((index,), attempt + 1))
-        else:
+    def _retry(self, index: int, attempt: int, reason: str, died: bool = False) -> None:
+        if attempt == ATTEMPTS:
             self.tally.fail(index, reason)
+        elif died and attempt == ATTEMPTS - 1:
+            self.suspects.append(((index,), attempt + 1))
+        else:
+            self.again.append(((index,), attempt + 1))
 
     def _show(self) -> None:
         now = time.monotonic()

@@ -61,6 +61,7 @@ def closeup(
     voxel_um: Sequence[float],
     cell_um: float,
     missed: NDArray[np.float64] | None = None,
+    white: float = 0.0,
     width: float = 5.5,
 ) -> Figure:
     """Full-resolution crop, plain and with a circle around every cell, coloured by score.
@@ -78,6 +79,8 @@ def closeup(
         Expected diameter of a cell: the circles are 1.8 times as wide.
     missed : float64 array (N, 2), optional
         y, x level-0 voxels of true cells that were not found; drawn as crosses.
+    white : float
+        Lowest white level, for example the whole slice's: noise where there are no cells stays dim.
     width : float
         Inches.
     """
@@ -85,7 +88,7 @@ def closeup(
     figure = style.new_figure(width, float(np.clip(width / 2 * height_um / width_um, 1.0, 8.0)) + 0.2)
     plain, marked = figure.subplots(1, 2)
     for axes in (plain, marked):
-        _picture(axes, image)
+        _picture(axes, image, white)
     y0, y1, x0, x1 = image.extent_um
     y_um, x_um = _um(points, voxel_um)
     inside = (y_um >= y0) & (y_um < y1) & (x_um >= x0) & (x_um < x1)
@@ -208,8 +211,8 @@ def score_curve(
     return figure
 
 
-def _picture(axes: Axes, image: SliceImage) -> None:
-    low, high = image.window()
+def _picture(axes: Axes, image: SliceImage, white: float = 0.0) -> None:
+    low, high = image.window(white)
     y0, y1, x0, x1 = image.extent_um
     # A little gamma, so that dim cells and bright ones are both seen.
     shown = np.clip((image.values - low) / (high - low), 0.0, 1.0) ** 0.75
@@ -234,11 +237,9 @@ def _dots(
     hollow: bool = False,
     line: str = "-",
 ) -> None:
-    import matplotlib
-
     y_um, x_um = _um(points, voxel_um)
     score = points["score"] if "score" in points else np.ones(len(points))
-    colours = matplotlib.colormaps[style.SCORE_MAP](np.clip(score, 0, 1))
+    colours = style.score_map()(np.clip(np.asarray(score, float), 0, 1))
     if hollow:
         axes.scatter(
             x_um, y_um, s=size, facecolors="none", edgecolors=colours, linewidths=1.1, linestyles=line
@@ -251,7 +252,7 @@ def _colour_bar(figure: Figure, axes: Axes) -> None:
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
 
-    scale = ScalarMappable(Normalize(0.0, 1.0), style.SCORE_MAP)
+    scale = ScalarMappable(Normalize(0.0, 1.0), style.score_map())
     bar = figure.colorbar(scale, ax=axes, shrink=0.5, aspect=18, pad=0.01)
     bar.set_label("score", fontsize=9, color=style.QUIET)
     bar.ax.tick_params(labelsize=8, colors=style.QUIET, length=2)

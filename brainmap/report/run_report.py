@@ -133,8 +133,8 @@ def _detections(page: Page, run: Run, scored: bool) -> None:
     points = points_near(run.points, slices, reach)
     page.add_section(
         "Detections",
-        f"Cells within {reach * step:.3g} µm above and below the slice, coloured by score (violet low, yellow high). "
-        "Brightness is stretched from the 1st to the 99.7th percentile of each picture (gamma 0.75).",
+        f"Cells within {reach * step:.3g} µm above and below the slice, coloured by score (magenta low, yellow high). "
+        "Brightness is stretched from the 1st percentile of each picture to the 99.7th of its slice (gamma 0.75).",
     )
     overviews = [read_slice(volume, z) for z in slices]
     missed = missed_cells(run) if scored else None
@@ -146,7 +146,10 @@ def _detections(page: Page, run: Run, scored: bool) -> None:
         for crop in crops:
             near = points[slices.index(crop.z)]
             crosses = missed[np.abs(missed[:, 0] - crop.z) <= reach][:, 1:] if missed is not None else None
-            figure = figures.closeup(read_crop(volume, crop), near, volume.voxel_um, run.cell_um, crosses)
+            white = overviews[slices.index(crop.z)].window()[1]
+            figure = figures.closeup(
+                read_crop(volume, crop), near, volume.voxel_um, run.cell_um, crosses, white
+            )
             caption = f"{crop.title}: z {crop.z}, y {crop.y[0]} to {crop.y[1]}, x {crop.x[0]} to {crop.x[1]}."
             page.add_figure(figure, caption, format="webp", width="half")
     page.add_subheading("Whole slices")

@@ -40,10 +40,13 @@ class SliceImage:
         y0, y1, x0, x1 = self.extent_um
         return y1 - y0, x1 - x0
 
-    def window(self) -> tuple[float, float]:
-        """Black and white level: the 1st and 99.7th percentile, so that single bright pixels do not decide."""
+    def window(self, white: float = 0.0) -> tuple[float, float]:
+        """Black and white level: the 1st and 99.7th percentile, so that single bright pixels do not decide.
+
+        The white level is at least `white`.
+        """
         low, high = np.percentile(self.values, [1.0, 99.7])
-        return float(low), float(max(high, low + 1.0))
+        return float(low), float(max(high, white, low + 1.0))
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.colors import Colormap
     from matplotlib.figure import Figure
 
 __all__ = [
@@ -25,13 +26,14 @@ __all__ = [
     "QUIET",
     "RED",
     "RIGHT",
-    "SCORE_MAP",
     "SKY",
     "TISSUE_MAP",
     "clean",
     "new_figure",
     "picture_axes",
+    "round_length",
     "scale_bar",
+    "score_map",
 ]
 
 BLUE, ORANGE, GREEN, RED = "#0072b2", "#e69f00", "#009e73", "#d55e00"
@@ -40,7 +42,6 @@ CYCLE = (BLUE, ORANGE, GREEN, RED, PURPLE, SKY)
 LEFT, RIGHT = BLUE, ORANGE
 INK, QUIET, LINE = "#1c2430", "#5b6675", "#d9dee5"
 TISSUE_MAP = "gray"
-SCORE_MAP = "plasma"
 
 _FONT = 9.0
 
@@ -72,6 +73,15 @@ def clean(axes: Axes, *, title: str = "", x: str = "", y: str = "", grid: str = 
         axes.grid(axis=grid, color=LINE, linewidth=0.7)  # type: ignore[arg-type]
         axes.set_axisbelow(True)
     return axes
+
+
+def score_map() -> Colormap:
+    """Colours for scores 0..1, from magenta to yellow: all of them seen on grey tissue."""
+    import matplotlib
+    from matplotlib.colors import ListedColormap
+
+    full = matplotlib.colormaps["plasma"]
+    return ListedColormap([full(0.35 + 0.65 * i / 255) for i in range(256)], name="score")
 
 
 def picture_axes(axes: Axes, title: str = "") -> Axes:

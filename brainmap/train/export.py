@@ -44,7 +44,7 @@ def to_onnx(model: CenterNet, tile: tuple[int, int] = TILE) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         torch.onnx.export(
-            _Heads(model.eval()),
+            _Heads(model).eval(),
             (example,),
             str(path),
             input_names=["image"],
@@ -112,7 +112,7 @@ def export_detector(
     rng = np.random.default_rng(0)
     image = rng.normal(0, 0.1, (1, model.config.slices, *TILE)).astype(np.float32)
     with torch.no_grad():
-        expected = _Heads(model.eval())(torch.from_numpy(image))
+        expected = _Heads(model).eval()(torch.from_numpy(image))
     for got, want in zip(backend.infer(image), expected, strict=True):
         worst = float(np.abs(got - want.numpy()).max())
         if not worst < _TOLERANCE:

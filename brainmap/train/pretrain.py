@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 # Seeds of training tissue begin here; calibration and tests stay below.
 TRAINING_SEED = 1_000_000
 _PER_FILE = 25
+SAVE_EVERY, LOG_EVERY = 500, 100
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,10 @@ def prepare_pool(folder: Path, config: PretrainConfig, processes: int = 2) -> li
     missing = [(path, index) for index, path in enumerate(files) if not path.exists()]
     if missing:
         log.info("simulating %d volumes", len(missing) * _PER_FILE)
+        if processes < 2:
+            for path, index in missing:
+                _make_file(path, index, config.grid)
+            return files
         with ProcessPoolExecutor(processes) as executor:
             jobs = [executor.submit(_make_file, path, index, config.grid) for path, index in missing]
             for job in jobs:
@@ -180,14 +185,14 @@ def pretrain(config: PretrainConfig, work: Path, pool: Path | None = None) -> Pa
         _blend(average, model, min(config.average, (1 + step) / (10 + step)))
         for name, value in {"loss": loss.item(), **parts}.items():
             sums[name] += value
-        if step % 100 == 0:
+        if step % LOG_EVERY == 0:
             record = {"step": step, "seconds": round(time.monotonic() - began, 1)}
-            record |= {name: round(value / 100, 4) for name, value in sums.items()}
+            record |= {name: round(value / LOG_EVERY, 4) for name, value in sums.items()}
             sums = dict.fromkeys(sums, 0.0)
             log.info("%s", record)
             with (work / "log.jsonl").open("a") as file:
                 file.write(json.dumps(record) + "\n")
-        if step % 500 == 0 or step == config.steps:
+        if step % SAVE_EVERY == 0 or step == config.steps:
             state.save(checkpoint, config, step)
     return checkpoint
 
@@ -220,7 +225,8 @@ def _batch(
 def _change_contrast(image: Tensor) -> Tensor:
     """Scale, shift and roughen the contrast of each sample, as another brain's normalisation might."""
     shape = (len(image), 1, 1, 1)
-    filled = image.abs().amax(dim=(2, 3), keepdim=True) > 0
+    # Beyond the volume's faces there is nothing, exactly.
+    filled = image != 0
     contrast = torch.sinh(image / 0.14)
     contrast = contrast * torch.exp(0.25 * torch.randn(shape)) + 0.12 * torch.randn(shape)
     noisy = (torch.rand(shape) < 0.25) * torch.rand(shape) * 0.35

@@ -265,12 +265,16 @@ class Samples:
         depth, height, width = volume.stack.shape
         k = int(rng.integers(depth))
         half = self.slices // 2
-        top, left = (int(rng.integers(max(1, n - self.crop + 1))) for n in (height, width))
+        beyond = self.crop // 3 if rng.random() < 0.35 else 0
+        top, left = (_place(n, self.crop, beyond, rng) for n in (height, width))
         image = np.zeros((self.slices, self.crop, self.crop), np.float32)
-        part = volume.stack[:, top : top + self.crop, left : left + self.crop]
+        rows, columns = slice(max(top, 0), top + self.crop), slice(max(left, 0), left + self.crop)
+        part = volume.stack[:, rows, columns]
+        at = (slice(rows.start - top, rows.start - top + part.shape[1]),
+              slice(columns.start - left, columns.start - left + part.shape[2]))  # fmt: skip
         for channel in range(self.slices):
             if 0 <= k + channel - half < depth:
-                image[channel, : part.shape[1], : part.shape[2]] = part[k + channel - half]
+                image[channel, *at] = part[k + channel - half]
         cells = volume.cells - np.array([0, top, left, 0, 0], np.float32)
         alone = rng.random() < 0.08
         if alone:
@@ -284,6 +288,11 @@ class Samples:
         return image, render_targets(
             cells, k, shape, volume.step_um / self.pixel_um, self.stride, alone=alone
         )
+
+
+def _place(size: int, crop: int, beyond: int, rng: np.random.Generator) -> int:
+    """Where a crop begins along an axis; up to `beyond` pixels of it may lie outside, as at a volume's face."""
+    return int(rng.integers(-beyond, max(0, size - crop) + beyond + 1))
 
 
 def _turn(

@@ -9,6 +9,7 @@ import pytest
 import scipy.io
 from scipy import ndimage
 
+from brainmap.atlas import alignment
 from brainmap.atlas.alignment import SCHEDULES, Framed
 from brainmap.atlas.ants_process import Metric, Stage, StageImages, run_stage
 from brainmap.atlas.prepare import block_mean, prepare, tissue_mask
@@ -92,6 +93,33 @@ def test_schedules_fit_small_images() -> None:
         assert all(min(s.shrink) == max(s.shrink) == 1 for s in schedule.fitting((13, 13, 13)).linear)
 
 
+@pytest.mark.parametrize(("sign", "expected"), [(1, "contrast"), (-1, "mattes")])
+def test_auto_asks_for_less_where_the_contrast_differs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sign: int, expected: str
+) -> None:
+    ball = _ball()
+    texture = ndimage.gaussian_filter(np.random.default_rng(4).normal(size=ball.shape), 2)
+    images = [(300 + 40 * s * texture / texture.std()) * ball + 10 for s in (1, sign)]
+    template, sample = (Framed(prepare(i.astype(np.float32), VOXEL, None, ball), VOXEL) for i in images)
+
+    def fake(
+        stages: tuple[Stage, ...], images: object, initial: object, prefix: Path, **_: object
+    ) -> list[Path]:
+        names = ["0GenericAffine.mat"] if initial is None else ["1Warp.nii.gz", "1InverseWarp.nii.gz"]
+        paths = [prefix.with_name(prefix.name + name) for name in names]
+        for path in paths:
+            path.touch()
+        if initial is None:
+            unit = np.array([1.0, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0])[:, None]
+            content = {"AffineTransform_float_3_3": unit, "fixed": np.zeros((3, 1))}
+            scipy.io.savemat(paths[0], content, format="4", appendmat=False)
+        return paths
+
+    monkeypatch.setattr(alignment, "run_stage", fake)
+    assert alignment.align(template, sample, "auto", tmp_path, threads=1, seed=1) == expected
+    assert {path.name for path in tmp_path.iterdir()} == {"affine.mat", "warp.nii.gz", "inverse_warp.nii.gz"}
+
+
 def test_bad_stages_and_metrics() -> None:
     with pytest.raises(ValueError, match="per level"):
         Stage("Affine[0.1]", (), (1, 2), (1,), (0,))
@@ -109,7 +137,9 @@ def test_ants_failing_is_a_sentence_and_leaves_nothing(tmp_path: Path) -> None:
 
 
 def _field(function: np.ndarray) -> DisplacementField:
-    return DisplacementField(function.astype(np.float32), np.array([1.0, 2.0, 3.0]), np.array([0.1, 0.2, 0.1]))
+    return DisplacementField(
+        function.astype(np.float32), np.array([1.0, 2.0, 3.0]), np.array([0.1, 0.2, 0.1])
+    )
 
 
 def test_field_is_linear_inside_and_continues_outside() -> None:
@@ -120,7 +150,9 @@ def test_field_is_linear_inside_and_continues_outside() -> None:
     field = _field(np.moveaxis(points @ slope.T, -1, 0))
     inside = np.random.default_rng(0).uniform([1, 2, 3], [1.5, 2.8, 3.6], (50, 3))
     np.testing.assert_allclose(field.at(inside), inside @ slope.T, atol=1e-5)
-    np.testing.assert_allclose(field.at(np.array([[-9.0, 2.0, 3.0]])), np.array([[1.0, 2.0, 3.0]]) @ slope.T, atol=1e-5)
+    np.testing.assert_allclose(
+        field.at(np.array([[-9.0, 2.0, 3.0]])), np.array([[1.0, 2.0, 3.0]]) @ slope.T, atol=1e-5
+    )
     np.testing.assert_allclose(field.jacobian(), np.linalg.det(np.eye(3) + slope), atol=1e-3)
 
 

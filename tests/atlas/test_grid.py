@@ -70,7 +70,9 @@ def test_the_coarsest_level_that_is_fine_enough_is_read(tmp_path: Path) -> None:
     counted = _Counting(volume, read)
     from_level = resample_volume(counted, grid)  # type: ignore[arg-type]
     assert set(read) == {2}
-    np.testing.assert_allclose(from_level, smooth.reshape(16, 4, 16, 4, 16, 4).mean(axis=(1, 3, 5)), rtol=1e-4)
+    np.testing.assert_allclose(
+        from_level, smooth.reshape(16, 4, 16, 4, 16, 4).mean(axis=(1, 3, 5)), rtol=1e-4
+    )
 
 
 class _Counting:

@@ -67,7 +67,7 @@ def test_cells_are_found_where_they_are(brain: Brain, whole: Points) -> None:
     assert len(match.index_a) == len(truth) == len(whole)
     error = (whole.zyx_vox[match.index_a] - truth[match.index_b]) * scale
     inner = (np.abs(truth[match.index_b] - np.array(volume.shape) / 2) < np.array(volume.shape) / 2 - 3).all(axis=1)
-    assert np.sqrt((error[inner] ** 2).mean(axis=0)).max() < 0.6
+    assert np.sqrt((error[inner] ** 2).mean(axis=0)).max() < 1.0
 
 
 def test_measured_columns_are_what_was_painted(whole: Points) -> None:
@@ -111,6 +111,17 @@ def test_same_cells_for_any_block_shape(
     brain: Brain, toy: Detector, run_dir: Path, whole: Points, block: tuple[int, int, int] | None
 ) -> None:
     assert_same(detect(brain, toy, run_dir, block=block), whole)
+
+
+def test_same_cells_with_the_shipped_detector_in_its_fast_precision(brain: Brain, tmp_path: Path) -> None:
+    detector = Detector.open("default")
+    runs = [
+        detect(brain, detector, tmp_path / str(i), block=block)
+        for i, block in enumerate([brain[0].shape, (9, 100, 64), (26, 48, 150)])
+    ]
+    assert len(runs[0]) > 10
+    assert_same(runs[1], runs[0])
+    assert_same(runs[2], runs[0])
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -345,13 +356,14 @@ KILLED = """
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_kill_and_the_same_command_again_give_the_same_cells(
-    brain: Brain, toy: Detector, tmp_path: Path, whole: Points, workers: int
+    brain: Brain, toy: Detector, tmp_path: Path, whole: Points, workers: int, repository: Path
 ) -> None:
     script = tmp_path / "detect.py"
     script.write_text(textwrap.dedent(KILLED))
     run_dir = tmp_path / "run"
     command = [sys.executable, str(script), brain[0].url, str(toy.folder), str(run_dir), str(workers)]
-    child = subprocess.Popen(command, start_new_session=True)
+    environment = os.environ | {"PYTHONPATH": str(repository)}
+    child = subprocess.Popen(command, start_new_session=True, env=environment)
     deadline = time.monotonic() + 120
     while len(finished(run_dir)) < 3 and child.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -360,7 +372,7 @@ def test_kill_and_the_same_command_again_give_the_same_cells(
     done = sum(b - a for (a, b), _ in finished(run_dir))
     total = np.prod(read_json(run_dir / "blocks" / "plan.json")["block_count"])
     assert 3 <= done < total
-    subprocess.run(command, check=True, timeout=300)
+    subprocess.run(command, check=True, timeout=300, env=environment)
     assert sum(b - a for (a, b), _ in finished(run_dir)) == total
     assert_same(read(run_dir), whole)
 
@@ -386,7 +398,7 @@ def test_a_block_that_kills_its_worker_is_reported(brain: Brain, toy: Detector, 
     finally:
         cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
     assert result.status == "incomplete"
-    assert "worker died" in result.failed[1]
+    assert result.failed == {1: "its worker died, perhaps out of memory"}
     assert result.cells > 0
 
 

@@ -1,0 +1,141 @@
+"""Windows, tiles, the default block, tissue atoms and the dry run."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from brainmap.infer.blocks import Grid, partition
+from brainmap.infer.choose import block_cost, choose_block
+from brainmap.infer.detector import Detector, DetectorSpec
+from brainmap.infer.engine import RunOptions, batch_size
+from brainmap.infer.estimate import estimate
+from brainmap.infer.layout import MAX_TILE, make_layout
+from brainmap.infer.tissue import atom_mask, cell_mask, has_tissue
+from brainmap.intensity import Intensity
+from brainmap.volume import Volume
+
+Brain = tuple[Volume, Intensity, np.ndarray]
+
+
+@pytest.mark.parametrize("size", [(4, 16, 16), (9, 64, 112), (40, 2000, 2000), (40, 3000, 48)])
+@pytest.mark.parametrize("stride", [1, 4])
+def test_tiles_cover_what_a_block_needs(toy_record: DetectorSpec, size: tuple[int, int, int], stride: int) -> None:
+    spec = dataclasses.replace(toy_record, stride=stride)
+    grid = Grid((40, 2500, 310), (4.0, 2.0, 2.0), 2.0, 1, stride)
+    blocks = partition(grid, size)
+    layout = make_layout(spec, blocks)
+    assert max(layout.tile) <= MAX_TILE
+    assert all(n % 16 == 0 for n in layout.tile)
+    for block in (blocks[0], blocks[len(blocks) // 2], blocks[len(blocks) - 1]):
+        window = layout.window(grid, block)
+        covered = np.zeros([p - 2 * layout.halo for p in window.padded], bool)
+        core = [n - 2 * layout.halo for n in layout.tile]
+        for row, column in window.tiles:
+            covered[row : row + core[0], column : column + core[1]] = True
+        assert covered.all()
+        assert covered.shape[0] >= window.y[1] - window.y[0]
+        assert covered.shape[1] >= window.x[1] - window.x[0]
+        assert window.y[0] % 16 == window.x[0] % 16 == 0
+        # The need holds the block and its margin, as far as the volume goes.
+        assert window.y[0] == max(0, block.y[0] - layout.margin)
+        assert window.k == (max(0, block.k[0] - layout.margin_k), min(40, block.k[1] + layout.margin_k))
+        assert window.read_k[0] == max(0, window.k[0] - 2)
+
+
+def volume(shape: tuple[int, int, int], chunks: tuple[int, int, int]) -> SimpleNamespace:
+    return SimpleNamespace(shape=shape, chunks=chunks, voxel_um=(5.0, 1.0, 1.0), dtype=np.dtype("uint16"))
+
+
+@pytest.mark.parametrize(
+    ("shape", "chunks"),
+    [
+        ((250, 2000, 2000), (64, 64, 64)),
+        ((600, 6000, 8000), (128, 128, 128)),
+        ((300, 10000, 10000), (1, 10000, 10000)),
+        ((2000, 20000, 20000), (64, 512, 512)),
+        ((1, 500, 400), (1, 500, 400)),
+        ((30, 100, 100), (30, 100, 100)),
+    ],
+)
+def test_default_block_keeps_memory_and_waste_small(
+    toy_record: DetectorSpec, shape: tuple[int, int, int], chunks: tuple[int, int, int]
+) -> None:
+    fake = volume(shape, chunks)
+    spec = dataclasses.replace(toy_record, halo_px=48, tile=(512, 512))
+    grid = Grid.of(shape, fake.voxel_um, spec)
+    blocks = partition(grid, choose_block(fake, grid, spec, None, 2))
+    layout = make_layout(spec, blocks)
+    cost = block_cost(fake, blocks, layout)
+    assert cost.peak_bytes <= 1 << 30
+    owned = np.prod(blocks.size)
+    if np.prod(grid.net_shape) > 1e8:
+        assert cost.net_pixels < 1.7 * owned
+        assert len(blocks) >= 2
+
+
+def test_small_blocks_share_a_task() -> None:
+    job = SimpleNamespace(blocks=SimpleNamespace(size=(4, 64, 64)))
+    assert batch_size(job, 100_000, 2) == 256
+    assert batch_size(job, 40, 2) == 5
+    assert batch_size(SimpleNamespace(blocks=SimpleNamespace(size=(64, 1024, 1024))), 40, 2) == 1
+
+
+class Corner:
+    """Tissue in the box of voxels below a corner, on bins of 10 voxels."""
+
+    def __init__(self, *corner: int) -> None:
+        self.corner = corner
+
+    def tissue_fraction(self, *box: slice) -> float:
+        share = 1.0
+        for part, end in zip(box, self.corner, strict=True):
+            start, stop = part.start // 10 * 10, -(-part.stop // 10) * 10
+            share *= max(0, min(stop, end) - start) / (stop - start)
+        return share
+
+
+def test_tissue_is_decided_alike_in_any_window() -> None:
+    grid = Grid((30, 200, 200), (4.0, 2.0, 2.0), 2.0, 1, 2)
+    source = Corner(20, 110, 70)
+
+    def heat_allowed(k: tuple[int, int], y: tuple[int, int], x: tuple[int, int]) -> np.ndarray:
+        masks = atom_mask(source, grid, k, y, x)
+        full = np.ones((100, 100), bool)[y[0] // 2 : y[1] // 2, x[0] // 2 : x[1] // 2]
+        return np.stack([full if (m := masks[g]) is None else cell_mask(m, y, x, 2) for g in range(*k)])
+
+    whole = heat_allowed((0, 30), (0, 200), (0, 200))
+    assert 0 < whole.mean() < 1
+    for k, y, x in [((3, 9), (16, 80), (48, 160)), ((14, 30), (96, 200), (0, 96))]:
+        part = heat_allowed(k, y, x)
+        np.testing.assert_array_equal(part, whole[k[0] : k[1], y[0] // 2 : y[1] // 2, x[0] // 2 : x[1] // 2])
+    for block in partition(grid, (5, 48, 48)):
+        own = whole[slice(*block.k), block.y[0] // 2 : block.y[1] // 2, block.x[0] // 2 : block.x[1] // 2]
+        # A block may be processed for nothing, but is never left out wrongly.
+        assert has_tissue(source, grid, block) or not own.any()
+
+
+def test_dry_run_foretells_the_run(brain: Brain, toy: Detector) -> None:
+    vol, intensity, _ = brain
+    found = estimate(vol, intensity, toy, RunOptions(block=(8, 64, 64)))
+    assert found.blocks == found.blocks_with_tissue == 4 * 3 * 3
+    assert found.tissue_share == 1.0
+    assert found.block_vox == (8, 64, 64)
+    assert found.bytes_to_read > 2 * np.prod(vol.shape)
+    assert found.seconds > 0
+    assert found.memory_bytes > 1e8
+    assert found.backend == "openvino"
+    part = estimate(vol, intensity, toy, RunOptions(block=(8, 64, 64), roi=((0, 8), (0, 64), (0, 64))))
+    assert part.blocks < found.blocks
+
+
+def test_dry_run_counts_blocks_with_tissue_only(make_brain: Callable[..., Brain], brain: Brain, toy: Detector) -> None:
+    vol, intensity, _ = brain
+    tissue = np.zeros(intensity.tissue.shape, bool)
+    tissue[:5] = True
+    found = estimate(vol, dataclasses.replace(intensity, tissue=tissue), toy, RunOptions(block=(8, 64, 64)))
+    assert 0 < found.blocks_with_tissue < found.blocks

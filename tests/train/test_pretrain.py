@@ -1,0 +1,166 @@
+"""Training in miniature: it learns, it resumes exactly, it exports what it learnt."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("onnxscript")
+
+from brainmap.errors import DataError, UsageError  # noqa: E402
+from brainmap.infer.detector import Detector, load_backend  # noqa: E402
+from brainmap.train.calibrate import Judged, best_threshold, calibration_knots, judge  # noqa: E402
+from brainmap.train.centernet import CenterNet, CenterNetConfig  # noqa: E402
+from brainmap.train.export import export_detector, receptive_radius  # noqa: E402
+from brainmap.train.pretrain import PretrainConfig, load_model, prepare_pool, pretrain  # noqa: E402
+from brainmap.train.recipe import Recipe  # noqa: E402
+from brainmap.train.samples import GridSettings, net_volume, save_volumes  # noqa: E402
+from brainmap.train.tissue import TissueConfig, simulate  # noqa: E402
+
+EASY = TissueConfig(
+    shape=(6, 128, 128), voxel_um=(4.0, 2.0, 2.0), density_per_mm3=40_000, brightness=5.0, vessels=0,
+    ring_share=0.0, texture_fine=0.02, photons=2000,
+)  # fmt: skip
+TINY = PretrainConfig(
+    network=CenterNetConfig(slices=3, widths=(8, 8)), volumes=2, crop=64, batch=2, steps=12, warm_up=2, average=0.8
+)
+
+
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pool of two easy volumes in place of the simulated one."""
+    folder = tmp_path_factory.mktemp("pool")
+    save_volumes(folder / "volumes-0000.npz", [net_volume(simulate(EASY, s), GridSettings()) for s in range(2)])
+    return folder
+
+
+def weights(path: Path) -> dict[str, np.ndarray]:
+    return {name: value.numpy() for name, value in load_model(path)[0].state_dict().items()}
+
+
+def test_interrupted_and_resumed_gives_the_same_weights(
+    pool: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = weights(pretrain(TINY, tmp_path / "whole", pool))
+    from brainmap.train import pretrain as module
+
+    real, calls = module.centernet_loss, []
+
+    def killed(*args: object) -> object:
+        calls.append(1)
+        if len(calls) > 9:
+            raise KeyboardInterrupt
+        return real(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(module, "SAVE_EVERY", 6)
+    monkeypatch.setattr(module, "centernet_loss", killed)
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(TINY, tmp_path / "parts", pool)
+    monkeypatch.setattr(module, "centernet_loss", real)
+    resumed = weights(pretrain(TINY, tmp_path / "parts", pool))
+    for name, value in whole.items():
+        np.testing.assert_array_equal(resumed[name], value, err_msg=name)
+
+
+def test_it_learns_to_find_cells(pool: Path, tmp_path: Path) -> None:
+    config = replace(TINY, network=CenterNetConfig(slices=3, widths=(12, 16)), steps=120, batch=4, learning_rate=5e-3)
+    model, _ = load_model(pretrain(config, tmp_path, pool))
+    held_out = net_volume(simulate(EASY, 9), GridSettings())
+    judged = judge(model, held_out, config.grid)
+    _, f1 = best_threshold([judged])
+    assert f1 > 0.8
+
+
+def test_another_configuration_is_not_continued(pool: Path, tmp_path: Path) -> None:
+    pretrain(replace(TINY, steps=2), tmp_path, pool)
+    with pytest.raises(UsageError, match="other settings"):
+        pretrain(replace(TINY, steps=3), tmp_path, pool)
+
+
+def test_a_damaged_checkpoint_is_one_sentence(pool: Path, tmp_path: Path) -> None:
+    (tmp_path / "checkpoint.pt").write_bytes(b"not a checkpoint")
+    with pytest.raises(DataError, match="not a readable checkpoint"):
+        pretrain(TINY, tmp_path, pool)
+
+
+def test_a_loss_that_is_no_number_stops_the_training(pool: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="the loss is"):
+        pretrain(replace(TINY, learning_rate=1e30, warm_up=0), tmp_path, pool)
+
+
+def test_a_short_pool_is_refused(pool: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="are needed"):
+        pretrain(replace(TINY, volumes=5), tmp_path, pool)
+
+
+def test_the_pool_is_simulated_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from brainmap.train import pretrain as module
+
+    monkeypatch.setattr(module, "_PER_FILE", 1)
+    monkeypatch.setattr(
+        TissueConfig, "random", classmethod(lambda cls, rng: replace(EASY, shape=(2, 64, 64)))
+    )
+    config = replace(TINY, volumes=2)
+    files = prepare_pool(tmp_path, config, processes=0)
+    times = [path.stat().st_mtime_ns for path in files]
+    assert len(files) == 2
+    assert [path.stat().st_mtime_ns for path in prepare_pool(tmp_path, config, processes=0)] == times
+
+
+@pytest.mark.parametrize("stride", [1, 2, 4])
+def test_exported_network_is_the_trained_one(stride: int, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = CenterNet(CenterNetConfig(slices=3, stride=stride, widths=(8, 12, 16))).eval()
+    detector = export_detector(
+        model, GridSettings(), tmp_path / "d", "tiny", "1", 0.5, ((-4.0, 0.0), (4.0, 1.0)), {}, "card"
+    )  # fmt: skip
+    assert sorted(p.name for p in (tmp_path / "d").iterdir()) == ["card.md", "detector.json", "model.onnx"]
+    again = Detector.open(tmp_path / "d")
+    assert again.spec == detector.spec
+    assert again.spec.stride == stride
+    # The batch is free, and so is the tile.
+    image = np.random.default_rng(0).normal(0, 0.1, (3, 3, 160, 176)).astype(np.float32)
+    logit, offset = load_backend(again, "openvino", tile=(160, 176), precision="f32").infer(image)
+    with torch.no_grad():
+        expected = model(torch.from_numpy(image))
+    np.testing.assert_allclose(logit, expected[0].numpy(), atol=1e-3)
+    np.testing.assert_allclose(offset, expected[1].numpy(), atol=1e-3)
+
+
+def test_nothing_beyond_the_halo_changes_an_output() -> None:
+    torch.manual_seed(0)
+    model = CenterNet(CenterNetConfig(slices=3, widths=(8, 8, 8))).eval()
+    radius = receptive_radius(model, 128)
+    image = torch.randn(1, 3, 128, 128)
+    other = image.clone()
+    other[..., : 64 - radius - 1] = 7
+    with torch.no_grad():
+        assert model(image)[0][0, 0, 64, 64] == model(other)[0][0, 0, 64, 64]
+
+
+def test_calibration_is_monotone_and_right() -> None:
+    rng = np.random.default_rng(0)
+    logit = rng.normal(0, 2, 20_000).astype(np.float32)
+    correct = rng.random(len(logit)) < 1 / (1 + np.exp(-1.5 * logit))
+    knots = np.array(calibration_knots([Judged(logit, correct, 10_000)]))
+    assert (np.diff(knots[:, 0]) > 0).all()
+    assert (np.diff(knots[:, 1]) >= 0).all()
+    for at in (-1.0, 0.0, 1.0):
+        assert np.interp(at, *knots.T) == pytest.approx(1 / (1 + np.exp(-1.5 * at)), abs=0.08)
+
+
+def test_settings_are_read_and_checked(tmp_path: Path, repository: Path) -> None:
+    recipe = Recipe.read(repository / "configs" / "default_detector.toml")
+    assert recipe.pretrain.network.widths == (32, 48, 64)
+    (tmp_path / "wrong.toml").write_text("[pretrain]\nstep = 3\n")
+    with pytest.raises(UsageError, match="unknown setting 'step'"):
+        Recipe.read(tmp_path / "wrong.toml")
+    for wrong in ({"stride": 3}, {"slices": 4}, {"widths": (8,)}):
+        with pytest.raises(UsageError):
+            CenterNetConfig(**wrong)
+    with pytest.raises(UsageError, match="multiple"):
+        replace(TINY, crop=63)
