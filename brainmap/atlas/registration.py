@@ -6,6 +6,7 @@ import logging
 import math
 import time
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,9 @@ logger = logging.getLogger(__name__)
 
 Triple = tuple[float, float, float]
 
+#: Labelled volume of the Allen mouse atlas, rounded; lengths in this room are those of such a brain.
+_MOUSE_MM3 = 500.0
+
 #: Tissue in the image over the atlas's volume; beyond these the image is not such a brain.
 _SIZE_LIMITS = (0.03, 5.0)
 
@@ -46,9 +50,10 @@ class RegistrationOptions:
     Attributes
     ----------
     schedule : str
-        ``auto``, or a key of `brainmap.atlas.alignment.SCHEDULES` (``contrast``, ``mattes``, ``affine``).
+        A key of `brainmap.atlas.alignment.SCHEDULES`: ``mattes``, ``contrast`` or ``affine``.
     finest_um : float
         Voxel size of the registration grid (the warped annotation): the atlas's, but no finer than this.
+        As every length here for a mouse brain; for an atlas of another size in proportion.
     align_um : float
         Voxel size of the images that are aligned: the grid's, but no finer than this. Finer costs time
         and gains nothing: the deformation is smoother than that.
@@ -57,15 +62,15 @@ class RegistrationOptions:
         Results are repeatable for a fixed number; 0 = all cores this process may use.
     """
 
-    schedule: str = "auto"
+    schedule: str = "mattes"
     finest_um: float = 50.0
     align_um: float = 100.0
     seed: int = 1
     threads: int = 0
 
     def __post_init__(self) -> None:
-        if self.schedule not in ("auto", *SCHEDULES):
-            raise UsageError(f"schedule must be one of auto, {', '.join(SCHEDULES)}, not {self.schedule!r}")
+        if self.schedule not in SCHEDULES:
+            raise UsageError(f"schedule must be one of {', '.join(SCHEDULES)}, not {self.schedule!r}")
         if self.threads < 0 or not min(self.finest_um, self.align_um) > 0:
             raise UsageError("threads must not be negative; finest_um and align_um must be positive")
 
@@ -191,7 +196,7 @@ class _Run:
         """Do every step and write the record last."""
         clock = _Clock()
         resolution = _scaled(
-            self.atlas.resolution_um, _factor(self.atlas.resolution_um, self.options.finest_um)
+            self.atlas.resolution_um, _factor(self.atlas.resolution_um, self._finest_um)
         )
         grid = SampleGrid.over(self.volume, self.orientation, resolution)
         raw = grid.to_asr.array(resample_volume(self.volume, grid))
@@ -200,7 +205,7 @@ class _Run:
         clock.lap("prepare")
         threads, seed = self.parameters["threads"], self.options.seed
         trusted = None if self.mask is None else ndimage.binary_dilation(sample.prepared.mask)
-        used = align(
+        align(
             template,
             sample,
             self.options.schedule,
@@ -213,7 +218,7 @@ class _Run:
         transforms = Transforms(self.folder)
         labels, hemispheres = bring_to_sample(transforms, grid, self.atlas)
         shape = tuple(
-            -(-n // _factor(self.atlas.resolution_um, self.options.finest_um)) for n in self.atlas.shape
+            -(-n // _factor(self.atlas.resolution_um, self._finest_um)) for n in self.atlas.shape
         )
         in_atlas = bring_to_atlas(raw, resolution, transforms, (shape[0], shape[1], shape[2]), resolution)
         self._write_images(grid, labels, hemispheres, in_atlas)
@@ -229,7 +234,6 @@ class _Run:
             "sample": _described(self.volume),
             "atlas": self.atlas.fingerprint_parts() | {"folder": str(self.atlas.folder)},
             "parameters": self.parameters,
-            "schedule": used,
             "grid": grid.to_json(),
             "transforms": sorted(p.name for p in self.folder.iterdir() if p.suffix in (".mat", ".gz")),
             "quality": quality.to_json(),
@@ -242,9 +246,20 @@ class _Run:
         write_json(self.folder / REGISTRATION_JSON, record)
         (logger.info if verdict.verdict == "good" else logger.warning)("%s", verdict.sentence())
 
+    @cached_property
+    def _scale(self) -> float:
+        """Size of the atlas's brain in mouse brains: lengths chosen for the mouse are multiplied by it."""
+        voxels = float(np.count_nonzero(self.atlas.annotation))
+        return float((voxels * np.prod(self.atlas.resolution_um) * 1e-9 / _MOUSE_MM3) ** (1 / 3))
+
+    @property
+    def _finest_um(self) -> float:
+        return self.options.finest_um * self._scale
+
     def _prepare(self, raw: NDArray[np.float32], grid: SampleGrid) -> tuple[Framed, Framed]:
         """Bring sample and template (both asr) to the resolution of the alignment and even them out."""
-        coarser = _factor(grid.resolution_asr_um, self.options.align_um)
+        scale = self._scale
+        coarser = _factor(grid.resolution_asr_um, self.options.align_um * scale)
         known = None
         if self.mask is not None:
             known = block_mean(grid.to_asr.array(resample_volume(self.mask, grid)), coarser) > 0.5
@@ -252,11 +267,16 @@ class _Run:
             0
         )  # the stored first axis is the one along which sections were cut
         voxel = _scaled(grid.resolution_asr_um, coarser)
-        sample = Framed(prepare(block_mean(raw, coarser), voxel, sections, known), voxel)
-        factor = _factor(self.atlas.resolution_um, max(self.options.align_um, self.options.finest_um))
+        # To `prepare`, every brain is as large as a mouse's: its lengths are a mouse's anatomy.
+        prepared = prepare(block_mean(raw, coarser), _scaled(voxel, 1 / scale), sections, known)
+        sample = Framed(prepared, voxel, scale)
+        factor = _factor(
+            self.atlas.resolution_um, max(self.options.align_um * scale, self._finest_um)
+        )
         labelled = block_mean(self.atlas.annotation > 0, factor) > 0.5
         voxel = _scaled(self.atlas.resolution_um, factor)
-        template = Framed(prepare(block_mean(self.atlas.reference, factor), voxel, None, labelled), voxel)
+        reference = block_mean(self.atlas.reference, factor)
+        template = Framed(prepare(reference, _scaled(voxel, 1 / scale), None, labelled), voxel, scale)
         self._check_size(sample, template)
         return sample, template
 
@@ -316,7 +336,7 @@ def _factor(resolution: Triple, finest_um: float) -> int:
     return max(1, math.ceil(0.8 * finest_um / min(resolution)))
 
 
-def _scaled(resolution: Triple, factor: int) -> Triple:
+def _scaled(resolution: Triple, factor: float) -> Triple:
     return resolution[0] * factor, resolution[1] * factor, resolution[2] * factor
 
 

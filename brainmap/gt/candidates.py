@@ -80,8 +80,8 @@ def _clusters(xy: Floats, settings: GtSettings) -> Ints:
         return np.zeros(n, np.int64)
     if np.sqrt(((xy - np.median(xy, axis=0)) ** 2).sum(axis=1)).max() <= settings.single_px:
         return np.zeros(n, np.int64)  # one cell on the tile
-    if n <= max(3, settings.min_cluster_size):
-        # Two or three clicks: those within reach of each other are one candidate, the others stand alone.
+    if n < 2 * settings.min_cluster_size:
+        # Too few clicks for two clusters: those within reach of each other are one candidate, the others stand alone.
         return fcluster(linkage(xy, "single"), settings.single_px, "distance").astype(np.int64) - 1
     label = _hdbscan(xy, settings, single=False)
     if (label < 0).mean() > 0.5:
@@ -108,9 +108,11 @@ def _hdbscan(xy: Floats, settings: GtSettings, *, single: bool) -> Ints:
 
 
 def _split(xy: Floats, worker: Ints, settings: GtSettings) -> Ints:
-    """Parts of one cluster: as many as its workers clicked in it on average, no two closer than a repeat."""
-    per_worker = np.bincount(np.unique(worker, return_inverse=True)[1])
-    k = min(int(np.floor(per_worker.mean() + 0.5)), len(np.unique(xy, axis=0)))
+    """Parts of one cluster: as many as its workers clicked in it, no two closer than a repeat."""
+    per_worker = np.sort(np.bincount(np.unique(worker, return_inverse=True)[1]))[::-1]
+    # A worker who clicked k times in it saw k cells; one worker among many may be mistaken.
+    believed = min(len(per_worker), max(2, int(np.ceil(0.2 * len(per_worker))))) - 1
+    k = min(int(per_worker[believed]), len(np.unique(xy, axis=0)))
     if k < 2:
         return np.zeros(len(xy), np.int64)
     from sklearn.mixture import GaussianMixture

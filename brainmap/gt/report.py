@@ -14,7 +14,7 @@ from brainmap.gt.consensus import Consensus
 from brainmap.gt.heatmap import heat_map
 from brainmap.gt.settings import GtSettings
 from brainmap.report.html import Page
-from brainmap.report.style import BLUE, ORANGE, RED, SCORE_MAP, clean, new_figure
+from brainmap.report.style import BLUE, ORANGE, RED, clean, new_figure
 
 if TYPE_CHECKING:
     from brainmap.gt.aggregate import GroundTruth
@@ -208,7 +208,7 @@ def _tile_figure(clicks: Clicks, consensus: Consensus, settings: GtSettings, ima
         one.mark_xy, one.mark_weight, one.total_weight, shape,
         sigma=settings.sigma_px, cut=settings.cut_sigmas, saturation=settings.saturation,
     )
-    right.imshow(heat, cmap=SCORE_MAP, vmin=0, vmax=1)
+    right.imshow(heat, cmap="magma", vmin=0, vmax=1)
     cells = one.xy[one.posterior >= 0.5]
     right.scatter(cells[:, 0], cells[:, 1], s=40, facecolors="none", edgecolors="white", linewidths=0.7)
     clean(right, title=f"{len(cells)} cells")

@@ -290,10 +290,6 @@ def load_backend(
     MissingExtraError
         If the backend's package is not installed.
     """
-    if backend not in BACKENDS:
-        raise UsageError(f"--backend is {backend!r}; choose one of {', '.join(BACKENDS)}")
-    if device not in (None, "cpu", "cuda", "mps"):
-        raise UsageError(f"--device is {device!r}; choose cpu, cuda or mps")
     if precision not in ("auto", "f32"):
         raise UsageError(f"precision is {precision!r}; choose auto or f32")
     name, device = choose_backend(backend, device)
@@ -303,7 +299,11 @@ def load_backend(
 
 
 def choose_backend(backend: str, device: str | None) -> tuple[str, str]:
-    """The backend and device that a pair of options means."""
+    """The backend and device that a pair of options means; UsageError where it means none."""
+    if backend not in BACKENDS:
+        raise UsageError(f"--backend is {backend!r}; choose one of {', '.join(BACKENDS)}")
+    if device not in (None, "cpu", "cuda", "mps"):
+        raise UsageError(f"--device is {device!r}; choose cpu, cuda or mps")
     devices = {"openvino": ("cpu",), "tensorrt": ("cuda",), "torch": ("cpu", "cuda", "mps")}
     if backend != "auto":
         device = device or devices[backend][0]

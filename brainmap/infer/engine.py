@@ -255,6 +255,10 @@ def _plan(job: Job, volume: Volume, detector: Detector) -> dict[str, Any]:
 def _run_blocks(job: Job, tally: Tally, options: RunOptions) -> None:
     """All blocks that are left, on a cluster."""
     total = tally.voxels_left()
+    if options.workers is None and options.scheduler is None:
+        # Loaded here for the threads of this process: what is missing shows before a cluster is started.
+        job = dataclasses.replace(job, threads=cores())
+        process.backend_of(job)
     with connect(options.workers, options.scheduler) as client, Progress(total, options.progress) as bar:
         job = dataclasses.replace(job, threads=max(client.nthreads().values()))
         process.cancelled.discard(job.run_dir)

@@ -87,7 +87,10 @@ def write_run_report(
     page = Page(f"{_brain_name(run)}: detected cells", _subtitle(record))
     _head(page, run, problems)
     evaluation = add_truth(page, run)
-    _detections(page, run, evaluation is not None)
+    try:
+        _detections(page, run, evaluation is not None)
+    except BrainmapError as error:
+        page.add_warning("The pictures could not be made from the image:", [str(error)])
     _measurements(page, run)
     _regions(page, run)
     _registration(page, run)

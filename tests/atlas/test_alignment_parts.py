@@ -9,7 +9,6 @@ import pytest
 import scipy.io
 from scipy import ndimage
 
-from brainmap.atlas import alignment
 from brainmap.atlas.alignment import SCHEDULES, Framed
 from brainmap.atlas.ants_process import Metric, Stage, StageImages, run_stage
 from brainmap.atlas.prepare import block_mean, prepare, tissue_mask
@@ -91,33 +90,6 @@ def test_schedules_fit_small_images() -> None:
     assert stage.without_coarser(8) == stage
     for schedule in SCHEDULES.values():
         assert all(min(s.shrink) == max(s.shrink) == 1 for s in schedule.fitting((13, 13, 13)).linear)
-
-
-@pytest.mark.parametrize(("sign", "expected"), [(1, "contrast"), (-1, "mattes")])
-def test_auto_asks_for_less_where_the_contrast_differs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sign: int, expected: str
-) -> None:
-    ball = _ball()
-    texture = ndimage.gaussian_filter(np.random.default_rng(4).normal(size=ball.shape), 2)
-    images = [(300 + 40 * s * texture / texture.std()) * ball + 10 for s in (1, sign)]
-    template, sample = (Framed(prepare(i.astype(np.float32), VOXEL, None, ball), VOXEL) for i in images)
-
-    def fake(
-        stages: tuple[Stage, ...], images: object, initial: object, prefix: Path, **_: object
-    ) -> list[Path]:
-        names = ["0GenericAffine.mat"] if initial is None else ["1Warp.nii.gz", "1InverseWarp.nii.gz"]
-        paths = [prefix.with_name(prefix.name + name) for name in names]
-        for path in paths:
-            path.touch()
-        if initial is None:
-            unit = np.array([1.0, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0])[:, None]
-            content = {"AffineTransform_float_3_3": unit, "fixed": np.zeros((3, 1))}
-            scipy.io.savemat(paths[0], content, format="4", appendmat=False)
-        return paths
-
-    monkeypatch.setattr(alignment, "run_stage", fake)
-    assert alignment.align(template, sample, "auto", tmp_path, threads=1, seed=1) == expected
-    assert {path.name for path in tmp_path.iterdir()} == {"affine.mat", "warp.nii.gz", "inverse_warp.nii.gz"}
 
 
 def test_bad_stages_and_metrics() -> None:

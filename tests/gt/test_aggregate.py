@@ -117,7 +117,7 @@ def test_degenerate_crowds(method):
     assert len(accepted(build([(5, 5), (20, 20), (40, 9), (30, 44)], ["w"] * 4))) == 4
     # Everybody on the same pixel.
     cells = accepted(build([(7, 8)] * 12, [f"w{i}" for i in range(12)]))
-    assert cells.tolist() == [[7, 8]]
+    assert len(cells) == 1 and cells[0] == pytest.approx([7, 8], abs=1e-3)
     # Two workers who agree.
     pair = build([(5, 5), (40, 40), (6, 5), (40, 41)], ["v", "v", "w", "w"])
     assert len(accepted(pair)) == 2
@@ -197,7 +197,7 @@ def test_compare_excluded_and_included(tmp_path, crowd):
 
 def test_leave_one_out(crowd):
     rows = leave_one_out(crowd.clicks, GtSettings(), tolerance=4)
-    assert len(rows) == 8 and all(0 <= r["f1"] <= 1 and r["best_single"] != r["worker_id"] for r in rows)
+    assert len(rows) == len(set(crowd.clicks.worker.tolist())) and all(0 <= r["f1"] <= 1 and r["best_single"] != r["worker_id"] for r in rows)
 
 
 def test_commands(tmp_path, crowd):
