@@ -18,13 +18,13 @@ def matrix(seed: int, items: int, workers: int) -> np.ndarray:
 
 
 def staple(d: np.ndarray) -> dict:
-    import SimpleITK as sitk
+    import SimpleITK
 
-    run = sitk.STAPLEImageFilter()
+    run = SimpleITK.STAPLEImageFilter()
     run.SetForegroundValue(1)
     run.SetMaximumIterations(10000)
-    images = [sitk.GetImageFromArray(column.astype(np.uint8)[None]) for column in d.T]
-    posterior = sitk.GetArrayFromImage(run.Execute(images))[0]
+    images = [SimpleITK.GetImageFromArray(column.astype(np.uint8)[None]) for column in d.T]
+    posterior = SimpleITK.GetArrayFromImage(run.Execute(images))[0]
     return {
         "sensitivity": list(run.GetSensitivity()),
         "specificity": list(run.GetSpecificity()),
@@ -38,7 +38,8 @@ def dawid_skene(d: np.ndarray) -> dict:
 
     item, worker = np.nonzero(np.ones_like(d))
     table = pd.DataFrame({"task": item, "worker": worker, "label": d[item, worker]})
-    model = DawidSkene(n_iter=2000, tol=0.0).fit(table)
+    # A negative tolerance: crowd-kit otherwise stops at the first step that gains nothing it can measure.
+    model = DawidSkene(n_iter=400, tol=-1.0).fit(table)
     return {"posterior": model.probas_.sort_index()[1].tolist(), "prior": float(model.priors_[1])}
 
 

@@ -44,7 +44,7 @@ def difference_of_gaussians(tissue: Tissue, diameter_um: float, tolerance: float
     image = tissue.image.astype(np.float32)
     sigma = diameter_um / 2 / np.sqrt(3)
     band = ndimage.gaussian_filter(image, sigma / voxel) - ndimage.gaussian_filter(image, 1.6 * sigma / voxel)
-    size = [2 * int(round(0.35 * diameter_um / v)) + 1 for v in voxel]
+    size = [2 * round(0.35 * diameter_um / v) + 1 for v in voxel]
     places = np.argwhere((band == ndimage.maximum_filter(band, size)) & (band > 0))
     strength = band[tuple(places.T)]
     order = np.argsort(-strength)[: 6 * len(tissue.centres_vox)]
@@ -69,11 +69,15 @@ def main() -> None:
                 path = Path(folder) / "tissue.ome.zarr"
                 write_volume(path, tissue.image, tissue.voxel_um)
                 run = Path(folder) / "run"
-                detect_brain(DetectRequest(str(path), run, atlas=None, detector=options.detector, progress=False))
+                detect_brain(
+                    DetectRequest(str(path), run, atlas=None, detector=options.detector, progress=False)
+                )
                 points = Points.read(run / "points.parquet")
             found, truth = points.zyx_um, tissue.centres_vox * tissue.voxel_um
             ten, five = f1(found, truth, 10.0), f1(found, truth, 5.0)
-            scores.append([*ten, five[0], difference_of_gaussians(tissue, config.diameter_um, 10.0), len(truth)])
+            scores.append(
+                [*ten, five[0], difference_of_gaussians(tissue, config.diameter_um, 10.0), len(truth)]
+            )
         names = ("f1_10um", "precision", "recall", "f1_5um", "dog_best_f1_10um", "cells")
         rows.append({"kind": kind} | dict(zip(names, np.mean(scores, axis=0).round(4).tolist(), strict=True)))
     for key in ("f1_10um", "f1_5um", "dog_best_f1_10um"):
@@ -81,7 +85,9 @@ def main() -> None:
     if options.json:
         print(json.dumps(rows, indent=2))
     else:
-        print("| tissue | F1 10 um | precision | recall | F1 5 um | tuned DoG | cells |\n|---|---|---|---|---|---|---|")
+        print(
+            "| tissue | F1 10 um | precision | recall | F1 5 um | tuned DoG | cells |\n|---|---|---|---|---|---|---|"
+        )
         for row in rows:
             print("| " + " | ".join(v if isinstance(v, str) else f"{v:.3g}" for v in row.values()) + " |")
 

@@ -81,7 +81,17 @@ def main() -> None:
         if not brain.exists():
             write_volume(brain, slabs(depth, side), VOXEL, shape=(depth, side, side), dtype=np.uint16)
         run = Path(scratch) / "run"
-        command = [sys.executable, "-m", "brainmap", "detect", str(brain), "--no-atlas", "--out", str(run), "-q"]
+        command = [
+            sys.executable,
+            "-m",
+            "brainmap",
+            "detect",
+            str(brain),
+            "--no-atlas",
+            "--out",
+            str(run),
+            "-q",
+        ]
         command += ["--workers", str(options.workers)] if options.workers else []
         start = time.perf_counter()
         subprocess.run(command, check=True)
@@ -89,7 +99,9 @@ def main() -> None:
         record = json.loads((run / "run.json").read_text())
         voxels = depth * side * side
         print(f"volume             {voxels / 1e9:.2f} Gvoxel of 5 x 1 x 1 um")
-        print(f"end to end         {seconds:.1f} s, {voxels / seconds / 1e6:.1f} Mvoxel/s, process start included")
+        print(
+            f"end to end         {seconds:.1f} s, {voxels / seconds / 1e6:.1f} Mvoxel/s, process start included"
+        )
         print(f"bare network       {bare_network() / 1e6:.1f} Mvoxel/s without halo or input")
         print(f"peak memory        {resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20:.2f} GiB")
         print(f"cells              {record['results']['cells']}")

@@ -66,7 +66,7 @@ def demo(
     out: Annotated[Path, typer.Option(help="Folder to write into.", metavar="DIR")] = Path("demo"),
 ) -> None:
     """Make a phantom brain, detect and count its cells, and score them against the known truth."""
-    from brainmap.pipeline import run_demo
+    from brainmap.demo import run_demo
 
     typer.echo(str(run_demo(out)))
 
@@ -218,7 +218,7 @@ def regions(
     ] = None,
 ) -> None:
     """Count a run's cells per region anew, say after a better registration."""
-    from brainmap.pipeline import recount
+    from brainmap.counting import recount
 
     table = recount(run, registration)
     typer.echo(f"{run / 'regions.csv'}  {int(table['count'][0])} cells outside the atlas")

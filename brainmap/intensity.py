@@ -309,7 +309,7 @@ def _read_readable(source: Source, box: tuple[slice, slice, slice], level: int) 
         ]
         with suppress(DataError):
             target = tuple(slice(s.start - c, s.stop - c) for s, c in zip(chunk, corner, strict=True))
-            result[target] = source.read(*chunk, level=level)
+            result[target] = source.read(chunk[0], chunk[1], chunk[2], level=level)
     return result
 
 
@@ -403,9 +403,7 @@ def _smooth_inside(low: NDArray[np.float32], tissue: NDArray[np.bool_]) -> NDArr
         if not known[section].any():
             result[section] = np.median(low[inner])
             continue
-        nearest = ndimage.distance_transform_edt(
-            ~known[section], return_distances=False, return_indices=True
-        )
+        nearest = ndimage.distance_transform_edt(~known[section], return_distances=False, return_indices=True)
         result[section] = smooth[section][tuple(nearest)]
     return result
 
@@ -428,7 +426,7 @@ def _sample_noise(source: Source, unit: Intensity, cell_um: float) -> float:
             start = int(np.clip(round(centre - size / 2), 0, full.shape[axis] - size))
             box.append(slice(start, start + size))
         try:
-            patch = source.read(*box).astype(np.float32).mean(axis=0, keepdims=True)
+            patch = source.read(box[0], box[1], box[2]).astype(np.float32).mean(axis=0, keepdims=True)
         except DataError:
             continue
         patch = np.nan_to_num(_pool(patch, pool))
@@ -442,7 +440,9 @@ def _sample_noise(source: Source, unit: Intensity, cell_um: float) -> float:
         spreads.append(noise_of(patch) / np.clip(ratio, 0.25, 4.0) ** _NOISE_EXPONENT)
         values.append(patch.ravel())
     if not values:
-        raise DataError("none of the places sampled in the full-resolution image could be read; check the image")
+        raise DataError(
+            "none of the places sampled in the full-resolution image could be read; check the image"
+        )
     everything = np.concatenate(values)
     span = float(np.quantile(everything, 0.999) - np.median(everything))
     if not np.isfinite(span) or everything.max() == everything.min():

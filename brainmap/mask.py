@@ -55,7 +55,9 @@ class Mask:
         volume = Volume.open(path)
         fitting = [i for i, level in enumerate(volume.levels) if np.prod(level.shape) <= _MAX_VOXELS]
         if not fitting:
-            raise DataError(f"the mask {path} has no level of at most {_MAX_VOXELS:,} voxels; give a coarser one")
+            raise DataError(
+                f"the mask {path} has no level of at most {_MAX_VOXELS:,} voxels; give a coarser one"
+            )
         level = volume.levels[fitting[0]]
         z, y, x = (slice(0, n) for n in level.shape)
         inside = volume.read(z, y, x, level=fitting[0]) > 0

@@ -15,11 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import numpy as np
-
 from brainmap.config import DetectRequest
 from brainmap.coords import vox_to_um
-from brainmap.errors import BrainmapError, DataError, IncompleteRunError, NotFoundError, UsageError
+from brainmap.counting import REGIONS_CSV, REGISTRATION_DIR, analysed_volumes, write_points
+from brainmap.errors import BrainmapError, DataError, IncompleteRunError, UsageError
 from brainmap.exports import export_points
 from brainmap.infer.detector import Detector
 from brainmap.infer.engine import INTENSITY_FILE, DetectionResult, RunOptions, run_detection
@@ -27,21 +26,19 @@ from brainmap.infer.estimate import estimate
 from brainmap.infer.results import BLOCKS_DIR, iter_results
 from brainmap.intensity import Intensity
 from brainmap.mask import Mask
-from brainmap.points import POINTS_PARQUET, Points, PointsWriter, iter_points
-from brainmap.provenance import RunRecord, atomic_path, fingerprint, now
+from brainmap.points import POINTS_PARQUET, Points
+from brainmap.provenance import RunRecord, fingerprint, now
 from brainmap.volume import Volume
 
 if TYPE_CHECKING:
     from brainmap.atlas.atlas import Atlas
     from brainmap.atlas.registration import Registration
-    from brainmap.atlas.regions import RegionTable
 
-__all__ = ["DetectSummary", "detect_brain", "recount", "run_demo"]
+__all__ = ["DetectSummary", "detect_brain"]
 
 log = logging.getLogger(__name__)
 
-REGISTRATION_DIR, REGIONS_CSV, REPORT = "registration", "regions.csv", "report.html"
-ATLAS_COLUMNS = ("atlas_z_um", "atlas_y_um", "atlas_x_um")
+REPORT = "report.html"
 
 T = TypeVar("T")
 
@@ -193,14 +190,14 @@ class _Run:
         result = self._stage("detection", lambda: self._detect(intensity))
         outside = self._stage("regions", lambda: self._assemble(registration))
         self._finish(result, outside)
-        self._stage("report", lambda: _write_report(self.folder))
+        self._stage("report", self._report)
         for kind in self.request.exports:
             log.info("exported %s", export_points(self.folder, kind))
         if result.failed:
             first = next(iter(result.failed.items()))
             raise IncompleteRunError(
-                f"{len(result.failed)} of {result.blocks} blocks could not be processed (block {first[0]}: {first[1]}); "
-                f"the rest is in {self.folder}, and the same command tries them again"
+                f"{len(result.failed)} of {result.blocks} blocks could not be processed "
+                f"(block {first[0]}: {first[1]}); the rest is in {self.folder}, and the same command tries them again"
             )
         return DetectSummary(
             run=self.folder,
@@ -275,19 +272,27 @@ class _Run:
             inside = self.inputs.mask.touches(intensity, self.inputs.volume)
             intensity = dataclasses.replace(intensity, tissue=intensity.tissue & inside)
         return run_detection(
-            self.inputs.volume, intensity, self.inputs.detector, self.folder, _options(self.request, self.inputs)
+            self.inputs.volume,
+            intensity,
+            self.inputs.detector,
+            self.folder,
+            _options(self.request, self.inputs),
         )
 
     def _assemble(self, registration: Registration | None) -> int | None:
         """points.parquet and regions.csv from the finished blocks; returns the cells outside the atlas."""
         meta = self._meta(registration)
         pieces = self._pieces()
-        self.cells, table = write_points(self.folder / POINTS_PARQUET, pieces, meta, self.inputs.atlas, registration)
+        self.cells, table = write_points(
+            self.folder / POINTS_PARQUET, pieces, meta, self.inputs.atlas, registration
+        )
         if table is None or registration is None or self.inputs.atlas is None:
             return None
         from brainmap.atlas.regions import write_regions
 
-        volumes = _analysed_volumes(registration, self.inputs.atlas, self.request, self.inputs.volume, self.inputs.mask)
+        volumes = analysed_volumes(
+            registration, self.inputs.atlas, self.request.roi, self.inputs.volume, self.inputs.mask
+        )
         regions = table.table(volumes)
         write_regions(regions, self.folder / REGIONS_CSV)
         return int(regions["count"][0])
@@ -311,10 +316,20 @@ class _Run:
             "shape": volume.shape,
             "brain": volume.url,
             "orientation": volume.orientation,
-            "detector": {"name": detector.spec.name, "version": detector.spec.version, "sha256": detector.fingerprint},
+            "detector": {
+                "name": detector.spec.name,
+                "version": detector.spec.version,
+                "sha256": detector.fingerprint,
+            },
             "atlas": None if registration is None else registration.atlas_name,
+            "atlas_resolution_um": None if self.inputs.atlas is None else self.inputs.atlas.resolution_um,
             "registration": None if registration is None else registration.fingerprint,
         }
+
+    def _report(self) -> None:
+        from brainmap.report.run_report import write_run_report
+
+        write_run_report(self.folder)
 
     def _finish(self, result: DetectionResult, outside: int | None) -> None:
         """Write what this command found out into run.json."""
@@ -342,153 +357,9 @@ class _Run:
             timings_s=timings | {"total": round(time.perf_counter() - self.began, 3)},
             results={k: v for k, v in (record.results | numbers).items() if v is not None} | settings,
             warnings=tuple(self.warnings),
-            execution=self.request.execution() | {"backend": self.request.backend, "device": self.request.device},
+            execution=self.request.execution()
+            | {"backend": self.request.backend, "device": self.request.device},
         ).save(self.folder)
-
-
-def write_points(
-    path: Path,
-    pieces: Iterator[Points],
-    meta: dict[str, Any],
-    atlas: Atlas | None,
-    registration: Registration | None,
-) -> tuple[int, Any]:
-    """Map cells to the atlas piece by piece, write the table, count.
-
-    Parameters
-    ----------
-    path : Path
-        Table to write.
-    pieces : iterator of Points
-        Cells with `z_um y_um x_um`.
-    meta : dict
-        Metadata of the table.
-    atlas, registration
-        Both or neither.
-
-    Returns
-    -------
-    cells : int
-    counter : RegionCounter or None
-    """
-    counter = None
-    if atlas is not None:
-        from brainmap.atlas.regions import RegionCounter
-
-        counter = RegionCounter(atlas.structures)
-    with PointsWriter(path, meta) as writer:
-        for piece in pieces:
-            mapped = np.full((len(piece), 3), np.nan)
-            region, hemisphere = np.zeros(len(piece), np.int64), np.zeros(len(piece), np.int8)
-            if atlas is not None and registration is not None and counter is not None:
-                mapped = registration.to_atlas_um(piece.zyx_um)
-                region, hemisphere = atlas.lookup(mapped)
-                counter.add(region, hemisphere)
-            columns = dict(zip(ATLAS_COLUMNS, mapped.T, strict=True))
-            writer.append(_ordered(piece.with_columns(region_id=region, hemisphere=hemisphere, **columns)))
-        return writer.rows, counter
-
-
-def _ordered(points: Points) -> Points:
-    """The columns of the contract first, measured ones after them."""
-    from brainmap.points import COLUMNS
-
-    names = [name for name in COLUMNS if name in points] + [n for n in points.columns if n not in COLUMNS]
-    return Points({name: points[name] for name in names}, points.meta)
-
-
-def recount(run: str | Path, registration_dir: str | Path | None = None) -> RegionTable:
-    """Map a run's cells to the atlas again and rewrite its tables and report.
-
-    Parameters
-    ----------
-    run : path
-        A finished run folder.
-    registration_dir : path, optional
-        A finished registration of the same brain; by default the run's own.
-
-    Raises
-    ------
-    NotFoundError
-        If the run has no table of cells, or there is no registration.
-    UsageError
-        If the registration is of another brain.
-    """
-    from brainmap.atlas.atlas import Atlas
-    from brainmap.atlas.registration import Registration
-    from brainmap.atlas.regions import write_regions
-
-    folder = Path(run)
-    record = RunRecord.load(folder)
-    table = folder / POINTS_PARQUET
-    if not table.is_file():
-        raise NotFoundError(f"{folder} has no {POINTS_PARQUET}; run brainmap detect first")
-    meta = next((piece.meta for piece in iter_points(table, 1)), None) or Points.read(table, ["z"]).meta
-    own = record.parameters.get("registration") or folder / REGISTRATION_DIR
-    registration = Registration.load(registration_dir or own)
-    request = DetectRequest(brain=str(record.parameters["brain"]), out=folder, registration=registration.folder)
-    request = dataclasses.replace(request, roi=_roi_of(record))
-    volume = Volume.open(
-        meta["brain"], channel=record.parameters.get("channel"), voxel_um=meta["voxel_um"],
-        orientation=meta.get("orientation"),
-    )  # fmt: skip
-    registration.check_belongs(volume)
-    atlas = Atlas.open(registration.atlas_folder)
-    mask = Mask.open(record.parameters["mask"]) if record.parameters.get("mask") else None
-    meta = meta | {"atlas": registration.atlas_name, "registration": registration.fingerprint}
-    _, counter = write_points(table, iter_points(table), meta, atlas, registration)
-    regions = counter.table(_analysed_volumes(registration, atlas, request, volume, mask))
-    write_regions(regions, folder / REGIONS_CSV)
-    _write_report(folder)
-    return regions
-
-
-def run_demo(out: str | Path) -> str:
-    """Make a phantom brain, run the whole pipeline on it and score it against the known truth.
-
-    Parameters
-    ----------
-    out : path
-        Folder to write; a demo that is already there is used again.
-
-    Returns
-    -------
-    str
-        Recall, precision, counts per region beside the truth, and the report to open.
-    """
-    from brainmap.evaluation import evaluate_files
-    from brainmap.phantom import write_phantom
-    from brainmap.report.run_report import write_run_report
-    from brainmap.report.region_rows import read_regions
-
-    folder = Path(out)
-    log.info("making a phantom brain in %s", folder)
-    phantom = write_phantom(folder / "phantom")
-    request = DetectRequest(
-        brain=str(phantom.brain),
-        out=folder / "run",
-        channel=phantom.signal_channel,
-        registration_channel=phantom.registration_channel,
-        atlas=str(phantom.atlas),
-        overwrite=True,
-    )
-    summary = detect_brain(request)
-    report = write_run_report(summary.run, truth=phantom.truth, truth_regions=phantom.truth_regions)
-    scores = evaluate_files(summary.run, phantom.truth).scores
-    found, true = read_regions(summary.run / REGIONS_CSV), read_regions(phantom.truth_regions)
-    truth = {region.id: region for region in true.regions}
-    lines = [
-        f"{summary.cells} cells found, {phantom.n_cells} are there",
-        f"recall {scores.recall:.3f}  precision {scores.precision:.3f}  F1 {scores.f1:.3f}",
-        "",
-        f"{'region':<28}{'left':>7}{'true':>7}{'right':>8}{'true':>7}",
-    ]
-    for region in found.regions:
-        row = f"{'  ' * region.depth + region.name:<28.28}"
-        for side in ("left", "right"):
-            row += f"{region.count[side]:>{7 if side == 'left' else 8}}{truth[region.id].count[side]:>7}"
-        lines.append(row)
-    return "\n".join([*lines, "", f"open {report}"])
 
 
 def _options(request: DetectRequest, inputs: _Inputs) -> RunOptions:
@@ -516,37 +387,6 @@ def _plan(request: DetectRequest, inputs: _Inputs) -> DetectSummary:
     intensity = Intensity.fit(inputs.volume, diameter)
     plan = estimate(inputs.volume, intensity, inputs.detector, _options(request, inputs))
     return DetectSummary(request.out, "planned", 0, None, 0.0, 0.0, plan=dataclasses.asdict(plan))
-
-
-def _analysed_volumes(
-    registration: Registration, atlas: Atlas, request: DetectRequest, volume: Volume, mask: Mask | None
-) -> Any:
-    """Volume of each structure inside the region of interest and the mask."""
-    box = None
-    if request.roi is not None:
-        box = tuple(
-            (s.start * v + o - v / 2, s.stop * v + o - v / 2)
-            for s, v, o in zip(request.roi.slices(volume.shape), volume.voxel_um, volume.origin_um, strict=True)
-        )
-    inside = None
-    if mask is not None:
-        from brainmap.atlas.grid import resample_volume
-
-        inside = resample_volume(mask.volume, registration.grid) > 0.5
-    return registration.volumes_mm3(atlas, mask=inside, box_um=box)  # type: ignore[arg-type]
-
-
-def _write_report(folder: Path) -> Path:
-    from brainmap.report.run_report import write_run_report
-
-    return write_run_report(folder)
-
-
-def _roi_of(record: RunRecord) -> Any:
-    from brainmap.config import Roi
-
-    roi = record.parameters.get("roi")
-    return Roi(*(tuple(roi[axis]) for axis in "zyx")) if roi else None
 
 
 def _clear(folder: Path) -> None:

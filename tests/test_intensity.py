@@ -106,7 +106,9 @@ def test_tissue_that_fills_the_image_is_all_tissue() -> None:
 def test_bright_cells_on_black_do_not_make_the_rest_surroundings() -> None:
     rng = np.random.default_rng(4)
     image = 5 + rng.standard_normal((10, 300, 300)).astype(np.float32)
-    for z, y, x in zip(rng.integers(0, 10, 60), rng.integers(9, 290, 60), rng.integers(9, 290, 60), strict=True):
+    for z, y, x in zip(
+        rng.integers(0, 10, 60), rng.integers(9, 290, 60), rng.integers(9, 290, 60), strict=True
+    ):
         image[z, y - 3 : y + 3, x - 3 : x + 3] += 200
     assert fit(image).tissue.all()
 

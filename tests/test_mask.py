@@ -24,7 +24,9 @@ def mask(tmp_path: Path) -> Mask:
 
 
 def test_points_inside_outside_and_beyond(mask: Mask) -> None:
-    um = np.array([[50.0, 50.0, 20.0], [50.0, 50.0, 44.9], [50.0, 50.0, 45.1], [50.0, 50.0, -6.0], [500.0, 5.0, 5.0]])
+    um = np.array(
+        [[50.0, 50.0, 20.0], [50.0, 50.0, 44.9], [50.0, 50.0, 45.1], [50.0, 50.0, -6.0], [500.0, 5.0, 5.0]]
+    )
     assert mask.contains(um).tolist() == [True, True, False, False, False]
 
 

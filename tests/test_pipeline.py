@@ -13,10 +13,11 @@ import pytest
 
 from brainmap.config import DetectRequest, Roi
 from brainmap.coords import vox_to_um
+from brainmap.counting import recount
 from brainmap.errors import IncompleteRunError, NotFoundError, UsageError
 from brainmap.evaluation import evaluate_files
 from brainmap.phantom import Phantom, write_phantom
-from brainmap.pipeline import detect_brain, recount
+from brainmap.pipeline import detect_brain
 from brainmap.points import COLUMNS, Points
 from brainmap.provenance import RunRecord
 from brainmap.volume import Volume, write_volume
@@ -53,7 +54,13 @@ def test_the_cells_of_the_phantom_are_found(run: Path, phantom: Phantom) -> None
 
 
 def test_the_run_folder_is_what_the_contract_says(run: Path) -> None:
-    for name in ("run.json", "points.parquet", "regions.csv", "report.html", "registration/registration.json"):
+    for name in (
+        "run.json",
+        "points.parquet",
+        "regions.csv",
+        "report.html",
+        "registration/registration.json",
+    ):
         assert (run / name).is_file(), name
     for name in ("annotation.ome.zarr", "sample_in_atlas.ome.zarr"):
         assert (run / "registration" / name).is_dir(), name
@@ -126,7 +133,9 @@ def test_other_parameters_are_refused_until_overwrite(phantom: Phantom, tmp_path
     assert Points.read(tmp_path / "run" / "points.parquet")["score"].min() >= 0.9
 
 
-def test_a_region_of_interest_gives_the_cells_of_the_whole(run: Path, phantom: Phantom, tmp_path: Path) -> None:
+def test_a_region_of_interest_gives_the_cells_of_the_whole(
+    run: Path, phantom: Phantom, tmp_path: Path
+) -> None:
     box = Roi((30, 70), (50, 150), (40, 200))
     detect_brain(request_for(phantom, tmp_path / "roi", roi=box))
     whole, part = cells(run), cells(tmp_path / "roi")
@@ -175,7 +184,9 @@ def test_a_damaged_chunk_costs_its_blocks_and_says_so(phantom: Phantom, tmp_path
     brain = tmp_path / "brain.ome.zarr"
     image = np.random.default_rng(0).normal(300, 20, (32, 512, 512)).clip(0).astype(np.uint16)
     write_volume(brain, image, (5.0, 2.0, 2.0), chunks=(16, 128, 128))
-    chunk = sorted(path for path in (brain / "0").rglob("*") if path.is_file() and path.name != "zarr.json")[-1]
+    chunk = sorted(path for path in (brain / "0").rglob("*") if path.is_file() and path.name != "zarr.json")[
+        -1
+    ]
     chunk.write_bytes(chunk.read_bytes()[:100])
     asked = DetectRequest(str(brain), tmp_path / "run", atlas=None, block=(16, 128, 128), progress=False)
     with pytest.raises(IncompleteRunError, match=r"of \d+ blocks could not be processed .*chunk"):

@@ -62,9 +62,10 @@ _LEVELS = ((60, 50, 15), (4, 2, 1), (2, 1, 0.5))
 _MATTES_BOTH = (Metric("Mattes", "global", 32), Metric("Mattes", "local", 32))
 
 #: "mattes" asks for a statistical relation of the intensities and of the local contrasts: the default, for any
-#: stain. "contrast" compares the local contrasts directly: nearer by a few um where sample and template look
-#: alike and are rich in detail (the template put through a known warp with gains, shading and noise: median
-#: point error 65 um after the affine, 40 with Mattes, 38 so), but poor where detail is faint.
+#: stain. "contrast" compares the local contrasts directly: nearer where sample and template look alike and are
+#: rich in detail, poor where detail is faint, and it deforms a real brain more than one would believe. On the
+#: template put through a known warp with gains, shading and noise: median point error 65 um after the affine,
+#: 49 after "mattes" (40 with its local pair alone), 38 after "contrast"; mean Dice 0.69, 0.79, 0.79, 0.81.
 SCHEDULES = {
     "mattes": Schedule(_LINEAR, (Stage("SyN[0.25,3,0]", _MATTES_BOTH, *_LEVELS),)),
     "contrast": Schedule(_LINEAR, (Stage("SyN[0.25,3,0]", (Metric("MeanSquares", "local", 0),), *_LEVELS),)),

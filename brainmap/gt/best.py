@@ -77,7 +77,9 @@ def aggregate_best(clicks: Clicks, settings: GtSettings, qc: list[int], runner: 
             counts, void = _review(clicks, found, fit, settings.reject_nats)
             if (counts != crowd.counts).any() or (void != crowd.void).any():
                 crowd = replace(crowd, counts=counts, void=void)
-                found = replace(found, role=np.where(void[pair], VOID, np.where(found.role == VOID, 0, found.role)))
+                found = replace(
+                    found, role=np.where(void[pair], VOID, np.where(found.role == VOID, 0, found.role))
+                )
                 votes = _votes(clicks, found, crowd)
                 fit = fit_latent(votes, settings.geometry * found.geometry, strength=settings.prior_clicks)
         logger.info("round %d: %d candidates, %.1f cells", round_ + 1, len(found.image), fit.posterior.sum())
@@ -93,7 +95,7 @@ def aggregate_best(clicks: Clicks, settings: GtSettings, qc: list[int], runner: 
         "spread_of_other_clicks": fit.spread,
         "void_image_worker_pairs": int(crowd.void.sum()),
         "unfinished_image_worker_pairs": int((~crowd.counts & ~crowd.void).sum()),
-        "worker_bias_px": {w: b for w, b in zip(clicks.worker_ids, crowd.bias.round(2).tolist(), strict=True)},
+        "worker_bias_px": dict(zip(clicks.worker_ids, crowd.bias.round(2).tolist(), strict=True)),
     }
     return Consensus(_images(clicks, pair, found, fit, workers, crowd), workers, details)
 
@@ -130,7 +132,9 @@ def _find(clicks: Clicks, pair: Ints, crowd: _Crowd, settings: GtSettings, runne
         who, pairs = clicks.worker[rows][use], clicks.seen_worker[seen]
         count = np.bincount(pair[rows][use] - seen.start, minlength=seen.stop - seen.start)
         area = max(float(clicks.height[image] * clicks.width[image]), 1.0)
-        density = max(float(np.median(count[~crowd.void[seen]])) if (~crowd.void[seen]).any() else 1.0, 1.0) / area
+        density = (
+            max(float(np.median(count[~crowd.void[seen]])) if (~crowd.void[seen]).any() else 1.0, 1.0) / area
+        )
         # The pairs' arrays travel, not the crowd: workers of one image only.
         tasks.append(
             (
@@ -150,8 +154,16 @@ def _find(clicks: Clicks, pair: Ints, crowd: _Crowd, settings: GtSettings, runne
 
 
 def _find_in_image(
-    xy: Floats, worker: Ints, width: Floats, logit_p: Floats, stray: Floats, counts: Bools, tau: float,
-    density: float, scatter: Scatter, reach: float,
+    xy: Floats,
+    worker: Ints,
+    width: Floats,
+    logit_p: Floats,
+    stray: Floats,
+    counts: Bools,
+    tau: float,
+    density: float,
+    scatter: Scatter,
+    reach: float,
 ) -> tuple[Floats, Ints, Floats]:
     """Centres and tightness (K + singles) of one image's candidates, and the candidate of every click.
 
@@ -256,7 +268,7 @@ def _learn(clicks: Clicks, pair: Ints, crowd: _Crowd, found: _Found, fit: Latent
     rows = vote[use]
     of = count[found.item[rows]]
     # A click pulls its own cell's centre along: without it the residual is n / (n - 1) as large.
-    residual = (clicks.xy[rows] - crowd.bias[clicks.worker[rows]] - found.xy[found.item[rows]])
+    residual = clicks.xy[rows] - crowd.bias[clicks.worker[rows]] - found.xy[found.item[rows]]
     residual *= np.sqrt(of / (of - 1))[:, None]
     n = len(clicks.worker_ids)
     bias, width = worker_scatter(residual, clicks.worker[rows], sure[use], n, crowd.scatter, crowd.width)

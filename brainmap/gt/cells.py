@@ -51,8 +51,14 @@ class ImageModel:
 
     @classmethod
     def build(
-        cls, logit_p: Floats, stray: Floats, complete: npt.NDArray[np.bool_], tau: float, density: float,
-        scatter: Scatter, reach: float,
+        cls,
+        logit_p: Floats,
+        stray: Floats,
+        complete: npt.NDArray[np.bool_],
+        tau: float,
+        density: float,
+        scatter: Scatter,
+        reach: float,
     ) -> ImageModel:
         """From logits of p (m,), stray clicks per px^2 (m,) and the difficulty's width."""
         eta = logit_p[:, None] + LEVELS
@@ -61,8 +67,15 @@ class ImageModel:
         # A click of one who did not finish the image counts; that he did not click elsewhere does not.
         effective = np.where(complete[:, None], none, 0.0)
         return cls(
-            np.log(stray), click, effective, effective.sum(axis=0), np.clip(logit_p, -1.4, 2.2),
-            prior - logsumexp(prior), float(np.log(density)), scatter, reach,
+            np.log(stray),
+            click,
+            effective,
+            effective.sum(axis=0),
+            np.clip(logit_p, -1.4, 2.2),
+            prior - logsumexp(prior),
+            float(np.log(density)),
+            scatter,
+            reach,
         )
 
 
@@ -271,7 +284,11 @@ def _around(tree: cKDTree, at: Floats, radius: float, label: Ints, members: npt.
 
 
 def _merge(
-    field: _Field, label: Ints, centres: Floats, model: ImageModel, tree: cKDTree,
+    field: _Field,
+    label: Ints,
+    centres: Floats,
+    model: ImageModel,
+    tree: cKDTree,
     tested: set[tuple[float, ...]],
 ) -> tuple[Ints, Floats] | None:
     if len(centres) < 2:
@@ -303,7 +320,11 @@ def _merge(
 
 
 def _split(
-    field: _Field, label: Ints, centres: Floats, model: ImageModel, tree: cKDTree,
+    field: _Field,
+    label: Ints,
+    centres: Floats,
+    model: ImageModel,
+    tree: cKDTree,
     tested: set[tuple[float, ...]],
 ) -> tuple[Ints, Floats] | None:
     k, far = len(centres), float(np.median(field.reach))
@@ -313,7 +334,7 @@ def _split(
     count = np.bincount(label[rows], minlength=k)
     square = ((field.xy[rows] - centres[label[rows]]) ** 2).sum(axis=1) / field.width[rows] ** 2
     spread = np.bincount(label[rows], np.minimum(square, 12), k) / np.maximum(count, 1)
-    unclaimed = np.zeros(k)
+    unclaimed = np.zeros(k, np.int64)
     if len(left):
         distance, cell = cKDTree(centres).query(field.xy[left])
         unclaimed = np.bincount(cell[distance < field.reach[left]], minlength=k)
@@ -324,15 +345,15 @@ def _split(
         if key in tested:
             continue
         tested.add(key)
-        rows = _around(tree, centres[a], far, label, label == a)
-        part = field.take(rows)
+        near = _around(tree, centres[a], far, label, label == a)
+        part = field.take(near)
         values, axes = np.linalg.eigh(np.cov(part.xy.T))
         step = axes[:, -1] * np.sqrt(max(values[-1], 1e-9))
         middle = part.xy.mean(axis=0)
         two, pair = _settle(part, np.stack([middle - step, middle + step]), model, 6)
         if np.bincount(two[two >= 0], minlength=2).min() == 0:
             continue
-        one = np.where(label[rows] == a, 0, -1)
+        one = np.where(label[near] == a, 0, -1)
         if _worth(part, two, pair, model) > _worth(part, one, centres[[a]], model):
             centres[a] = pair[0]
             born.append(pair[1])

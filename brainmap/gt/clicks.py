@@ -101,7 +101,7 @@ class Clicks:
                 ids, names, xy = ids[mask], names[mask], xy[mask]
 
         keep(np.array([bool(a) and bool(b) for a, b in zip(ids, names, strict=True)], bool), "without an id")
-        keep(np.isfinite(xy).all(axis=1), "without finite coordinates")
+        keep(np.asarray(np.isfinite(xy).all(axis=1)), "without finite coordinates")
         sizes = dict(sizes or {})
         assigned = list(assignments or [])
         image_ids, image = np.unique(
@@ -135,7 +135,9 @@ class Clicks:
             xy[first],
             height,
             width,
-            *seen,
+            seen[0],
+            seen[1],
+            seen[2],
             dropped,
         )
 
@@ -172,9 +174,7 @@ def check_image_ids(ids: list[str]) -> None:
                 raise DataError(f"image ids {folder[:-4]!r} and {name!r} need the same file; rename one")
 
 
-def _sizes(
-    ids: list[str], image: Ints, xy: Floats, sizes: dict[str, tuple[int, int]]
-) -> tuple[Ints, Ints]:
+def _sizes(ids: list[str], image: Ints, xy: Floats, sizes: dict[str, tuple[int, int]]) -> tuple[Ints, Ints]:
     box = np.zeros((len(ids), 2))
     np.maximum.at(box, image, np.floor(xy[:, ::-1] + 0.5) + 1)
     for row, name in enumerate(ids):
@@ -187,7 +187,9 @@ def _sizes(
     return box[:, 0].astype(np.int64), box[:, 1].astype(np.int64)
 
 
-def _seen(image: Ints, worker: Ints, n: int, assigned: list[tuple[str, str, bool]]) -> tuple[Any, ...]:
+def _seen(
+    image: Ints, worker: Ints, n: int, assigned: list[tuple[str, str, bool]]
+) -> tuple[Ints, Ints, npt.NDArray[np.bool_]]:
     # An assignment's word on a pair wins over what the clicks imply.
     complete = np.r_[np.ones(n, bool), np.array([c for _, _, c in assigned], bool)]
     order = np.lexsort((-np.arange(len(image)), worker, image))
@@ -195,7 +197,9 @@ def _seen(image: Ints, worker: Ints, n: int, assigned: list[tuple[str, str, bool
     first = np.ones(len(i), bool)
     first[1:] = (i[1:] != i[:-1]) | (w[1:] != w[:-1])
     i, w, c = i[first], w[first], c[first]
-    clicked = np.isin(i * (worker.max(initial=0) + 1) + w, image[:n] * (worker.max(initial=0) + 1) + worker[:n])
+    clicked = np.isin(
+        i * (worker.max(initial=0) + 1) + w, image[:n] * (worker.max(initial=0) + 1) + worker[:n]
+    )
     use = c | clicked  # assigned, not finished and without a click: never seen
     return i[use].astype(np.int64), w[use].astype(np.int64), c[use]
 
@@ -290,7 +294,9 @@ def _text(column: Any) -> Any:
 def _numbers(column: Any, name: str, path: Path) -> Any:
     if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
         column = pc.utf8_trim_whitespace(column)
-        column = pc.if_else(pc.is_in(pc.utf8_lower(column), pa.array(["", "na", "null", "none"])), "nan", column)
+        column = pc.if_else(
+            pc.is_in(pc.utf8_lower(column), pa.array(["", "na", "null", "none"])), "nan", column
+        )
     try:
         return pc.fill_null(column.cast(pa.float64()), np.nan)
     except pa.ArrowInvalid as error:
@@ -330,7 +336,11 @@ def _read_assignments(path: Path) -> list[tuple[str, str, bool]]:
     table = _read_table(path, ("image_id", "worker_id"), ())
     done = [True] * table.num_rows
     try:
-        whole = pa.parquet.read_table(path) if path.suffix.lower() in (".parquet", ".pq") else pa.csv.read_csv(path)
+        whole = (
+            pa.parquet.read_table(path)
+            if path.suffix.lower() in (".parquet", ".pq")
+            else pa.csv.read_csv(path)
+        )
     except pa.ArrowInvalid as error:
         raise DataError(f"{path} cannot be read as a table: {error}") from error
     if "completed" in whole.column_names:

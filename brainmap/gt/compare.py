@@ -61,7 +61,9 @@ class PointSet:
 
 
 def agreement(
-    points: PointSet, experts: Sequence[tuple[npt.NDArray[np.object_], Floats]], tolerance: float,
+    points: PointSet,
+    experts: Sequence[tuple[npt.NDArray[np.object_], Floats]],
+    tolerance: float,
     by: str = "posterior",
 ) -> dict[str, Any]:
     """Precision, recall, F1 micro-averaged over (expert, image), at the default threshold and over thresholds.
@@ -107,14 +109,22 @@ def agreement(
 
 
 def _count(
-    points: PointSet, use: npt.NDArray[np.bool_], experts: Sequence[tuple[npt.NDArray[np.object_], Floats]],
+    points: PointSet,
+    use: npt.NDArray[np.bool_],
+    experts: Sequence[tuple[npt.NDArray[np.object_], Floats]],
     tolerance: float,
 ) -> Any:
     matched = predicted = true = 0
     for image, xy in experts:
         rows = use & np.isin(points.image, list(set(image)))
         matched += len(
-            match_points(points.xy[rows], xy, tolerance, group_a=points.image[rows].astype(str), group_b=image.astype(str))
+            match_points(
+                points.xy[rows],
+                xy,
+                tolerance,
+                group_a=points.image[rows].astype(str),
+                group_b=image.astype(str),
+            )
         )
         predicted += int(rows.sum())
         true += len(xy)
@@ -199,7 +209,9 @@ def _with_and_without(
         np.r_[who[crowd.worker], name[use]],
         np.r_[crowd.xy[:, 0], xy[use, 0]],
         np.r_[crowd.xy[:, 1], xy[use, 1]],
-        sizes={n: (int(h), int(w)) for n, h, w in zip(crowd.image_ids, crowd.height, crowd.width, strict=True)},
+        sizes={
+            n: (int(h), int(w)) for n, h, w in zip(crowd.image_ids, crowd.height, crowd.width, strict=True)
+        },
         assignments=[(crowd.image_ids[i], crowd.worker_ids[w], bool(c)) for i, w, c in pairs],
     )
     return {"expert_excluded": crowd, "expert_included": both}

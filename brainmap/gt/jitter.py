@@ -132,7 +132,9 @@ def worker_scatter(
         held = np.bincount(worker, u, n_workers)
         between = max(float((bias[count > 0] ** 2).mean()), (0.05 * scatter.width) ** 2)
         drawn = held + width**2 / between
-        bias = np.stack([np.bincount(worker, u * residual[:, a], n_workers) for a in (0, 1)], 1) / drawn[:, None]
+        bias = (
+            np.stack([np.bincount(worker, u * residual[:, a], n_workers) for a in (0, 1)], 1) / drawn[:, None]
+        )
         spread = np.bincount(worker, u * ((residual - bias[worker]) ** 2).sum(axis=1), n_workers)
         pool = max(float(spread.sum() / (2 * count.sum())), 1e-6)
         width = np.sqrt((spread + 10 * pool) / (2 * count + 10))

@@ -32,6 +32,7 @@ START_CELL, START_OTHER = 0.6, 0.03
 CLICK_PRECISION = 0.7  # share of a worker's clicks that are cells, before anything is known
 PRIOR_ITEMS = 5.0  # weight of that belief, in candidates
 LEAST_WIDTH = 0.3
+# False clicks are believed to have met by chance, anywhere within reach, until this many candidates say otherwise.
 DIFFUSE = 50.0
 SPREAD_PRIOR = np.array([0.2, 0.2, 0.2, 1.0, 1.0, 1.0, 1.0])
 
@@ -70,7 +71,9 @@ class _Class:
         prior = -0.5 * (self.levels / self.width) ** 2
         prior -= logsumexp(prior)
         n, c = votes.n_groups, votes.n_items
-        base = np.stack([np.bincount(votes.seen_group, none[votes.seen_worker, m], n) for m in range(LEVELS)], 1)
+        base = np.stack(
+            [np.bincount(votes.seen_group, none[votes.seen_worker, m], n) for m in range(LEVELS)], 1
+        )
         self.unseen = base + prior
         level = base[votes.group] + prior
         for m in range(LEVELS):
@@ -89,7 +92,11 @@ class _Class:
         unseen = np.exp(self.unseen)
         count += count.sum(1)[:, None] * unseen / np.maximum(1 - unseen.sum(1), 1e-3)[:, None]
         faced = np.stack(
-            [np.bincount(votes.seen_worker, count[votes.seen_group, m], votes.n_workers) for m in range(LEVELS)], 1
+            [
+                np.bincount(votes.seen_worker, count[votes.seen_group, m], votes.n_workers)
+                for m in range(LEVELS)
+            ],
+            1,
         )
         hit = np.bincount(votes.worker[judged], share[votes.item[judged]], votes.n_workers)
         p = expit(self.ability[:, None] + self.levels)
@@ -139,8 +146,10 @@ def fit_latent(votes: Votes, geometry: Floats, *, strength: float = 2.0, iterati
         part = np.exp(geometry + np.log(spread) - place[:, None])[shared] * (1 - posterior[shared])[:, None]
         spread = (part.sum(axis=0) + prior) / (part.sum() + prior.sum())
         share = float((posterior.sum() + PRIOR_ITEMS * start) / (voted.sum() + PRIOR_ITEMS))
-    levels = [_expected_level(k) if votes.n_items else np.zeros(0) for k in (cells, other)]
-    return LatentFit(posterior, cells.ability, other.ability, *levels, cells.width, other.width, share, spread)
+    easy, attractive = (_expected_level(k) if votes.n_items else np.zeros(0) for k in (cells, other))
+    return LatentFit(
+        posterior, cells.ability, other.ability, easy, attractive, cells.width, other.width, share, spread
+    )
 
 
 def _expected_level(one: _Class) -> Floats:

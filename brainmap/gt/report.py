@@ -57,10 +57,10 @@ def write_report(
     page.write(path)
 
 
-def _workers(
-    page: Page, clicks: Clicks, consensus: Consensus, groups: list[str], qc: Sequence[str]
-) -> None:
-    page.add_section("Workers", "Sensitivity: share of cells clicked. Specificity: share of other candidates left alone.")
+def _workers(page: Page, clicks: Clicks, consensus: Consensus, groups: list[str], qc: Sequence[str]) -> None:
+    page.add_section(
+        "Workers", "Sensitivity: share of cells clicked. Specificity: share of other candidates left alone."
+    )
     table = consensus.workers
     known = ~np.isnan(table.sensitivity)
     images = [clicks.image_ids.index(name) for name in qc] or list(range(len(clicks.image_ids)))
@@ -86,7 +86,16 @@ def _workers(
         groups,
         strict=True,
     )
-    columns = ["worker", "images", "clicks", "sensitivity", "specificity", "weight click", "weight none", "group"]
+    columns = [
+        "worker",
+        "images",
+        "clicks",
+        "sensitivity",
+        "specificity",
+        "weight click",
+        "weight none",
+        "group",
+    ]
     page.add_table(columns, [list(v) for v in values], "All workers", max_rows=500, collapsed=n > 40)
 
 
@@ -141,7 +150,9 @@ def _group_figure(clicks: Clicks, groups: list[str], images: list[int]) -> Any:
                 places.append(place + (offset - 1) * 0.27)
         if boxes:
             style = {"facecolor": colour, "alpha": 0.6}
-            axis.boxplot(boxes, positions=places, widths=0.22, patch_artist=True, boxprops=style, showfliers=False)
+            axis.boxplot(
+                boxes, positions=places, widths=0.22, patch_artist=True, boxprops=style, showfliers=False
+            )
         axis.plot([], [], color=colour, lw=6, alpha=0.6, label=f"{group} ({(of_worker == group).sum()})")
     axis.set_xticks(range(len(shown)), [clicks.image_ids[i][-18:] for i in shown])
     axis.legend(frameon=False, fontsize=8)
@@ -175,7 +186,9 @@ def _tiles(
     chosen = [int(i) for i in np.argsort(-count, kind="stable")[:EXAMPLES] if count[i]]
     if not chosen:
         return
-    page.add_section("Tiles before and after", "Left: all clicks. Right: heat map and accepted cells. Largest 300 px.")
+    page.add_section(
+        "Tiles before and after", "Left: all clicks. Right: heat map and accepted cells. Largest 300 px."
+    )
     for image in chosen:
         name = clicks.image_ids[image]
         page.add_figure(_tile_figure(clicks, consensus, settings, image, _picture(tiles, name)), name)
@@ -205,8 +218,13 @@ def _tile_figure(clicks: Clicks, consensus: Consensus, settings: GtSettings, ima
     left.scatter(xy[:, 0], xy[:, 1], s=3, color=RED, alpha=0.6, linewidths=0)
     clean(left, title=f"{len(xy)} clicks")
     heat = heat_map(
-        one.mark_xy, one.mark_weight, one.total_weight, shape,
-        sigma=settings.sigma_px, cut=settings.cut_sigmas, saturation=settings.saturation,
+        one.mark_xy,
+        one.mark_weight,
+        one.total_weight,
+        shape,
+        sigma=settings.sigma_px,
+        cut=settings.cut_sigmas,
+        saturation=settings.saturation,
     )
     right.imshow(heat, cmap="magma", vmin=0, vmax=1)
     cells = one.xy[one.posterior >= 0.5]

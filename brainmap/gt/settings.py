@@ -54,7 +54,12 @@ class GtSettings:
         for name in ("start", "start_prior", "reach_quantile"):
             _check(0 < getattr(self, name) < 1, name, "between 0 and 1", getattr(self, name))
         _check(0 <= self.geometry <= 1, "geometry", "within 0..1", self.geometry)
-        for name, least in (("max_iterations", 1), ("min_cluster_size", 2), ("min_samples", 1), ("rounds", 1)):
+        for name, least in (
+            ("max_iterations", 1),
+            ("min_cluster_size", 2),
+            ("min_samples", 1),
+            ("rounds", 1),
+        ):
             _check(getattr(self, name) >= least, name, f"at least {least}", getattr(self, name))
         for name in ("sigma_px", "cut_sigmas", "saturation"):
             _check(math.isfinite(getattr(self, name)), name, "finite", getattr(self, name))

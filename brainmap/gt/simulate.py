@@ -63,7 +63,9 @@ def simulate(parameters: Simulation | None = None, seed: int = 0) -> SimulatedCr
     """Simulate a crowd; equal parameters and seeds give equal clicks."""
     s, rng = parameters or Simulation(), np.random.default_rng(seed)
     j = s.n_workers
-    ability = logit(s.sensitivity) * np.sqrt(1 + s.difficulty**2 / 2.9) + rng.normal(0, s.sensitivity_spread, j)
+    ability = logit(s.sensitivity) * np.sqrt(1 + s.difficulty**2 / 2.9) + rng.normal(
+        0, s.sensitivity_spread, j
+    )
     false = np.clip((1 - s.specificity) * np.exp(rng.normal(0, 0.5, j)), 0, 0.5)
     jitter = s.jitter * np.exp(rng.normal(0, s.jitter_spread, j))
     bias = rng.normal(0, s.bias, (j, 2))

@@ -62,10 +62,14 @@ def _candidates(xy: Floats, worker: Ints, settings: GtSettings) -> tuple[Floats,
     return study_candidates(xy, worker, settings)
 
 
-def _votes(clicks: Clicks, rows: list[Ints], found: list[tuple[Floats, Ints]], kept: npt.NDArray[np.bool_]) -> Votes:
+def _votes(
+    clicks: Clicks, rows: list[Ints], found: list[tuple[Floats, Ints]], kept: npt.NDArray[np.bool_]
+) -> Votes:
     sizes = np.array([len(centres) for centres, _ in found], np.int64)
     start = np.concatenate([[0], np.cumsum(sizes)])
-    item = np.concatenate([label + at for (_, label), at in zip(found, start[:-1], strict=True)] + [np.zeros(0)])
+    item = np.concatenate(
+        [label + at for (_, label), at in zip(found, start[:-1], strict=True)] + [np.zeros(0)]
+    )
     worker = clicks.worker[np.concatenate([*rows, np.zeros(0, np.int64)])]
     pairs = np.unique(np.stack([item.astype(np.int64), worker], axis=1), axis=0)
     seen = clicks.seen_complete & kept[clicks.seen_worker]

@@ -10,8 +10,11 @@ import dataclasses
 import logging
 import os
 import secrets
+import threading
 import time
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,6 +48,8 @@ _BATCH_BLOCKS = 256
 # Tasks in flight per worker thread: one at work, one waiting.
 _WINDOW = 2
 _SAVE_EVERY_S = 5.0
+# A run without any worker for so long is given up.
+_PATIENCE_S = 180.0
 
 
 @dataclass(frozen=True)
@@ -262,12 +267,41 @@ def _run_blocks(job: Job, tally: Tally, options: RunOptions) -> None:
     with connect(options.workers, options.scheduler) as client, Progress(total, options.progress) as bar:
         job = dataclasses.replace(job, threads=max(client.nthreads().values()))
         process.cancelled.discard(job.run_dir)
+        dispatcher = _Dispatcher(client, job, tally, bar)
+        # A queue of a cluster may well have nobody at work for hours.
+        queued = (options.scheduler or "").startswith("slurm:")
         try:
-            _Dispatcher(client, job, tally, bar).run()
+            with nullcontext() if queued else _no_one_left(client):
+                dispatcher.run()
         except BaseException:
             # Threads of this process cannot be killed: they stop at their next slice.
             process.cancelled.add(job.run_dir)
             raise
+
+
+@contextmanager
+def _no_one_left(client: Client) -> Iterator[None]:
+    """Give a run up, by cancelling its tasks, when there has been no worker for some minutes.
+
+    Otherwise tasks would wait for ever, for a nanny that failed to restart its worker for instance.
+    """
+    over = threading.Event()
+
+    def watch() -> None:
+        alone = 0
+        while not over.wait(_PATIENCE_S / 10):
+            alone = 0 if client.nthreads() else alone + 1
+            if alone >= 10:
+                client.cancel(list(client.futures.values()), force=True)
+                return
+
+    thread = threading.Thread(target=watch, name="brainmap-watch", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 class _Dispatcher:
@@ -334,7 +368,7 @@ class _Dispatcher:
         elif future.status == "error":
             raise future.exception()
         else:
-            raise DataError("the connection to the scheduler was lost; run the same command to go on")
+            raise DataError("all workers or the scheduler are gone; run the same command again to go on")
 
     def _retry(self, index: int, attempt: int, reason: str, died: bool = False) -> None:
         if attempt == ATTEMPTS:

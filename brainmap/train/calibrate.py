@@ -117,7 +117,9 @@ def calibration_knots(judged: list[Judged], n_knots: int = 25) -> tuple[tuple[fl
     logit = np.concatenate([j.logit for j in judged]).astype(np.float64)
     correct = np.concatenate([j.correct for j in judged]).astype(np.float64)
     weight = np.concatenate([np.full(len(j.logit), 1 / max(20, len(j.logit))) for j in judged])
-    curve = IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip").fit(logit, correct, sample_weight=weight)
+    curve = IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip").fit(
+        logit, correct, sample_weight=weight
+    )
     at = np.unique(np.quantile(logit, np.linspace(0, 1, n_knots)).round(3))
     # Averaging between neighbouring knots turns the steps of the regression into slopes.
     fine = np.linspace(at[0], at[-1], 4000)
@@ -127,10 +129,14 @@ def calibration_knots(judged: list[Judged], n_knots: int = 25) -> tuple[tuple[fl
     return tuple((float(a), round(float(v), 4)) for a, v in zip(at, value, strict=True))
 
 
-def best_threshold(judged: list[Judged]) -> tuple[float, float]:
-    """The logit with the best mean F1 over volumes that hold cells, and that F1."""
+def best_threshold(judged: list[Judged], flat: float = 0.007) -> tuple[float, float]:
+    """The threshold on the logit, and the mean F1 over volumes that hold cells there.
+
+    F1 is flat around its best: of all thresholds within `flat` of it the highest is taken, because a false
+    cell on somebody else's tissue is more likely than on simulated one.
+    """
     candidates = np.linspace(-4, 4, 161)
     with_cells = [j for j in judged if j.n_true >= 10]
-    means = [float(np.mean([j.f1(c) for j in with_cells])) for c in candidates]
-    best = int(np.argmax(means))
-    return float(candidates[best]), means[best]
+    means = np.array([np.mean([j.f1(c) for j in with_cells]) for c in candidates])
+    chosen = int(np.flatnonzero(means >= means.max() - flat)[-1])
+    return float(candidates[chosen]), float(means[chosen])

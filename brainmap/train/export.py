@@ -116,6 +116,8 @@ def export_detector(
     for got, want in zip(backend.infer(image), expected, strict=True):
         worst = float(np.abs(got - want.numpy()).max())
         if not worst < _TOLERANCE:
-            raise DataError(f"the exported network differs from the trained one by {worst:.2g}; it was not kept")
+            raise DataError(
+                f"the exported network differs from the trained one by {worst:.2g}; it was not kept"
+            )
     log.info("exported %s to %s", name, folder)
     return detector

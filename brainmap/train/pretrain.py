@@ -125,7 +125,9 @@ def load_pool(files: list[Path], volumes: int) -> list[NetVolume]:
     for path in files:
         pool.extend(load_volumes(path))
     if len(pool) < volumes:
-        raise DataError(f"{files[0].parent} holds {len(pool)} volumes, {volumes} are needed; delete it and rerun")
+        raise DataError(
+            f"{files[0].parent} holds {len(pool)} volumes, {volumes} are needed; delete it and rerun"
+        )
     return pool[:volumes]
 
 
@@ -176,7 +178,9 @@ def pretrain(config: PretrainConfig, work: Path, pool: Path | None = None) -> Pa
             tuple(o.float() for o in outputs), heat, weight, index, offset, 8.0 / config.network.stride
         )
         if not torch.isfinite(loss):
-            raise DataError(f"the loss is {loss.item()} at step {step}; lower the learning rate or check the tiles")
+            raise DataError(
+                f"the loss is {loss.item()} at step {step}; lower the learning rate or check the tiles"
+            )
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip)
@@ -285,7 +289,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     try:
         record = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise DataError(f"{path} is not a readable checkpoint ({error}); delete it to start afresh") from error
+        raise DataError(
+            f"{path} is not a readable checkpoint ({error}); delete it to start afresh"
+        ) from error
     if not isinstance(record, dict) or "average" not in record:
         raise DataError(f"{path} is not a checkpoint of brainmap's pre-training")
     return record

@@ -101,8 +101,8 @@ def net_volume(tissue: Tissue, settings: GridSettings) -> NetVolume:
     depth, height, width = grid.net_shape
     axes = (
         grid.group_z(np.arange(depth)),
-        grid.to_vox(np.arange(height), 1),
-        grid.to_vox(np.arange(width), 2),
+        grid.to_vox(np.arange(float(height)), 1),
+        grid.to_vox(np.arange(float(width)), 2),
     )
     stack = intensity.normalise(_to_grid(tissue.image, grid), *axes) - np.float32(BACKGROUND_VALUE)
     clean = _to_grid(tissue.signal, grid) + intensity.background_at(*axes)
@@ -116,7 +116,7 @@ def net_volume(tissue: Tissue, settings: GridSettings) -> NetVolume:
 
 def _to_grid(volume: NDArray[Any], grid: Grid) -> NDArray[np.float32]:
     """A whole volume on the detector's grid."""
-    depth, height, width = grid.net_shape
+    _depth, height, width = grid.net_shape
     out = np.zeros(grid.net_shape, np.float32)
     rows, columns = axis_operator(grid, 1, (0, height)), axis_operator(grid, 2, (0, width))
     resample_band(out, volume, (0, len(volume)), 0, grid, 0, rows, columns)

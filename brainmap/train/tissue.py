@@ -44,6 +44,9 @@ class TissueConfig:
         Median peak intensity of a cell above background, and the spread of its logarithm.
     ring_share, process_share : float
         Share of cells whose centre is dark, and of cells with processes.
+    edge_power, glow : float
+        Profile of a cell: 0.5 ** (radius ** edge_power), 2 a Gaussian, 8 a disc; `glow` of its peak
+        spreads around it.
     separation : float
         Least distance of two cells, in cell diameters.
     photons : float
@@ -61,6 +64,8 @@ class TissueConfig:
     ring_share: float = 0.1
     process_share: float = 0.0
     lumpiness: float = 0.3
+    edge_power: float = 6.0
+    glow: float = 0.0
     separation: float = 0.8
     haze_amount: float = 0.0
     texture_fine: float = 0.05
@@ -96,7 +101,7 @@ class TissueConfig:
         pixel = float(np.exp(rng.uniform(np.log(0.5), np.log(3.0))))
         step = float(np.exp(rng.uniform(np.log(2.0), np.log(10.0))))
         pooled = max(1, round(4.0 / step))
-        side = int(round(extent_um / pixel))
+        side = round(extent_um / pixel)
         # Mostly near the detector's nominal 10 um; a third up to large projection neurons.
         diameter = float(rng.uniform(7.0, 13.0) if rng.random() < 0.65 else rng.uniform(12.0, 22.0))
         busy = float(rng.choice([0.3, 1.0, 2.0], p=[0.3, 0.5, 0.2]))
@@ -114,14 +119,16 @@ class TissueConfig:
             clusters=int(rng.integers(1, 5)) if rng.random() < 0.3 else 0,
             diameter_um=diameter,
             diameter_cv=float(rng.uniform(0.03, 0.28)),
-            brightness=float(np.exp(rng.uniform(np.log(0.12), np.log(12.0)))),
+            brightness=float(np.exp(rng.uniform(np.log(0.2), np.log(15.0)))),
             brightness_cv=float(rng.uniform(0.1, 0.7)),
             ring_share=float(rng.choice([0.0, 0.15, 0.9], p=[0.5, 0.35, 0.15])),
             process_share=sometimes(0.25, 0.1, 0.8),
             lumpiness=float(rng.uniform(0.0, 0.6)),
+            edge_power=float(np.exp(rng.uniform(np.log(1.7), np.log(9.0)))),
+            glow=sometimes(0.35, 0.02, 0.15),
             separation=float(rng.uniform(0.7, 1.0)),
             haze_amount=sometimes(0.25, 0.1, 0.6),
-            texture_fine=float(np.exp(rng.uniform(np.log(0.005), np.log(0.25)))),
+            texture_fine=float(np.exp(rng.uniform(np.log(0.005), np.log(0.18)))),
             texture_coarse=float(np.exp(rng.uniform(np.log(0.02), np.log(0.5)))),
             shadow_amount=sometimes(0.3, 0.05, 0.5),
             vessels=int(rng.integers(1, 7)) if rng.random() < 0.6 * busy else 0,
@@ -142,7 +149,7 @@ class TissueConfig:
             blur_um=(float(rng.uniform(0.5, 4.0)), float(rng.uniform(0.3, 1.6))),
             photons=float(np.exp(rng.uniform(np.log(8), np.log(2000)))),
             read_noise=float(rng.uniform(0.0, 0.05)),
-            noise_blur=float(rng.choice([0.0, 0.6, 1.0], p=[0.6, 0.2, 0.2])),
+            noise_blur=float(rng.choice([0.0, 0.6, 1.0], p=[0.5, 0.25, 0.25])),
             hot_pixels=sometimes(0.08, 1e-5, 2e-4),
             background=float(np.exp(rng.uniform(np.log(20), np.log(4000)))),
             dark=float(rng.choice([0.0, 100.0, 400.0])),
@@ -266,9 +273,7 @@ def _place_cells(
         centres = np.concatenate([centres, middle + members])
     if len(centres) == 0:
         return np.zeros((0, 3)), np.zeros(0)
-    diameters = config.diameter_um * np.clip(
-        rng.normal(1, config.diameter_cv, len(centres)), 0.55, 1.6
-    )
+    diameters = config.diameter_um * np.clip(rng.normal(1, config.diameter_cv, len(centres)), 0.55, 1.6)
     pairs = cKDTree(centres).query_pairs(config.separation * config.diameter_um, output_type="ndarray")
     dropped = np.zeros(len(centres), bool)
     for first, second in pairs[np.lexsort(pairs.T)]:
@@ -326,9 +331,10 @@ def _draw_cell(
     ring: bool,
     rng: np.random.Generator,
 ) -> None:
-    """Add one cell: a lumpy ellipsoid with a soft edge, dark in the middle if it is a ring."""
+    """Add one cell: a lumpy ellipsoid of half its intensity at the radius, dark in the middle if it is a ring."""
     axes = 0.5 * diameter * np.exp(np.clip(rng.normal(0, config.elongation, 3), -0.5, 0.5))
-    found = _box(config, centre, 1.7 * axes.max())
+    reach = 2.6 if config.glow > 0 or config.edge_power < 3 else 1.7
+    found = _box(config, centre, reach * axes.max())
     if found is None:
         return
     box, (z, y, x) = found
@@ -337,18 +343,19 @@ def _draw_cell(
     across = (y * np.cos(angle) - x * np.sin(angle)) / axes[1]
     theta = np.arctan2(across, along)
     lump = config.lumpiness * 0.25 * np.cos(rng.integers(2, 5) * theta + rng.uniform(0, 6.3))
-    softness = rng.uniform(0.08, 0.22)
-    # A section integrates over its thickness: average the profile over it.
-    total = np.zeros(np.broadcast_shapes(along.shape, z.shape), np.float64)
     core = rng.uniform(0.45, 0.7)
     hollow = rng.uniform(0.5, 0.95)
+    power = config.edge_power * float(np.exp(rng.normal(0, 0.15)))
+    # A section integrates over its thickness: average the profile over it.
+    total = np.zeros(np.broadcast_shapes(along.shape, z.shape), np.float64)
     fractions = (-0.33, 0.0, 0.33) if config.voxel_um[0] > 2.5 else (0.0,)
     for fraction in fractions:
         height = (z + fraction * config.voxel_um[0] * 0.8) / axes[0]
         radius = np.sqrt(along**2 + across**2 + height**2) * (1 + lump)
-        profile = 1 / (1 + np.exp(np.clip((radius - 1) / softness, -30, 30)))
+        profile = 0.5 ** np.minimum(radius**power, 60)
         if ring:
-            profile -= hollow / (1 + np.exp(np.clip((radius - core) / softness, -30, 30)))
+            profile -= hollow * 0.5 ** np.minimum((radius / core) ** max(power, 4), 60)
+        profile += config.glow * np.exp(-0.5 * (radius / 1.6) ** 2)
         total += profile
     if config.lumpiness > 0.2:
         grain = rng.normal(0, 0.5 * config.lumpiness, total.shape)
@@ -502,7 +509,13 @@ def _draw_debris(config: TissueConfig, tissue: FloatArray, rng: np.random.Genera
         if kind == 0:
             _blob(config, tissue, centre, rng.uniform(0.5, 1.8, 3), amount)
         elif kind == 1:
-            _blob(config, tissue, centre, rng.uniform(1.2, 3.5) * config.diameter_um * rng.uniform(0.5, 1, 3), amount)
+            _blob(
+                config,
+                tissue,
+                centre,
+                rng.uniform(1.2, 3.5) * config.diameter_um * rng.uniform(0.5, 1, 3),
+                amount,
+            )
         else:
             path = _walk(centre, rng, length_um=rng.uniform(25, 60), wander=0.5, flat=0.2)
             _draw_path(config, tissue, path, float(rng.uniform(1, 4)), amount)
@@ -542,8 +555,12 @@ def _edge(config: TissueConfig, rng: np.random.Generator) -> tuple[FloatArray, F
         mask = np.broadcast_to(depth > 0, config.shape).astype(np.float32)
         return mask, np.zeros_like(mask)
     angle = rng.uniform(0, 2 * np.pi)
-    across = np.cos(angle) * (x[None, None] - extent[2] / 2) + np.sin(angle) * (y[None, :, None] - extent[1] / 2)
-    along = np.cos(angle) * (y[None, :, None] - extent[1] / 2) - np.sin(angle) * (x[None, None] - extent[2] / 2)
+    across = np.cos(angle) * (x[None, None] - extent[2] / 2) + np.sin(angle) * (
+        y[None, :, None] - extent[1] / 2
+    )
+    along = np.cos(angle) * (y[None, :, None] - extent[1] / 2) - np.sin(angle) * (
+        x[None, None] - extent[2] / 2
+    )
     curve = along**2 / rng.uniform(300, 3000) + rng.uniform(-1, 1) * 0.3 * z[:, None, None]
     wave = rng.uniform(0, 8) * np.sin(along / rng.uniform(8, 40) + rng.uniform(0, 6))
     depth = across + curve + wave + rng.uniform(-0.25, 0.35) * extent[2]
@@ -556,7 +573,7 @@ def _edge(config: TissueConfig, rng: np.random.Generator) -> tuple[FloatArray, F
 def _light(config: TissueConfig, rng: np.random.Generator) -> FloatArray:
     """Multiplicative light: illumination, tile shading, stripes, section gain."""
     nz, ny, nx = config.shape
-    z, y, x = (np.arange(n) * v for n, v in zip(config.shape, config.voxel_um, strict=True))
+    _z, y, x = (np.arange(n) * v for n, v in zip(config.shape, config.voxel_um, strict=True))
     light = np.exp(config.illumination * 0.5 * _field(config, rng, (150, 200)))
     tile = rng.uniform(120, 400)
     phase = rng.uniform(0, tile, 2)
@@ -568,7 +585,9 @@ def _light(config: TissueConfig, rng: np.random.Generator) -> FloatArray:
         light *= gains[np.ix_(*cells)][None].astype(np.float32)
     if config.stripe_amount:
         down = rng.random() < 0.5
-        stripes = ndimage.gaussian_filter1d(rng.standard_normal((nz, ny if down else nx)), rng.uniform(0.7, 6), axis=1)
+        stripes = ndimage.gaussian_filter1d(
+            rng.standard_normal((nz, ny if down else nx)), rng.uniform(0.7, 6), axis=1
+        )
         stripes = 1 + config.stripe_amount * stripes / max(float(stripes.std()), 1e-6)
         stripes = stripes[:, :, None] if down else stripes[:, None, :]
         light *= np.clip(stripes, 0.3, 2).astype(np.float32)

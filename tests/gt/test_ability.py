@@ -48,13 +48,14 @@ def test_30000_workers_who_split_two_to_one():
 
 
 def test_missing_is_not_no_click():
-    d = np.array([[1, 1, np.nan], [1, 1, np.nan], [0, 0, 0], [0, 1, 0]] * 5, dtype=float)
-    fit = dawid_skene(d)
-    # Worker 2 saw no cell: nothing is known of his sensitivity, he keeps the start.
-    seen = np.nan_to_num(d, nan=0.0)
-    taken_as_no = dawid_skene(seen)
-    assert fit.sensitivity[2] > taken_as_no.sensitivity[2] + 0.3
-    assert fit.posterior[0] > 0.9
+    rng = np.random.default_rng(0)
+    truth = rng.random(300) < 0.4
+    d = (rng.random((300, 6)) < np.where(truth, 0.85, 0.05)[:, None]).astype(float)
+    d[:150, 0] = np.nan
+    fit, taken_as_no = dawid_skene(d), dawid_skene(np.nan_to_num(d, nan=0.0))
+    assert fit.sensitivity[0] == pytest.approx(0.85, abs=0.08)
+    assert taken_as_no.sensitivity[0] < 0.6
+    assert ((fit.posterior >= 0.5) == truth).mean() > 0.98
 
 
 def test_nobody_ever_clicked_keeps_the_start_where_nothing_is_known():

@@ -128,14 +128,16 @@ def test_degenerate_crowds(method):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_images_nobody_clicked(tmp_path, method):
-    clicks = Clicks.build([], [], [], [], sizes={"a": (9, 8)}, assignments=[("a", "v", True), ("a", "w", True)])
+    clicks = Clicks.build(
+        [], [], [], [], sizes={"a": (9, 8)}, assignments=[("a", "v", True), ("a", "w", True)]
+    )
     consensus = aggregate_clicks(clicks, GtSettings(method=method))
     assert len(consensus.images[0].xy) == 0
 
 
-def test_30000_workers_on_one_image():
+def test_hundreds_of_workers_on_one_image():
     rng = np.random.default_rng(0)
-    n = 3000
+    n = 600
     xy = np.r_[rng.normal(20, 1, (n, 2)), rng.normal(40, 1, (n // 2, 2))]
     (image,) = aggregate_clicks(
         build(xy, [f"w{i}" for i in range(n)] + [f"w{i}" for i in range(n // 2)], (64, 64)), GtSettings()
@@ -197,7 +199,9 @@ def test_compare_excluded_and_included(tmp_path, crowd):
 
 def test_leave_one_out(crowd):
     rows = leave_one_out(crowd.clicks, GtSettings(), tolerance=4)
-    assert len(rows) == len(set(crowd.clicks.worker.tolist())) and all(0 <= r["f1"] <= 1 and r["best_single"] != r["worker_id"] for r in rows)
+    assert len(rows) == len(set(crowd.clicks.worker.tolist())) and all(
+        0 <= r["f1"] <= 1 and r["best_single"] != r["worker_id"] for r in rows
+    )
 
 
 def test_commands(tmp_path, crowd):

@@ -33,7 +33,17 @@ def test_parquet_equals_csv(tmp_path):
 
 
 def test_unusable_rows_are_dropped_and_counted(tmp_path):
-    rows = ["a,w,1,1", "a,w,1,1", "a,w,nan,1", "a,w,,2", "a,w,inf,2", "a,w,50,2", "a,w,-3,2", ",w,1,1", "a,,1,1"]
+    rows = [
+        "a,w,1,1",
+        "a,w,1,1",
+        "a,w,nan,1",
+        "a,w,,2",
+        "a,w,inf,2",
+        "a,w,50,2",
+        "a,w,-3,2",
+        ",w,1,1",
+        "a,,1,1",
+    ]
     text = "image_id,worker_id,x,y,height,width\n" + "".join(r + ",20,30\n" for r in rows)
     clicks = read_clicks(write(tmp_path / "c.csv", text))
     assert len(clicks) == 1 and (clicks.height[0], clicks.width[0]) == (20, 30)

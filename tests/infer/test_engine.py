@@ -382,6 +382,8 @@ class Deadly(Volume):
 
     def read(self, z: slice, y: slice, x: slice, level: int = 0) -> np.ndarray:
         if z.stop > 25:
+            # Not while its nanny is still starting it, which would be another story.
+            time.sleep(3)
             os._exit(9)
         return super().read(z, y, x, level)
 
@@ -400,6 +402,24 @@ def test_a_block_that_kills_its_worker_is_reported(brain: Brain, toy: Detector, 
     assert result.status == "incomplete"
     assert result.failed == {1: "its worker died, perhaps out of memory"}
     assert result.cells > 0
+
+
+@pytest.mark.slow
+def test_a_run_whose_workers_are_gone_ends(
+    brain: Brain, toy: Detector, run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "_PATIENCE_S", 2.0)
+    dispatch = engine._Dispatcher.run
+
+    def without_workers(self: engine._Dispatcher) -> None:
+        self.client.cluster.scale(0)
+        while self.client.nthreads():
+            time.sleep(0.05)
+        dispatch(self)
+
+    monkeypatch.setattr(engine._Dispatcher, "run", without_workers)
+    with pytest.raises(DataError, match="run the same command again"):
+        run_detection(brain[0], brain[1], toy, run_dir, RunOptions(block=(16, 96, 96), workers=1))
 
 
 def test_no_more_than_a_window_of_tasks_is_in_flight(

@@ -26,7 +26,13 @@ EASY = TissueConfig(
     ring_share=0.0, texture_fine=0.02, photons=2000,
 )  # fmt: skip
 TINY = PretrainConfig(
-    network=CenterNetConfig(slices=3, widths=(8, 8)), volumes=2, crop=64, batch=2, steps=12, warm_up=2, average=0.8
+    network=CenterNetConfig(slices=3, widths=(8, 8)),
+    volumes=2,
+    crop=64,
+    batch=2,
+    steps=12,
+    warm_up=2,
+    average=0.8,
 )
 
 
@@ -34,7 +40,9 @@ TINY = PretrainConfig(
 def pool(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A pool of two easy volumes in place of the simulated one."""
     folder = tmp_path_factory.mktemp("pool")
-    save_volumes(folder / "volumes-0000.npz", [net_volume(simulate(EASY, s), GridSettings()) for s in range(2)])
+    save_volumes(
+        folder / "volumes-0000.npz", [net_volume(simulate(EASY, s), GridSettings()) for s in range(2)]
+    )
     return folder
 
 
@@ -67,7 +75,9 @@ def test_interrupted_and_resumed_gives_the_same_weights(
 
 
 def test_it_learns_to_find_cells(pool: Path, tmp_path: Path) -> None:
-    config = replace(TINY, network=CenterNetConfig(slices=3, widths=(12, 16)), steps=120, batch=4, learning_rate=5e-3)
+    config = replace(
+        TINY, network=CenterNetConfig(slices=3, widths=(12, 16)), steps=120, batch=4, learning_rate=5e-3
+    )
     model, _ = load_model(pretrain(config, tmp_path, pool))
     held_out = net_volume(simulate(EASY, 9), GridSettings())
     judged = judge(model, held_out, config.grid)

@@ -20,7 +20,12 @@ from brainmap.train.samples import (
 from brainmap.train.tissue import TissueConfig, simulate
 
 CONFIG = TissueConfig(
-    shape=(16, 200, 200), voxel_um=(4.0, 1.0, 1.0), density_per_mm3=15_000, brightness=4.0, vessels=0, ring_share=0.0
+    shape=(16, 200, 200),
+    voxel_um=(4.0, 1.0, 1.0),
+    density_per_mm3=15_000,
+    brightness=4.0,
+    vessels=0,
+    ring_share=0.0,
 )
 
 

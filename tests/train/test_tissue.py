@@ -43,7 +43,9 @@ def test_cells_are_where_the_truth_says() -> None:
 def test_cells_keep_their_distance() -> None:
     config = replace(SMALL, density_per_mm3=150_000, separation=0.8, clusters=3)
     tissue = simulate(config, 4)
-    nearest = cKDTree(tissue.centres_vox * config.voxel_um).query(tissue.centres_vox * config.voxel_um, 2)[0][:, 1]
+    nearest = cKDTree(tissue.centres_vox * config.voxel_um).query(tissue.centres_vox * config.voxel_um, 2)[0][
+        :, 1
+    ]
     assert nearest.min() >= 0.8 * config.diameter_um
 
 

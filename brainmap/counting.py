@@ -1,0 +1,149 @@
+"""From cells to a table per region: maps cells to the atlas, writes them, counts them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from brainmap.config import Roi
+from brainmap.errors import NotFoundError
+from brainmap.mask import Mask
+from brainmap.points import COLUMNS, POINTS_PARQUET, Points, PointsWriter, iter_points
+from brainmap.provenance import RunRecord
+from brainmap.volume import Volume
+
+if TYPE_CHECKING:
+    from brainmap.atlas.atlas import Atlas
+    from brainmap.atlas.regions import RegionCounter, RegionTable
+    from brainmap.atlas.registration import Registration
+
+__all__ = ["REGIONS_CSV", "analysed_volumes", "recount", "write_points"]
+
+REGISTRATION_DIR, REGIONS_CSV = "registration", "regions.csv"
+ATLAS_COLUMNS = ("atlas_z_um", "atlas_y_um", "atlas_x_um")
+
+
+def write_points(
+    path: Path,
+    pieces: Iterator[Points],
+    meta: dict[str, Any],
+    atlas: Atlas | None,
+    registration: Registration | None,
+) -> tuple[int, RegionCounter | None]:
+    """Map cells to the atlas piece by piece, write the table, count.
+
+    Parameters
+    ----------
+    path : Path
+        Table to write.
+    pieces : iterator of Points
+        Cells with `z_um y_um x_um`.
+    meta : dict
+        Metadata of the table.
+    atlas, registration
+        Both or neither.
+
+    Returns
+    -------
+    cells : int
+    counter : RegionCounter or None
+    """
+    counter = None
+    if atlas is not None:
+        from brainmap.atlas.regions import RegionCounter
+
+        counter = RegionCounter(atlas.structures)
+    with PointsWriter(path, meta) as writer:
+        for piece in pieces:
+            mapped = np.full((len(piece), 3), np.nan)
+            region, hemisphere = np.zeros(len(piece), np.int64), np.zeros(len(piece), np.int8)
+            if atlas is not None and registration is not None and counter is not None:
+                mapped = registration.to_atlas_um(piece.zyx_um)
+                region, hemisphere = atlas.lookup(mapped)
+                counter.add(region, hemisphere)
+            columns = dict(zip(ATLAS_COLUMNS, mapped.T, strict=True))
+            writer.append(_ordered(piece.with_columns(region_id=region, hemisphere=hemisphere, **columns)))
+        return writer.rows, counter
+
+
+def _ordered(points: Points) -> Points:
+    """The columns of the contract first, measured ones after them."""
+    names = [name for name in COLUMNS if name in points] + [n for n in points.columns if n not in COLUMNS]
+    return Points({name: points[name] for name in names}, points.meta)
+
+
+def recount(run: str | Path, registration_dir: str | Path | None = None) -> RegionTable:
+    """Map a run's cells to the atlas again and rewrite its tables and report.
+
+    Parameters
+    ----------
+    run : path
+        A finished run folder.
+    registration_dir : path, optional
+        A finished registration of the same brain; by default the run's own.
+
+    Raises
+    ------
+    NotFoundError
+        If the run has no table of cells, or there is no registration.
+    UsageError
+        If the registration is of another brain.
+    """
+    from brainmap.atlas.atlas import Atlas
+    from brainmap.atlas.regions import write_regions
+    from brainmap.atlas.registration import Registration
+    from brainmap.report.run_report import write_run_report
+
+    folder = Path(run)
+    record = RunRecord.load(folder)
+    table = folder / POINTS_PARQUET
+    if not table.is_file():
+        raise NotFoundError(f"{folder} has no {POINTS_PARQUET}; run brainmap detect first")
+    meta = next((piece.meta for piece in iter_points(table, 1)), None) or Points.read(table, ["z"]).meta
+    own = record.parameters.get("registration") or folder / REGISTRATION_DIR
+    registration = Registration.load(registration_dir or own)
+    volume = Volume.open(
+        meta["brain"], channel=record.parameters.get("channel"), voxel_um=meta["voxel_um"],
+        orientation=meta.get("orientation"),
+    )  # fmt: skip
+    registration.check_belongs(volume)
+    atlas = Atlas.open(registration.atlas_folder)
+    mask = Mask.open(record.parameters["mask"]) if record.parameters.get("mask") else None
+    meta = meta | {
+        "atlas": registration.atlas_name,
+        "atlas_resolution_um": atlas.resolution_um,
+        "registration": registration.fingerprint,
+    }
+    _, counter = write_points(table, iter_points(table), meta, atlas, registration)
+    assert counter is not None
+    regions = counter.table(analysed_volumes(registration, atlas, _roi_of(record), volume, mask))
+    write_regions(regions, folder / REGIONS_CSV)
+    write_run_report(folder)
+    return regions
+
+
+def analysed_volumes(
+    registration: Registration, atlas: Atlas, roi: Roi | None, volume: Volume, mask: Mask | None
+) -> NDArray[np.float64]:
+    """Volume of each structure inside the region of interest and the mask."""
+    box = None
+    if roi is not None:
+        box = tuple(
+            (s.start * v + o - v / 2, s.stop * v + o - v / 2)
+            for s, v, o in zip(roi.slices(volume.shape), volume.voxel_um, volume.origin_um, strict=True)
+        )
+    inside = None
+    if mask is not None:
+        from brainmap.atlas.grid import resample_volume
+
+        inside = resample_volume(mask.volume, registration.grid) > 0.5
+    return registration.volumes_mm3(atlas, mask=inside, box_um=box)  # type: ignore[arg-type]
+
+
+def _roi_of(record: RunRecord) -> Roi | None:
+    roi = record.parameters.get("roi")
+    return Roi(*(tuple(roi[axis]) for axis in "zyx")) if roi else None
