@@ -195,9 +195,7 @@ class _Run:
     def all(self, identity: str) -> None:
         """Do every step and write the record last."""
         clock = _Clock()
-        resolution = _scaled(
-            self.atlas.resolution_um, _factor(self.atlas.resolution_um, self._finest_um)
-        )
+        resolution = _scaled(self.atlas.resolution_um, _factor(self.atlas.resolution_um, self._finest_um))
         grid = SampleGrid.over(self.volume, self.orientation, resolution)
         raw = grid.to_asr.array(resample_volume(self.volume, grid))
         clock.lap("read")
@@ -217,9 +215,7 @@ class _Run:
         clock.lap("align")
         transforms = Transforms(self.folder)
         labels, hemispheres = bring_to_sample(transforms, grid, self.atlas)
-        shape = tuple(
-            -(-n // _factor(self.atlas.resolution_um, self._finest_um)) for n in self.atlas.shape
-        )
+        shape = tuple(-(-n // _factor(self.atlas.resolution_um, self._finest_um)) for n in self.atlas.shape)
         in_atlas = bring_to_atlas(raw, resolution, transforms, (shape[0], shape[1], shape[2]), resolution)
         self._write_images(grid, labels, hemispheres, in_atlas)
         clock.lap("warp")
@@ -270,9 +266,7 @@ class _Run:
         # To `prepare`, every brain is as large as a mouse's: its lengths are a mouse's anatomy.
         prepared = prepare(block_mean(raw, coarser), _scaled(voxel, 1 / scale), sections, known)
         sample = Framed(prepared, voxel, scale)
-        factor = _factor(
-            self.atlas.resolution_um, max(self.options.align_um * scale, self._finest_um)
-        )
+        factor = _factor(self.atlas.resolution_um, max(self.options.align_um * scale, self._finest_um))
         labelled = block_mean(self.atlas.annotation > 0, factor) > 0.5
         voxel = _scaled(self.atlas.resolution_um, factor)
         reference = block_mean(self.atlas.reference, factor)

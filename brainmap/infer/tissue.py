@@ -68,9 +68,7 @@ def atom_mask(
         elif share <= 0:
             mask = np.zeros((len(ys), len(xs)), bool)
         else:
-            mask = np.array(
-                [[source.tissue_fraction(*_box(grid, (span, a, b))) > 0 for b in xs] for a in ys]
-            )
+            mask = np.array([[source.tissue_fraction(*_box(grid, (span, a, b))) > 0 for b in xs] for a in ys])
         for group in range(max(span[0], k[0]), min(span[1], k[1])):
             found[group] = mask
     return found

@@ -26,7 +26,7 @@ def f1(images, truth, tolerance=3.0):
 
 @pytest.fixture(scope="module")
 def crowd():
-    return simulate(Simulation(n_images=8, size=300, n_cells=30, n_sites=30), 7)
+    return simulate(Simulation(n_images=12, size=300, n_cells=30, n_sites=30), 7)
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,9 @@ def test_posteriors_are_calibrated(crowd, consensus):
 
 def test_a_worker_on_the_wrong_image_is_void_there_alone():
     crowd = simulate(
-        Simulation(n_images=4, size=200, n_cells=20, n_sites=4, n_workers=10, missing=0, spammers=0)
+        Simulation(
+            n_images=4, size=200, n_cells=20, n_sites=4, n_workers=10, missing=0, spammers=0, shifted=0
+        )
     )
     clicks = crowd.clicks
     worker, image = 5, 2

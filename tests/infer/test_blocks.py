@@ -68,7 +68,9 @@ def test_roi_keeps_the_blocks_of_the_whole_run() -> None:
     assert 0 < len(part) < len(whole)
 
 
-@pytest.mark.parametrize("roi", [((0, 0), (0, 9), (0, 9)), ((0, 99), (0, 9), (0, 9)), ((-1, 3), (0, 9), (0, 9))])
+@pytest.mark.parametrize(
+    "roi", [((0, 0), (0, 9), (0, 9)), ((0, 99), (0, 9), (0, 9)), ((-1, 3), (0, 9), (0, 9))]
+)
 def test_bad_roi_is_refused(roi: tuple) -> None:
     with pytest.raises(UsageError, match="--roi"):
         partition(grid(), (8, 64, 64), roi)

@@ -26,9 +26,12 @@ def test_default_is_threads_of_this_process() -> None:
 def test_a_running_scheduler_is_used() -> None:
     from distributed import LocalCluster
 
-    with LocalCluster(
-        n_workers=1, processes=False, protocol="tcp", host="127.0.0.1", dashboard_address=None
-    ) as cluster, connect(scheduler=cluster.scheduler_address) as client:
+    with (
+        LocalCluster(
+            n_workers=1, processes=False, protocol="tcp", host="127.0.0.1", dashboard_address=None
+        ) as cluster,
+        connect(scheduler=cluster.scheduler_address) as client,
+    ):
         assert client.submit(sum, [2, 2], pure=False).result() == 4
 
 
@@ -48,8 +51,18 @@ def test_impossible_clusters_are_one_sentence(tmp_path: Path, monkeypatch: pytes
 def test_slurm_settings_are_read(tmp_path: Path) -> None:
     path = tmp_path / "slurm.toml"
     path.write_text('cores = 8\nmemory = "32GB"\nqueue = "gpu"\njobs = [0, 4]\n')
-    assert read_slurm_file(path) == {"cores": 8, "memory": "32GB", "queue": "gpu", "jobs": [0, 4], "processes": 1}
-    for text, words in (("cores = 8", "memory"), ("cores =", "TOML"), ('cores=1\nmemory="1GB"\njobs=[3,1]', "jobs")):
+    assert read_slurm_file(path) == {
+        "cores": 8,
+        "memory": "32GB",
+        "queue": "gpu",
+        "jobs": [0, 4],
+        "processes": 1,
+    }
+    for text, words in (
+        ("cores = 8", "memory"),
+        ("cores =", "TOML"),
+        ('cores=1\nmemory="1GB"\njobs=[3,1]', "jobs"),
+    ):
         path.write_text(text)
         with pytest.raises(UsageError, match=words):
             read_slurm_file(path)

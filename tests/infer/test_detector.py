@@ -108,14 +108,18 @@ def network(request: pytest.FixtureRequest, toy: Detector) -> Detector:
     return toy if request.param == "toy" else Detector.open("default")
 
 
-def run(detector: Detector, backend: str, batch: np.ndarray, precision: str = "f32") -> tuple[np.ndarray, np.ndarray]:
+def run(
+    detector: Detector, backend: str, batch: np.ndarray, precision: str = "f32"
+) -> tuple[np.ndarray, np.ndarray]:
     tile = (batch.shape[2], batch.shape[3])
     return load_backend(detector, backend, tile=tile, precision=precision).infer(batch)
 
 
 def test_backends_agree(network: Detector) -> None:
     pytest.importorskip("torch")
-    batch = np.random.default_rng(0).uniform(-0.1, 0.4, (2, network.spec.channels, 96, 128)).astype(np.float32)
+    batch = (
+        np.random.default_rng(0).uniform(-0.1, 0.4, (2, network.spec.channels, 96, 128)).astype(np.float32)
+    )
     one, two = run(network, "openvino", batch), run(network, "torch", batch)
     cells = tuple(n // network.spec.stride for n in (96, 128))
     assert one[0].shape == (2, 1, *cells)
@@ -126,7 +130,9 @@ def test_backends_agree(network: Detector) -> None:
 
 
 def test_fast_precision_stays_close(network: Detector) -> None:
-    batch = np.random.default_rng(0).uniform(-0.05, 0.3, (1, network.spec.channels, 128, 128)).astype(np.float32)
+    batch = (
+        np.random.default_rng(0).uniform(-0.05, 0.3, (1, network.spec.channels, 128, 128)).astype(np.float32)
+    )
     exact, fast = run(network, "openvino", batch), run(network, "openvino", batch, "auto")
     assert np.abs(network.spec.score(exact[0]) - network.spec.score(fast[0])).mean() < 0.01
 
@@ -174,7 +180,9 @@ def test_an_unknown_operator_is_named(toy_record: DetectorSpec, tmp_path: Path) 
     pytest.importorskip("torch")
     from onnx import TensorProto, helper
 
-    values = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["batch", 5, 64, 64]) for n in ("image", "logit")]
+    values = [
+        helper.make_tensor_value_info(n, TensorProto.FLOAT, ["batch", 5, 64, 64]) for n in ("image", "logit")
+    ]
     graph = helper.make_graph([helper.make_node("Tanh", ["image"], ["logit"])], "g", values[:1], values[1:])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
     onnx.checker.check_model(model)

@@ -66,7 +66,9 @@ def test_cells_are_found_where_they_are(brain: Brain, whole: Points) -> None:
     match = match_points(whole.zyx_vox * scale, truth * scale, 3.0)
     assert len(match.index_a) == len(truth) == len(whole)
     error = (whole.zyx_vox[match.index_a] - truth[match.index_b]) * scale
-    inner = (np.abs(truth[match.index_b] - np.array(volume.shape) / 2) < np.array(volume.shape) / 2 - 3).all(axis=1)
+    inner = (np.abs(truth[match.index_b] - np.array(volume.shape) / 2) < np.array(volume.shape) / 2 - 3).all(
+        axis=1
+    )
     assert np.sqrt((error[inner] ** 2).mean(axis=0)).max() < 1.0
 
 
@@ -251,7 +253,9 @@ def test_blocks_without_tissue_are_not_read(
     assert 0 < len(runs[0]) < 40
 
 
-def test_a_finished_run_is_kept_and_its_numbers_are_recorded(brain: Brain, toy: Detector, run_dir: Path) -> None:
+def test_a_finished_run_is_kept_and_its_numbers_are_recorded(
+    brain: Brain, toy: Detector, run_dir: Path
+) -> None:
     volume, intensity, _ = brain
     options = RunOptions(block=(16, 128, 128))
     first = run_detection(volume, intensity, toy, run_dir, options)
@@ -278,7 +282,9 @@ def test_resume_refuses_other_parameters(brain: Brain, toy: Detector, run_dir: P
         with pytest.raises(UsageError, match="--overwrite"):
             run_detection(volume, intensity, toy, run_dir, other)
     with pytest.raises(UsageError, match="volume"):
-        run_detection(dataclasses.replace(volume, channel=3), intensity, toy, run_dir, RunOptions(block=(40, 300, 300)))
+        run_detection(
+            dataclasses.replace(volume, channel=3), intensity, toy, run_dir, RunOptions(block=(40, 300, 300))
+        )
     few = run_detection(
         volume, intensity, toy, run_dir, RunOptions(block=(40, 300, 300), threshold=0.99, overwrite=True)
     )

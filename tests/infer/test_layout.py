@@ -24,7 +24,9 @@ Brain = tuple[Volume, Intensity, np.ndarray]
 
 @pytest.mark.parametrize("size", [(4, 16, 16), (9, 64, 112), (40, 2000, 2000), (40, 3000, 48)])
 @pytest.mark.parametrize("stride", [1, 4])
-def test_tiles_cover_what_a_block_needs(toy_record: DetectorSpec, size: tuple[int, int, int], stride: int) -> None:
+def test_tiles_cover_what_a_block_needs(
+    toy_record: DetectorSpec, size: tuple[int, int, int], stride: int
+) -> None:
     spec = dataclasses.replace(toy_record, stride=stride)
     grid = Grid((40, 2500, 310), (4.0, 2.0, 2.0), 2.0, 1, stride)
     blocks = partition(grid, size)
@@ -133,7 +135,9 @@ def test_dry_run_foretells_the_run(brain: Brain, toy: Detector) -> None:
     assert part.blocks < found.blocks
 
 
-def test_dry_run_counts_blocks_with_tissue_only(make_brain: Callable[..., Brain], brain: Brain, toy: Detector) -> None:
+def test_dry_run_counts_blocks_with_tissue_only(
+    make_brain: Callable[..., Brain], brain: Brain, toy: Detector
+) -> None:
     vol, intensity, _ = brain
     tissue = np.zeros(intensity.tissue.shape, bool)
     tissue[:5] = True

@@ -59,7 +59,9 @@ def heat_of(place: tuple[float, float, float], shape: tuple[int, int, int] = (5,
 def test_parabola_finds_the_centre_of_a_gaussian(place: tuple[float, float, float]) -> None:
     logit = heat_of(place)
     k = round(place[0])
-    peaks = find_peaks(logit[k - 1], (logit[k], np.zeros((2, 21, 21), np.float32)), logit[k + 1], 0.0, "parabola")
+    peaks = find_peaks(
+        logit[k - 1], (logit[k], np.zeros((2, 21, 21), np.float32)), logit[k + 1], 0.0, "parabola"
+    )
     assert len(peaks["row"]) == 1
     found = (k + peaks["dz"][0], peaks["row"][0] + peaks["dy"][0], peaks["column"][0] + peaks["dx"][0])
     np.testing.assert_allclose(found, place, atol=0.02)

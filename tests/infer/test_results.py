@@ -17,7 +17,9 @@ PLAN = {"block_count": (3, 2, 2), "block_size": (4, 16, 16), "block_first": (0, 
 
 def cells(z: np.ndarray) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(len(z))
-    return {name: (z if name == "z" else rng.random(len(z)) * 32).astype(kind) for name, kind in COLUMNS.items()}
+    return {
+        name: (z if name == "z" else rng.random(len(z)) * 32).astype(kind) for name, kind in COLUMNS.items()
+    }
 
 
 def fill(run_dir: Path, batches: list[tuple[int, int]]) -> np.ndarray:
