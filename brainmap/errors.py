@@ -57,8 +57,11 @@ class MissingExtraError(BrainmapError, ImportError):
             f"{package} is needed to {purpose} and is not installed; "
             f"install it with: pip install 'brainmap[{extra}]'"
         )
-        self.package = package
-        self.extra = extra
+        self.package, self.extra, self.purpose = package, extra, purpose
+
+    def __reduce__(self) -> tuple[type[MissingExtraError], tuple[str, str, str]]:
+        # Exceptions are pickled by their message; this one is built from its parts on a worker too.
+        return type(self), (self.package, self.extra, self.purpose)
 
 
 class IncompleteRunError(BrainmapError, RuntimeError):

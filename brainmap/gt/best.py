@@ -73,8 +73,7 @@ def aggregate_best(clicks: Clicks, settings: GtSettings, qc: list[int], runner: 
         found = _find(clicks, pair, crowd, settings, runner)
         votes = _votes(clicks, found, crowd)
         fit = fit_latent(votes, settings.geometry * found.geometry, strength=settings.prior_clicks)
-        # Not before each worker's bias and scatter are known: a shifted worker is not a careless one.
-        if np.isfinite(settings.reject_nats) and round_ + 1 == settings.rounds:
+        if np.isfinite(settings.reject_nats):
             counts, void = _review(clicks, found, fit, settings.reject_nats)
             if (counts != crowd.counts).any() or (void != crowd.void).any():
                 crowd = replace(crowd, counts=counts, void=void)

@@ -14,9 +14,11 @@ least one click. Widths tau and sigma, the share of cells and all abilities come
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy.sparse import csr_matrix
 from scipy.special import expit, logit, logsumexp
 
 from brainmap.gt.ability import Votes
@@ -56,6 +58,33 @@ class LatentFit:
     spread: Floats
 
 
+@dataclass(frozen=True)
+class _Tables:
+    """Votes as sparse matrices: items x workers all `clicks` and those in seen pairs, images x workers, x items."""
+
+    group: npt.NDArray[np.int64]
+    clicks: csr_matrix
+    judged: csr_matrix
+    seen: csr_matrix
+    members: csr_matrix
+
+    @classmethod
+    def of(cls, votes: Votes) -> _Tables:
+        c, g, j = votes.n_items, votes.n_groups, votes.n_workers
+
+        def table(row: Any, column: Any, shape: tuple[int, int]) -> csr_matrix:
+            return csr_matrix((np.ones(len(row)), (row, column)), shape=shape)
+
+        use = votes.click_seen()
+        return cls(
+            votes.group,
+            table(votes.item, votes.worker, (c, j)),
+            table(votes.item[use], votes.worker[use], (c, j)),
+            table(votes.seen_group, votes.seen_worker, (g, j)),
+            table(votes.group, np.arange(c), (g, c)),
+        )
+
+
 @dataclass
 class _Class:
     """One latent class under fit."""
@@ -64,41 +93,31 @@ class _Class:
     levels: Floats
     width: float
 
-    def likelihood(self, votes: Votes, judged: npt.NDArray[np.bool_]) -> None:
-        """Log likelihoods of all items by level, `log_level` (C, M), and by image of no click at all."""
+    def likelihood(self, votes: _Tables) -> None:
+        """Log likelihood of all items, `log_item` (C,), shares of levels, `part` (C, M); of no click, by image."""
         eta = self.ability[:, None] + self.levels
         none, click = -np.logaddexp(0, eta), -np.logaddexp(0, -eta)
         prior = -0.5 * (self.levels / self.width) ** 2
         prior -= logsumexp(prior)
-        n, c = votes.n_groups, votes.n_items
-        base = np.stack(
-            [np.bincount(votes.seen_group, none[votes.seen_worker, m], n) for m in range(LEVELS)], 1
-        )
+        base = votes.seen @ none
         self.unseen = base + prior
-        level = base[votes.group] + prior
-        for m in range(LEVELS):
-            gain = click[votes.worker, m] - np.where(judged, none[votes.worker, m], 0.0)
-            level[:, m] += np.bincount(votes.item, gain, c)
-        self.log_level = level
+        level = self.unseen[votes.group] + votes.clicks @ click - votes.judged @ none
+        # By hand, not by logsumexp: the same exponentials are each item's shares of the levels.
+        top = level.max(axis=1)
+        part = np.exp(level - top[:, None])
+        total = part.sum(axis=1)
+        self.part = part / total[:, None]
         seen = np.maximum(-np.expm1(np.minimum(logsumexp(self.unseen, axis=1), -1e-12)), 1e-12)
-        self.log_item = logsumexp(level, axis=1) - np.log(seen)[votes.group]
+        self.log_item = top + np.log(total) - np.log(seen)[votes.group]
 
-    def update(self, votes: Votes, judged: npt.NDArray[np.bool_], share: Floats, strength: float) -> None:
+    def update(self, votes: _Tables, share: Floats, strength: float) -> None:
         """One Newton step of the abilities and the width, given each item's share in this class."""
-        part = np.exp(self.log_level - logsumexp(self.log_level, axis=1, keepdims=True)) * share[:, None]
-        n = votes.n_groups
-        count = np.stack([np.bincount(votes.group, part[:, m], n) for m in range(LEVELS)], 1)
+        count = votes.members @ (self.part * share[:, None])
         # Items of this class that nobody clicked: as many as the truncation says.
         unseen = np.exp(self.unseen)
         count += count.sum(1)[:, None] * unseen / np.maximum(1 - unseen.sum(1), 1e-3)[:, None]
-        faced = np.stack(
-            [
-                np.bincount(votes.seen_worker, count[votes.seen_group, m], votes.n_workers)
-                for m in range(LEVELS)
-            ],
-            1,
-        )
-        hit = np.bincount(votes.worker[judged], share[votes.item[judged]], votes.n_workers)
+        faced = votes.seen.T @ count
+        hit = votes.judged.T @ share
         p = expit(self.ability[:, None] + self.levels)
         mean = np.average(self.ability, weights=faced.sum(1) + 1e-9)
         # The crowd's mean counts as `strength` clicks (a variance of 1/4 each).
@@ -125,36 +144,35 @@ def fit_latent(votes: Votes, geometry: Floats, *, strength: float = 2.0, iterati
     """
     cells = _Class(np.full(votes.n_workers, logit(START_CELL)), CELL_LEVELS, 1.0)
     other = _Class(np.full(votes.n_workers, logit(START_OTHER)), OTHER_LEVELS, 1.0)
-    judged = votes.click_seen()
+    tables = _Tables.of(votes)
     count = np.bincount(votes.item, minlength=votes.n_items)
     shared, voted = count > 1, count > 0  # without a vote (all its clicks void) an item tells nothing
     share = start = _start_share(votes)
     posterior = np.zeros(votes.n_items)
     prior = DIFFUSE * (SPREAD_PRIOR / SPREAD_PRIOR.sum())
     spread = prior / prior.sum()
+    tight, place = (
+        geometry[shared],
+        np.zeros(votes.n_items),
+    )  # a single click lies nowhere more or less tightly
     for _ in range(iterations if votes.n_items else 0):
-        cells.likelihood(votes, judged)
-        other.likelihood(votes, judged)
-        place = logsumexp(geometry + np.log(spread), axis=1)
+        cells.likelihood(tables)
+        other.likelihood(tables)
+        place[shared] = logsumexp(tight + np.log(spread), axis=1)
         new = voted * expit(logit(share) + cells.log_item - other.log_item + geometry[:, 0] - place)
         moved = np.abs(new - posterior).max()
         posterior = new
         if moved < 1e-5:
             break
-        cells.update(votes, judged, posterior, strength)
-        other.update(votes, judged, voted * (1 - posterior), strength)
-        part = np.exp(geometry + np.log(spread) - place[:, None])[shared] * (1 - posterior[shared])[:, None]
+        cells.update(tables, posterior, strength)
+        other.update(tables, voted * (1 - posterior), strength)
+        part = np.exp(tight + np.log(spread) - place[shared, None]) * (1 - posterior[shared])[:, None]
         spread = (part.sum(axis=0) + prior) / (part.sum() + prior.sum())
         share = float((posterior.sum() + PRIOR_ITEMS * start) / (voted.sum() + PRIOR_ITEMS))
-    easy, attractive = (_expected_level(k) if votes.n_items else np.zeros(0) for k in (cells, other))
+    easy, attractive = (k.part @ k.levels if votes.n_items else np.zeros(0) for k in (cells, other))
     return LatentFit(
         posterior, cells.ability, other.ability, easy, attractive, cells.width, other.width, share, spread
     )
-
-
-def _expected_level(one: _Class) -> Floats:
-    part = np.exp(one.log_level - logsumexp(one.log_level, axis=1, keepdims=True))
-    return np.asarray(part @ one.levels)
 
 
 def _start_share(votes: Votes) -> float:

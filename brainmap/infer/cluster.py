@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from brainmap.errors import DataError, MissingExtraError, NotFoundError, UsageError
 
@@ -114,9 +115,15 @@ def _local(workers: int | None) -> Iterator[Client]:
         options |= {"processes": True, "n_workers": workers, "memory_limit": _share_of_memory(workers)}
         options |= {"threads_per_worker": max(1, cores() // workers)}
     with LocalCluster(**options) as cluster, Client(cluster) as client:
-        log.info("dashboard: %s", cluster.dashboard_link)
+        log.info("dashboard: %s", _dashboard(cluster))
         client.wait_for_workers(workers or 1, timeout=_WAIT_S)
         yield client
+
+
+def _dashboard(cluster: Any) -> str:
+    """The dashboard of a cluster on this machine, at the address it listens on."""
+    port = urlsplit(cluster.dashboard_link).port
+    return f"http://127.0.0.1:{port}/status"
 
 
 def _share_of_memory(workers: int) -> int:
@@ -160,7 +167,7 @@ def _slurm(path: Path) -> Iterator[Client]:
         raise UsageError(f"{path} is not a valid SLURM cluster: {error}") from error
     with cluster, Client(cluster) as client:
         cluster.adapt(minimum_jobs=jobs[0], maximum_jobs=jobs[1])
-        log.info("dashboard: %s", cluster.dashboard_link)
+        log.info("dashboard: %s", _dashboard(cluster))
         _wait(client, f"the SLURM cluster of {path}", _WAIT_QUEUE_S)
         yield client
 

@@ -271,7 +271,7 @@ def _run_blocks(job: Job, tally: Tally, options: RunOptions) -> None:
         # A queue of a cluster may well have nobody at work for hours.
         queued = (options.scheduler or "").startswith("slurm:")
         try:
-            with nullcontext() if queued else _no_one_left(client):
+            with nullcontext() if queued else _no_one_left(client, dispatcher.futures):
                 dispatcher.run()
         except BaseException:
             # Threads of this process cannot be killed: they stop at their next slice.
@@ -280,7 +280,7 @@ def _run_blocks(job: Job, tally: Tally, options: RunOptions) -> None:
 
 
 @contextmanager
-def _no_one_left(client: Client) -> Iterator[None]:
+def _no_one_left(client: Client, futures: dict[str, Future]) -> Iterator[None]:
     """Give a run up, by cancelling its tasks, when there has been no worker for some minutes.
 
     Otherwise tasks would wait for ever, for a nanny that failed to restart its worker for instance.
@@ -292,7 +292,7 @@ def _no_one_left(client: Client) -> Iterator[None]:
         while not over.wait(_PATIENCE_S / 10):
             alone = 0 if client.nthreads() else alone + 1
             if alone >= 10:
-                client.cancel(list(client.futures.values()), force=True)
+                client.cancel(list(futures.values()), force=True)
                 return
 
     thread = threading.Thread(target=watch, name="brainmap-watch", daemon=True)
@@ -315,6 +315,7 @@ class _Dispatcher:
         self.suspects: deque[tuple[tuple[int, ...], int]] = deque()
         self.alone: str | None = None
         self.active: dict[str, tuple[tuple[int, ...], int]] = {}
+        self.futures: dict[str, Future] = {}
         self.token = secrets.token_hex(4)
         self.started = self.saved = time.monotonic()
 
@@ -326,6 +327,7 @@ class _Dispatcher:
         self._fill(completed)
         for future in completed:
             indices, attempt = self.active.pop(future.key)
+            self.futures.pop(future.key)
             self._receive(future, indices, attempt)
             # Released before the next wait: the scheduler forgets the task.
             del future
@@ -343,6 +345,7 @@ class _Dispatcher:
             key = f"blocks-{self.token}-{indices[0]}-{indices[-1]}-{attempt}"
             future = self.client.submit(process_batch, self.job, indices, key=key, pure=False)
             self.active[key] = batch
+            self.futures[key] = future
             self.alone = key if suspect else self.alone
             completed.add(future)
 

@@ -1,0 +1,39 @@
+"""Every error is a sentence, a standard-library error, and survives the way back from a worker."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+
+from brainmap.errors import (
+    BrainmapError,
+    DataError,
+    IncompleteRunError,
+    MissingExtraError,
+    NotFoundError,
+    UsageError,
+)
+
+
+@pytest.mark.parametrize(
+    ("error", "standard", "code"),
+    [
+        (DataError("chunk 3 is damaged"), ValueError, 1),
+        (NotFoundError("there is no file x"), FileNotFoundError, 1),
+        (UsageError("--block must be three numbers"), ValueError, 2),
+        (MissingExtraError("torch", "train", "train a detector"), ImportError, 1),
+        (IncompleteRunError("2 of 9 blocks could not be processed"), RuntimeError, 3),
+    ],
+)
+def test_errors(error: BrainmapError, standard: type[Exception], code: int) -> None:
+    assert isinstance(error, BrainmapError)
+    assert isinstance(error, standard)
+    assert error.exit_code == code
+    again = pickle.loads(pickle.dumps(error))
+    assert type(again) is type(error)
+    assert str(again) == str(error)
+
+
+def test_a_missing_extra_says_how_to_install_it() -> None:
+    assert "pip install 'brainmap[train]'" in str(MissingExtraError("torch", "train", "train a detector"))
