@@ -158,15 +158,16 @@ def fit_latent(votes: Votes, geometry: Floats, *, strength: float = 2.0, iterati
     for _ in range(iterations if votes.n_items else 0):
         cells.likelihood(tables)
         other.likelihood(tables)
-        place[shared] = logsumexp(tight + np.log(spread), axis=1)
-        new = voted * expit(logit(share) + cells.log_item - other.log_item + geometry[:, 0] - place)
+        spreads = logsumexp(tight + np.log(spread), axis=1)
+        place[shared] = tight[:, 0] - spreads
+        new = voted * expit(logit(share) + cells.log_item - other.log_item + place)
         moved = np.abs(new - posterior).max()
         posterior = new
         if moved < 1e-5:
             break
         cells.update(tables, posterior, strength)
         other.update(tables, voted * (1 - posterior), strength)
-        part = np.exp(tight + np.log(spread) - place[shared, None]) * (1 - posterior[shared])[:, None]
+        part = np.exp(tight + np.log(spread) - spreads[:, None]) * (1 - posterior[shared])[:, None]
         spread = (part.sum(axis=0) + prior) / (part.sum() + prior.sum())
         share = float((posterior.sum() + PRIOR_ITEMS * start) / (voted.sum() + PRIOR_ITEMS))
     easy, attractive = (k.part @ k.levels if votes.n_items else np.zeros(0) for k in (cells, other))
