@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,3 +26,10 @@ def brainmap_data() -> Path:
 def repository() -> Path:
     """Root of the checkout."""
     return REPOSITORY
+
+
+@pytest.fixture(autouse=True)
+def quiet_afterwards() -> Iterator[None]:
+    """Commands log to the stderr of their test: the next test must not write to a closed one."""
+    yield
+    logging.getLogger("brainmap").handlers.clear()

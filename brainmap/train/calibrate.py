@@ -120,11 +120,11 @@ def calibration_knots(judged: list[Judged], n_knots: int = 25) -> tuple[tuple[fl
     curve = IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip").fit(
         logit, correct, sample_weight=weight
     )
-    at = np.unique(np.quantile(logit, np.linspace(0, 1, n_knots)).round(3))
-    # Averaging between neighbouring knots turns the steps of the regression into slopes.
-    fine = np.linspace(at[0], at[-1], 4000)
-    width = (at[-1] - at[0]) / 30
-    value = np.array([curve.predict(fine[np.abs(fine - a) <= width / 2]).mean() for a in at])
+    # Evenly spaced, because the interesting logits are few: most peaks are far below any threshold.
+    at = np.linspace(logit.min(), np.quantile(logit[correct > 0], 0.999), n_knots).round(3)
+    # Averaging around every knot turns the steps of the regression into slopes.
+    half = (at[1] - at[0]) / 2
+    value = np.array([curve.predict(np.linspace(a - half, a + half, 50)).mean() for a in at])
     value = np.maximum.accumulate(np.clip(value, 0.001, 0.999))
     return tuple((float(a), round(float(v), 4)) for a, v in zip(at, value, strict=True))
 
