@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -146,6 +148,25 @@ def test_a_region_of_interest_gives_the_cells_of_the_whole(
     assert len(part) > 20
     distance = np.abs(whole[clearly][:, None] - part[None]).max(axis=2).min(axis=1)
     assert distance.max() < 1e-6
+
+
+def test_worker_processes_of_a_checkout_find_the_same(
+    run: Path, phantom: Phantom, tmp_path: Path, repository: Path
+) -> None:
+    """`python cli.py` with --workers: spawned processes import the script again and must not run it."""
+    command = [sys.executable, str(repository / "cli.py"), "detect", str(phantom.brain), "--no-atlas", "-q"]
+    command += [
+        "--channel",
+        "0",
+        "--registration-channel",
+        "1",
+        "--workers",
+        "2",
+        "--out",
+        str(tmp_path / "run"),
+    ]
+    subprocess.run(command, check=True, capture_output=True, timeout=300)
+    np.testing.assert_array_equal(cells(tmp_path / "run"), cells(run))
 
 
 @pytest.mark.parametrize("block", [(40, 96, 96), (101, 206, 256)])
