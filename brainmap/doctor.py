@@ -21,9 +21,7 @@ __all__ = ["Check", "Report", "examine"]
 EXTRAS: dict[str, tuple[tuple[str, ...], str]] = {
     "train": (("torch", "onnx", "onnxscript"), "training and the torch backend"),
     "tensorrt": (("tensorrt",), "inference on NVIDIA GPUs"),
-    "crowd": (("starlette", "sqlalchemy"), "the annotation web application"),
     "view": (("napari",), "brainmap view"),
-    "fast": (("tensorstore",), "faster reading of sharded volumes"),
     "slurm": (("dask_jobqueue",), "--scheduler slurm:FILE"),
 }
 GIB = 1 << 30
