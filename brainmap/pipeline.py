@@ -15,6 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 from brainmap.config import DetectRequest
 from brainmap.coords import vox_to_um
 from brainmap.counting import REGIONS_CSV, REGISTRATION_DIR, analysed_volumes, write_points
@@ -39,6 +42,9 @@ __all__ = ["DetectSummary", "detect_brain"]
 log = logging.getLogger(__name__)
 
 REPORT = "report.html"
+
+# Clear cells (by contrast) tell the size of cells; this many, this far from the expected size, are a warning.
+_CLEAR_SNR, _ENOUGH_CELLS, _SIZE_RATIO = 10.0, 20, 1.45
 
 T = TypeVar("T")
 
@@ -282,10 +288,12 @@ class _Run:
     def _assemble(self, registration: Registration | None) -> int | None:
         """points.parquet and regions.csv from the finished blocks; returns the cells outside the atlas."""
         meta = self._meta(registration)
-        pieces = self._pieces()
+        sizes = np.zeros(400, np.int64)
+        pieces = self._pieces(sizes)
         self.cells, table = write_points(
             self.folder / POINTS_PARQUET, pieces, meta, self.inputs.atlas, registration
         )
+        self._compare_size(sizes)
         if table is None or registration is None or self.inputs.atlas is None:
             return None
         from brainmap.atlas.regions import write_regions
@@ -297,14 +305,31 @@ class _Run:
         write_regions(regions, self.folder / REGIONS_CSV)
         return int(regions["count"][0])
 
-    def _pieces(self) -> Iterator[Points]:
+    def _pieces(self, sizes: NDArray[np.int64]) -> Iterator[Points]:
+        """Cells with their um, inside the mask; counts the diameters of clear ones in half um."""
         volume, mask = self.inputs.volume, self.inputs.mask
         for piece in iter_results(self.folder):
             um = vox_to_um(piece.zyx_vox, volume.voxel_um, volume.origin_um)
             if mask is not None:
                 inside = mask.contains(um)
                 piece, um = piece.take(inside), um[inside]
+            clear = piece["diameter_um"][piece["snr"] > _CLEAR_SNR]
+            place = np.clip(2 * clear[np.isfinite(clear)], 0, len(sizes) - 1).astype(np.int64)
+            sizes += np.bincount(place, minlength=len(sizes))
             yield piece.with_columns(z_um=um[:, 0], y_um=um[:, 1], x_um=um[:, 2])
+
+    def _compare_size(self, sizes: NDArray[np.int64]) -> None:
+        """Warn where the cells are much larger or smaller than the detector was told."""
+        count = int(sizes.sum())
+        if count < _ENOUGH_CELLS:
+            return
+        median = (int(np.searchsorted(np.cumsum(sizes), count / 2)) + 0.5) / 2
+        expected = self.request.cell_diameter_um or self.inputs.detector.spec.cell_diameter_um
+        if not 1 / _SIZE_RATIO < median / expected < _SIZE_RATIO:
+            self.warnings.append(
+                f"the clear cells measure about {median:.0f} um across (median of {count}), the detector looked for "
+                f"{expected:g} um: compare with --cell-diameter {median:.0f}"
+            )
 
     def _meta(self, registration: Registration | None) -> dict[str, Any]:
         volume, detector = self.inputs.volume, self.inputs.detector

@@ -223,6 +223,22 @@ def test_a_damaged_chunk_costs_its_blocks_and_says_so(phantom: Phantom, tmp_path
     assert detect_brain(replace(asked, overwrite=True)).status == "complete"
 
 
+def test_cells_of_another_size_are_pointed_out(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    image = rng.normal(300, 10, (16, 320, 320))
+    z, y, x = np.ogrid[:16, :320, :320]
+    for row, column in [(r, c) for r in range(30, 300, 50) for c in range(30, 300, 50)]:
+        distance = ((z - 8) * 5.0) ** 2 + ((y - row) * 2.0) ** 2 + ((x - column) * 2.0) ** 2
+        image += 900 * 0.5 ** (distance / 9.0**2)
+    write_volume(tmp_path / "brain.ome.zarr", image.astype(np.uint16), (5.0, 2.0, 2.0))
+    asked = DetectRequest(str(tmp_path / "brain.ome.zarr"), tmp_path / "small", atlas=None, progress=False)
+    (warning,) = detect_brain(asked).warnings
+    assert "--cell-diameter" in warning
+    assert warning in (tmp_path / "small" / "report.html").read_text()
+    right = replace(asked, out=tmp_path / "right", cell_diameter_um=18.0)
+    assert detect_brain(right).warnings == ()
+
+
 @pytest.mark.parametrize(
     ("changes", "error", "words"),
     [
