@@ -19,8 +19,9 @@ from brainmap.errors import UsageError
 from brainmap.train.calibrate import Judged, best_threshold, calibration_knots, judge
 from brainmap.train.centernet import CenterNet
 from brainmap.train.export import export_detector
+from brainmap.train.pool import make_volumes
 from brainmap.train.pretrain import PretrainConfig, load_model, pretrain
-from brainmap.train.samples import GridSettings, make_volumes, net_volume
+from brainmap.train.samples import GridSettings, net_volume
 from brainmap.train.tissue import KINDS, simulate, variant
 
 __all__ = ["Recipe", "build_detector"]
@@ -115,7 +116,7 @@ def build_detector(recipe: Recipe, work: Path, out: Path, pool: Path | None = No
     card = CARD.format(
         name=recipe.name, version=recipe.version, parameters=sum(p.numel() for p in model.parameters()),
         stride=config.network.stride, diameter=config.grid.cell_diameter_um, slices=config.network.slices,
-        z=config.grid.z_target_um, pixel=config.grid.pixel_um, volumes=config.volumes,
+        z=config.grid.z_target_um, pixel=config.grid.pixel_um, volumes=config.pool.volumes,
         threshold=threshold, f1=f1, calibrated=len(judged), rows=rows,
     )  # fmt: skip
     training = {

@@ -18,7 +18,7 @@ from brainmap.infer.blocks import Grid
 from brainmap.infer.resample import axis_operator, resample_band
 from brainmap.intensity import BACKGROUND_VALUE, Intensity
 from brainmap.provenance import atomic_path
-from brainmap.train.tissue import Tissue, TissueConfig, simulate
+from brainmap.train.tissue import Tissue
 
 __all__ = [
     "ArraySource",
@@ -27,7 +27,6 @@ __all__ = [
     "Samples",
     "Targets",
     "load_volumes",
-    "make_volumes",
     "net_volume",
     "render_targets",
     "save_volumes",
@@ -248,12 +247,21 @@ class Samples:
         Output stride.
     pixel_um : float
         Network pixel.
+    probability : ndarray of float64, shape (len(volumes),), optional
+        With which each volume is drawn; equally often by default.
     """
 
     def __init__(
-        self, volumes: list[NetVolume], crop: int, slices: int, stride: int, pixel_um: float = 2.0
+        self,
+        volumes: list[NetVolume],
+        crop: int,
+        slices: int,
+        stride: int,
+        pixel_um: float = 2.0,
+        probability: NDArray[np.float64] | None = None,
     ) -> None:
         self.volumes = volumes
+        self.cumulated = np.cumsum(np.ones(len(volumes)) if probability is None else probability)
         self.pixel_um = pixel_um
         self.crop = crop
         self.slices = slices
@@ -261,7 +269,7 @@ class Samples:
 
     def draw(self, rng: np.random.Generator) -> tuple[NDArray[np.float32], Targets]:
         """One sample: input (slices, crop, crop) and its targets, turned at random."""
-        volume = self.volumes[rng.integers(len(self.volumes))]
+        volume = self.volumes[np.searchsorted(self.cumulated, rng.random() * self.cumulated[-1], "right")]
         depth, height, width = volume.stack.shape
         k = int(rng.integers(depth))
         half = self.slices // 2
@@ -309,15 +317,6 @@ def _turn(
     if rng.random() < 0.5:
         image, cells[:, 1:3] = image.swapaxes(1, 2), cells[:, [2, 1]]
     return image, cells
-
-
-def make_volumes(seeds: range, settings: GridSettings) -> list[NetVolume]:
-    """Random tissue for the given seeds, as the network sees it."""
-    volumes = []
-    for seed in seeds:
-        config = TissueConfig.random(np.random.default_rng(seed))
-        volumes.append(net_volume(simulate(config, seed), settings))
-    return volumes
 
 
 def save_volumes(path: Path, volumes: list[NetVolume]) -> None:

@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.spatial import cKDTree
 
+from brainmap.infer.peaks import suppress
 from brainmap.train.drawing import draw_background, draw_cells, extent_um
 from brainmap.train.optics import add_camera, blur, draw_edge, draw_light
 
-__all__ = ["KINDS", "Tissue", "TissueConfig", "simulate", "variant"]
+__all__ = ["KINDS", "Tissue", "TissueConfig", "place_cells", "simulate", "simulate_section", "variant"]
 
 
 @dataclass(frozen=True)
@@ -157,6 +158,35 @@ class TissueConfig:
             maximum=int(rng.choice([65535, 4095, 16383])),
         )
 
+    @classmethod
+    def section(cls, rng: np.random.Generator, extent_um: float = 360.0) -> TissueConfig:
+        """Draw the look of a single section before its projection; see `simulate_section`."""
+        base = cls.random(rng, extent_um)
+        thickness = float(rng.uniform(6.0, 40.0))
+        steps = int(np.ceil(thickness / 3.0))
+        pixel = float(np.exp(rng.uniform(np.log(0.7), np.log(2.2))))
+        side = round(extent_um / pixel)
+        # At most a quarter of the plane is covered by cells.
+        most = 0.25 / (np.pi / 4 * (base.diameter_um * 1e-3) ** 2 * thickness * 1e-3)
+        eight_bit = rng.random() < 0.6
+        return replace(
+            base,
+            shape=(steps, side, side),
+            voxel_um=(thickness / steps, pixel, pixel),
+            density_per_mm3=min(base.density_per_mm3, float(most * rng.uniform(0.05, 1.0))),
+            clusters=min(base.clusters, 2),
+            # Without neighbouring slices a clump of a cell's size cannot be told from a cell.
+            debris=min(base.debris, 3),
+            brightness_cv=float(rng.uniform(0.2, 1.0)),
+            separation=float(rng.uniform(0.8, 1.1)),
+            blur_um=(float(rng.uniform(1.0, 6.0)), base.blur_um[1]),
+            section_gain=0.0,
+            section_jitter_um=0.0,
+            background=float(rng.uniform(8, 90)) if eight_bit else base.background,
+            dark=float(rng.uniform(0, 15)) if eight_bit else base.dark,
+            maximum=255 if eight_bit else base.maximum,
+        )
+
 
 @dataclass(frozen=True)
 class Tissue:
@@ -226,7 +256,7 @@ def simulate(config: TissueConfig, seed: int) -> Tissue:
     Tissue
     """
     rng = np.random.default_rng(seed)
-    centres, diameters = _place_cells(config, rng)
+    centres, diameters = place_cells(config, rng)
     cells = draw_cells(config, centres, diameters, rng)
     tissue = draw_background(config, rng)
     light = draw_light(config, rng)
@@ -245,12 +275,34 @@ def simulate(config: TissueConfig, seed: int) -> Tissue:
     return Tissue(image, signal.astype(np.float32), vox[kept], diameters[kept], config.voxel_um)
 
 
+def simulate_section(config: TissueConfig, seed: int) -> Tissue:
+    """Make a single section: a volume seen through its thickness.
+
+    The slices are averaged, as a wide-field microscope does, or their maximum is taken, as projections of
+    confocal stacks are. Of cells that lie over each other the brighter stays in the truth.
+    """
+    tissue = simulate(config, seed)
+    rng = np.random.default_rng((seed, 1))
+    over = np.max if rng.random() < 0.5 else np.mean
+    image = np.rint(over(tissue.image, axis=0, keepdims=True)).astype(np.uint16)
+    signal = over(tissue.signal, axis=0, keepdims=True).astype(np.float32)
+    centres = tissue.centres_vox.copy()
+    depth_um = config.shape[0] * config.voxel_um[0]
+    centres[:, 0] = 0.0
+    index = np.clip(np.rint(centres[:, 1:]).astype(int), 0, np.array(config.shape[1:]) - 1)
+    order = np.column_stack([np.zeros(len(index), int), index])
+    strength = signal[0][tuple(index.T)]
+    keep = suppress(centres * config.voxel_um, strength, order, 0.6 * config.diameter_um)
+    voxel = (depth_um, *config.voxel_um[1:])
+    return Tissue(image, signal, centres[keep], tissue.diameter_um[keep], voxel)
+
+
 def variant(kind: str, **changes: Any) -> TissueConfig:
     """One of `KINDS`, with changes."""
     return replace(TissueConfig(**KINDS[kind]), **changes)
 
 
-def _place_cells(
+def place_cells(
     config: TissueConfig, rng: np.random.Generator
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Centres in um from the centre of voxel 0, also just outside the volume, and diameters."""

@@ -16,7 +16,8 @@ from brainmap.infer.detector import Detector, load_backend  # noqa: E402
 from brainmap.train.calibrate import Judged, best_threshold, calibration_knots, judge  # noqa: E402
 from brainmap.train.centernet import CenterNet, CenterNetConfig  # noqa: E402
 from brainmap.train.export import export_detector, receptive_radius  # noqa: E402
-from brainmap.train.pretrain import PretrainConfig, load_model, prepare_pool, pretrain  # noqa: E402
+from brainmap.train.pool import PoolConfig  # noqa: E402
+from brainmap.train.pretrain import PretrainConfig, load_model, pretrain  # noqa: E402
 from brainmap.train.recipe import Recipe  # noqa: E402
 from brainmap.train.samples import GridSettings, net_volume, save_volumes  # noqa: E402
 from brainmap.train.tissue import TissueConfig, simulate  # noqa: E402
@@ -27,7 +28,7 @@ EASY = TissueConfig(
 )  # fmt: skip
 TINY = PretrainConfig(
     network=CenterNetConfig(slices=3, widths=(8, 8)),
-    volumes=2,
+    pool=PoolConfig(volumes=2),
     crop=64,
     batch=2,
     steps=12,
@@ -104,21 +105,7 @@ def test_a_loss_that_is_no_number_stops_the_training(pool: Path, tmp_path: Path)
 
 def test_a_short_pool_is_refused(pool: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="are needed"):
-        pretrain(replace(TINY, volumes=5), tmp_path, pool)
-
-
-def test_the_pool_is_simulated_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from brainmap.train import pretrain as module
-
-    monkeypatch.setattr(module, "_PER_FILE", 1)
-    monkeypatch.setattr(
-        TissueConfig, "random", classmethod(lambda cls, rng: replace(EASY, shape=(2, 64, 64)))
-    )
-    config = replace(TINY, volumes=2)
-    files = prepare_pool(tmp_path, config, processes=0)
-    times = [path.stat().st_mtime_ns for path in files]
-    assert len(files) == 2
-    assert [path.stat().st_mtime_ns for path in prepare_pool(tmp_path, config, processes=0)] == times
+        pretrain(replace(TINY, pool=PoolConfig(volumes=5)), tmp_path, pool)
 
 
 @pytest.mark.parametrize("stride", [1, 2, 4])

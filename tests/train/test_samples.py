@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from brainmap.train.pool import make_volumes
 from brainmap.train.samples import (
     GridSettings,
     Samples,
     load_volumes,
-    make_volumes,
     net_volume,
     render_targets,
     save_volumes,
