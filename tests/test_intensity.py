@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from brainmap.array_source import ArraySource
 from brainmap.errors import DataError
 from brainmap.intensity import BACKGROUND_VALUE, Intensity, noise_of
-from brainmap.train.samples import ArraySource
 from brainmap.volume import Volume, write_volume
 
 VOXEL = (5.0, 2.0, 2.0)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from brainmap.array_source import ArraySource
 from brainmap.infer.blocks import Grid
 from brainmap.infer.resample import axis_operator, resample_band
 from brainmap.intensity import BACKGROUND_VALUE, Intensity
@@ -21,7 +22,6 @@ from brainmap.provenance import atomic_path
 from brainmap.train.tissue import Tissue
 
 __all__ = [
-    "ArraySource",
     "GridSettings",
     "NetVolume",
     "Samples",
@@ -46,29 +46,6 @@ class GridSettings:
     pixel_um: float = 2.0
     z_target_um: float = 4.0
     cell_diameter_um: float = 10.0
-
-
-@dataclass(frozen=True)
-class _ArrayLevel:
-    shape: tuple[int, int, int]
-    chunks: tuple[int, int, int]
-    voxel_um: tuple[float, float, float]
-
-
-@dataclass(frozen=True)
-class ArraySource:
-    """An array in memory, in the shape `Intensity.fit` reads volumes in."""
-
-    data: NDArray[Any]
-    voxel_um: tuple[float, float, float]
-
-    @property
-    def levels(self) -> tuple[_ArrayLevel, ...]:
-        shape: tuple[int, int, int] = self.data.shape  # type: ignore[assignment]
-        return (_ArrayLevel(shape, shape, self.voxel_um),)
-
-    def read(self, z: slice, y: slice, x: slice, level: int = 0) -> NDArray[Any]:
-        return self.data[z, y, x]
 
 
 @dataclass(frozen=True)
