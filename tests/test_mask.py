@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from brainmap.array_source import ArraySource
 from brainmap.errors import DataError
 from brainmap.intensity import Intensity
 from brainmap.mask import Mask
-from brainmap.train.samples import ArraySource
 from brainmap.volume import write_volume
 
 

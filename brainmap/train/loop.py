@@ -9,6 +9,7 @@ All random numbers are drawn on the CPU, so that a checkpoint resumes on any dev
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import math
@@ -32,6 +33,7 @@ __all__ = [
     "WEIGHTS",
     "Job",
     "Schedule",
+    "fingerprint_weights",
     "learning_rate",
     "load_network",
     "mixed_precision",
@@ -388,3 +390,12 @@ def load_network(path: Path) -> tuple[CenterNet, GridSettings]:
         return model.eval(), GridSettings(**settings["grid"])
     except (KeyError, TypeError, RuntimeError) as error:
         raise DataError(f"{path} does not hold a network of brainmap's ({error})") from error
+
+
+def fingerprint_weights(model: CenterNet) -> str:
+    """SHA-256 of a network's weights."""
+    digest = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.cpu().numpy().tobytes())
+    return digest.hexdigest()

@@ -21,9 +21,20 @@ from brainmap.train.inserted import Background, insert_cells
 from brainmap.train.samples import GridSettings, NetVolume, load_volumes, net_volume, save_volumes
 from brainmap.train.tissue import TissueConfig, simulate, simulate_section
 
-__all__ = ["Pool", "PoolConfig", "load_pool", "make_volumes", "prepare_pool"]
+__all__ = [
+    "Pool",
+    "PoolConfig",
+    "backgrounds_of",
+    "load_pool",
+    "make_inserted",
+    "make_sections",
+    "make_volumes",
+    "prepare_pool",
+]
 
 log = logging.getLogger(__name__)
+
+BackgroundFile = tuple[Path, tuple[float, float, float]]
 
 # Seeds of training tissue begin here; calibration and tests stay below.
 TRAINING_SEED = 1_000_000
@@ -98,9 +109,13 @@ def make_sections(seeds: range, settings: GridSettings) -> list[NetVolume]:
     ]
 
 
-def make_inserted(
-    seeds: range, settings: GridSettings, backgrounds: list[tuple[Path, tuple[float, float, float]]]
-) -> list[NetVolume]:
+def backgrounds_of(config: PoolConfig, data: Path | None) -> list[BackgroundFile]:
+    """Path and voxel size of the backgrounds a pool names, relative to the data folder."""
+    places = [(data or Path()) / name for name in config.backgrounds]
+    return list(zip(places, config.background_voxel_um, strict=True))
+
+
+def make_inserted(seeds: range, settings: GridSettings, backgrounds: list[BackgroundFile]) -> list[NetVolume]:
     """Real tissue with simulated cells for the given seeds, as the network sees it."""
     opened = [Background.open(path, voxel_um) for path, voxel_um in backgrounds]
     return [net_volume(insert_cells(opened[seed % len(opened)], seed), settings) for seed in seeds]
@@ -128,10 +143,7 @@ def prepare_pool(
         If a background is missing.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    places = [
-        ((data or Path()) / name, voxel)
-        for name, voxel in zip(config.backgrounds, config.background_voxel_um, strict=True)
-    ]
+    places = backgrounds_of(config, data)
     makers: dict[str, tuple[int, Callable[[range, GridSettings], list[NetVolume]]]] = {
         "volumes": (config.volumes, make_volumes),
         "sections": (config.sections, make_sections),

@@ -18,11 +18,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from brainmap.errors import UsageError
+from brainmap.provenance import fingerprint
 from brainmap.train.centernet import CenterNet, CenterNetConfig
-from brainmap.train.loop import Job, Schedule, mixed_precision, read_checkpoint, train
+from brainmap.train.loop import Job, Schedule, fingerprint_weights, mixed_precision, read_checkpoint, train
 from brainmap.train.losses import centernet_loss
 from brainmap.train.pool import PoolConfig, load_pool, prepare_pool
-from brainmap.train.samples import GridSettings, Samples
+from brainmap.train.samples import GridSettings, NetVolume, Samples
 
 __all__ = ["PretrainConfig", "load_model", "pretrain"]
 
@@ -53,6 +54,8 @@ class PretrainConfig:
         Largest gradient norm.
     average : float
         Decay of the exponential moving average of the weights; the average is what is exported.
+    extra_share : float
+        Probability that a sample is drawn from the `extra` volumes given to `pretrain`.
     by_image : bool
         Whether the heat map's loss is normalised image by image; see `losses.focal_loss`.
     seed : int
@@ -69,6 +72,7 @@ class PretrainConfig:
     warm_up: int = 200
     clip: float = 5.0
     average: float = 0.998
+    extra_share: float = 0.0
     by_image: bool = False
     seed: int = 0
 
@@ -104,6 +108,8 @@ def pretrain(
     pool: Path | None = None,
     device: str = "cpu",
     data: Path | None = None,
+    start: CenterNet | None = None,
+    extra: list[NetVolume] | None = None,
 ) -> Path:
     """Train model P; returns the checkpoint.
 
@@ -119,6 +125,10 @@ def pretrain(
         "cpu", "cuda" or "mps".
     data : Path, optional
         Folder of real images that the pool's settings refer to.
+    start : CenterNet, optional
+        Network to go on from instead of random weights.
+    extra : list of NetVolume, optional
+        Further volumes, such as annotated sections; drawn with probability `config.extra_share`.
 
     Raises
     ------
@@ -129,8 +139,11 @@ def pretrain(
     """
     network, grid = config.network, config.grid
     made = load_pool(prepare_pool(pool or work / "pool", config.pool, grid, data), config.pool)
+    extra = (extra or []) if config.extra_share else []
+    share = config.extra_share if extra else 0.0
+    probability = np.append(made.probability * (1 - share), np.full(len(extra), share / max(1, len(extra))))
     samples = Samples(
-        made.volumes, config.crop, network.slices, network.stride, grid.pixel_um, made.probability
+        made.volumes + extra, config.crop, network.slices, network.stride, grid.pixel_um, probability
     )
 
     def loss(
@@ -139,11 +152,19 @@ def pretrain(
         return pretraining_loss(model, draw_batch(samples, config.batch, rng), config.by_image)
 
     torch.manual_seed(config.seed)
+    inputs: dict[str, Any] = {}
+    if start is not None:
+        inputs["start_sha256"] = fingerprint_weights(start)
+    if extra:
+        inputs["extra_sha256"] = fingerprint([v.cells.tolist() for v in extra])
+    model = CenterNet(network)
+    if start is not None:
+        model.load_state_dict(start.state_dict())
     schedule = Schedule(
         config.steps, config.learning_rate, config.weight_decay, config.warm_up, config.clip,
         config.average, SAVE_EVERY,
     )  # fmt: skip
-    return train(Job("pretrain", config, schedule, CenterNet(network), grid, loss, config.seed), work, device)
+    return train(Job("pretrain", config, schedule, model, grid, loss, config.seed, inputs), work, device)
 
 
 def pretraining_loss(

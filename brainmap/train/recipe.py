@@ -1,7 +1,7 @@
-"""The recipe of the shipped detector: `python -m brainmap.train.recipe --work DIR --out DETECTOR`.
+"""The recipe of the shipped detector: `python -m brainmap.train.recipe --config TOML --work DIR --out DETECTOR`.
 
-Simulates tissue, trains, calibrates on tissue never trained on, and exports. Interrupted, it goes on
-where it stopped.
+Simulates tissue, trains on it, polishes on real annotated sections among simulated tissue, calibrates on
+what was never trained on, and exports. Interrupted, it goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -12,24 +12,31 @@ import logging
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from brainmap.errors import UsageError
+from brainmap.gt.aggregate import aggregate
+from brainmap.gt.truth import GroundTruth
+from brainmap.tiles import Tiles, import_tiles
 from brainmap.train.calibrate import Judged, best_threshold, calibration_knots, judge
 from brainmap.train.centernet import CenterNet
 from brainmap.train.export import export_detector
-from brainmap.train.pool import make_volumes
+from brainmap.train.labelled import labelled_volumes
+from brainmap.train.pool import backgrounds_of, make_inserted, make_sections, make_volumes
 from brainmap.train.pretrain import PretrainConfig, load_model, pretrain
-from brainmap.train.samples import GridSettings, net_volume
+from brainmap.train.samples import GridSettings, NetVolume, net_volume
 from brainmap.train.tissue import KINDS, simulate, variant
 
-__all__ = ["Recipe", "build_detector"]
+__all__ = ["Calibration", "Polish", "Recipe", "build_detector"]
 
 log = logging.getLogger(__name__)
 
 # Seeds of calibration tissue; training begins at a million, tests and benchmarks stay below 100,000.
 CALIBRATION_SEED = 500_000
+# A detection on a section is right within half a cell.
+_SECTION_TOLERANCE_CELLS = 0.5
 
 CARD = """# Detector `{name}` {version}
 
@@ -37,20 +44,61 @@ Centre-point detector (CenterNet, U-Net of {parameters} parameters, output strid
 labelled cell bodies or nuclei about {diameter:g} um across in mouse-brain tissue; other sizes by
 `--cell-diameter`. It sees {slices} slices about {z:g} um apart at {pixel:g} um per pixel.
 
-**Made from** {volumes} volumes of simulated tissue (`brainmap.train.tissue`) and no real image, by
-`python -m brainmap.train.recipe`; weights are free of third-party rights.
+**Made from** {made_from}, by `python -m brainmap.train.recipe`.
 
-**Threshold** {threshold:.2f} on the calibrated score: mean F1 {f1:.3f} over {calibrated} volumes of simulated tissue
-of all looks, very noisy and textured ones included, at a tolerance of 10 um.
+**Threshold** {threshold:.2f} on the calibrated score: mean F1 {f1:.3f} over {calibrated} volumes and sections of
+all looks, very noisy and textured ones included.
 
-| held-out simulated tissue | F1 at 10 um |
+| never trained on | F1 at this threshold |
 |---|---|
 {rows}
 
-**Limits.** Calibration holds for tissue like the simulated; on other tissue the score ranks, but its value
+**Limits.** Calibration holds for tissue like that above; on other tissue the score ranks, but its value
 may be off. Bright vessels cut across, debris of a cell's size, and somata without contrast to their
 neighbours are the usual errors. Not a medical device.
 """
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How much of each kind is simulated for calibration and threshold.
+
+    Parameters
+    ----------
+    volumes, sections, inserted : int
+    """
+
+    volumes: int = 160
+    sections: int = 0
+    inserted: int = 0
+
+
+@dataclass(frozen=True)
+class Polish:
+    """Last stage: real annotated sections among simulated tissue.
+
+    Parameters
+    ----------
+    images, clicks : str
+        Folder of section images and table of clicks (`image_id worker_id x y`), relative to the data folder.
+    pixel_um, cell_diameter_um : float
+        Of the sections.
+    folds : int
+        The sections are dealt into so many parts; each is judged by a network polished on the others.
+    steps, learning_rate : int, float
+        As in `PretrainConfig`.
+    share : float
+        Probability that a sample is a real section.
+    """
+
+    images: str
+    clicks: str
+    pixel_um: float
+    cell_diameter_um: float
+    folds: int = 2
+    steps: int = 2000
+    learning_rate: float = 3e-4
+    share: float = 0.15
 
 
 @dataclass(frozen=True)
@@ -61,70 +109,169 @@ class Recipe:
     ----------
     name, version : str
         Of the detector.
-    calibration_volumes : int
-        Simulated volumes for calibration and threshold.
+    calibration : Calibration
     pretrain : PretrainConfig
+    polish : Polish, optional
+        None: simulated cells only.
     """
 
     name: str = "default"
     version: str = "1"
-    calibration_volumes: int = 160
+    calibration: Calibration = dataclasses.field(default_factory=Calibration)
     pretrain: PretrainConfig = dataclasses.field(default_factory=PretrainConfig)
+    polish: Polish | None = None
 
     @classmethod
     def read(cls, path: Path) -> Recipe:
         """From a TOML file; an unknown key is an error."""
         with path.open("rb") as file:
             record = tomllib.load(file)
-        unknown = set(record) - {f.name for f in dataclasses.fields(cls)}
-        if unknown:
-            raise UsageError(f"{path}: unknown setting {sorted(unknown)[0]!r}")
+        _check_keys(path, record, cls)
         if "pretrain" in record:
             record["pretrain"] = PretrainConfig.from_dict(record["pretrain"])
+        for key, kind in (("calibration", Calibration), ("polish", Polish)):
+            if key in record:
+                _check_keys(path, record[key], kind)
+                record[key] = kind(**record[key])
         return cls(**record)
 
 
-def build_detector(recipe: Recipe, work: Path, out: Path, pool: Path | None = None) -> None:
-    """Train, calibrate, export.
+def _check_keys(path: Path, record: dict[str, Any], kind: type) -> None:
+    fields = dataclasses.fields(kind)
+    if unknown := sorted(set(record) - {f.name for f in fields}):
+        raise UsageError(f"{path}: unknown setting {unknown[0]!r} for {kind.__name__.lower()}")
+    needed = {f.name for f in fields if f.default is f.default_factory is dataclasses.MISSING}
+    if missing := sorted(needed - set(record)):
+        raise UsageError(f"{path}: {kind.__name__.lower()} lacks the setting {missing[0]!r}")
+
+
+def build_detector(
+    recipe: Recipe, work: Path, out: Path, pool: Path | None = None, data: Path | None = None
+) -> None:
+    """Train, polish, calibrate, export.
 
     Parameters
     ----------
     recipe : Recipe
     work : Path
-        Folder for the pool of simulated volumes, checkpoints and the log.
+        Folder for the pool of simulated volumes, checkpoints and logs.
     out : Path
         Detector folder to write.
     pool : Path, optional
         Folder of simulated volumes to use instead of `work/pool`.
+    data : Path, optional
+        Folder of real images that the recipe's settings refer to.
     """
-    checkpoint = pretrain(recipe.pretrain, work, pool)
-    model, config = load_model(checkpoint)
-    judged = []
-    for index in range(recipe.calibration_volumes):
-        (volume,) = make_volumes(range(CALIBRATION_SEED + index, CALIBRATION_SEED + index + 1), config.grid)
-        judged.append(judge(model, volume, config.grid))
-    for kind in KINDS:
-        for repeat in range(4):
-            judged.append(_judge_kind(model, kind, CALIBRATION_SEED + repeat, config.grid))
-    knots = calibration_knots(judged)
-    logit, f1 = best_threshold(judged)
+    pool = pool or work / "pool"
+    model, config = load_model(pretrain(recipe.pretrain, work / "pretrain", pool, data=data))
+    judged: dict[str, list[Judged]] = {}
+    if recipe.polish is not None:
+        model, judged["real sections"] = _polish(recipe, recipe.polish, model, work, pool, data)
+    judged |= _judge_simulated(recipe, model, data)
+    everything = [j for part in judged.values() for j in part]
+    knots = calibration_knots(everything)
+    logit, f1 = best_threshold(everything)
     threshold = round(float(np.interp(logit, *np.array(knots).T)), 3)
+    for kind in KINDS:
+        judged[f"simulated tissue, {kind}"] = [_judge_kind(model, kind, CALIBRATION_SEED - 1, config.grid)]
+    shown = {name: part for name, part in judged.items() if part and name != "five kinds"}
     rows = "\n".join(
-        f"| {kind} | {_judge_kind(model, kind, CALIBRATION_SEED - 1, config.grid).f1(logit):.3f} |"
-        for kind in KINDS
+        f"| {name} | {np.mean([j.f1(logit) for j in part if j.n_true >= 10]):.3f} |"
+        for name, part in shown.items()
     )
     card = CARD.format(
         name=recipe.name, version=recipe.version, parameters=sum(p.numel() for p in model.parameters()),
         stride=config.network.stride, diameter=config.grid.cell_diameter_um, slices=config.network.slices,
-        z=config.grid.z_target_um, pixel=config.grid.pixel_um, volumes=config.pool.volumes,
-        threshold=threshold, f1=f1, calibrated=len(judged), rows=rows,
+        z=config.grid.z_target_um, pixel=config.grid.pixel_um, made_from=_made_from(recipe),
+        threshold=threshold, f1=f1, calibrated=len(everything), rows=rows,
     )  # fmt: skip
     training = {
         "recipe": "brainmap.train.recipe",
         "pretrain": config.to_dict(),
+        "polish": dataclasses.asdict(recipe.polish) if recipe.polish else None,
         "calibration_f1": round(f1, 4),
     }
     export_detector(model, config.grid, out, recipe.name, recipe.version, threshold, knots, training, card)
+
+
+def _made_from(recipe: Recipe) -> str:
+    pool = recipe.pretrain.pool
+    parts = [f"{pool.volumes} volumes of simulated tissue (`brainmap.train.tissue`)"]
+    if pool.sections:
+        parts.append(f"{pool.sections} simulated sections")
+    if pool.inserted:
+        parts.append(f"{pool.inserted} parts of real unlabelled tissue with simulated cells")
+    if recipe.polish:
+        parts.append("real sections with people's clicks")
+    return ", ".join(parts)
+
+
+def _polish(
+    recipe: Recipe, polish: Polish, model: CenterNet, work: Path, pool: Path, data: Path | None
+) -> tuple[CenterNet, list[Judged]]:
+    """The network polished on all sections, and each section judged by one that never saw it."""
+    base = recipe.pretrain
+    config = dataclasses.replace(
+        base, steps=polish.steps, learning_rate=polish.learning_rate, extra_share=polish.share
+    )
+    tiles, truth = _read_sections(polish, work, data or Path())
+    fold = np.random.default_rng(base.seed).permutation(len(tiles)) % polish.folds
+
+    def polished(rows: np.ndarray, name: str) -> CenterNet:
+        extra = labelled_volumes(tiles.take(rows), truth, base.grid, polish.cell_diameter_um)
+        log.info("polishing on %d real sections: %s", int(rows.sum()), name)
+        return load_model(pretrain(config, work / name, pool, data=data, start=model, extra=extra))[0]
+
+    judged = []
+    for part in range(polish.folds):
+        network = polished(fold != part, f"polish-{part}")
+        for volume in _whole_sections(tiles.take(fold == part), truth, base.grid, polish.cell_diameter_um):
+            tolerance = _SECTION_TOLERANCE_CELLS * base.grid.cell_diameter_um
+            judged.append(judge(network, volume, base.grid, tolerance))
+    return polished(np.ones(len(tiles), bool), "polish"), judged
+
+
+def _read_sections(polish: Polish, work: Path, data: Path) -> tuple[Tiles, GroundTruth]:
+    """The real sections as tiles, and the ground truth their clicks give; made once."""
+    folder, images = work / "sections", sorted((data / polish.images).glob("*.png"))
+    if not (folder / "tiles.parquet").is_file():
+        size = (polish.pixel_um,) * 3
+        import_tiles(images, folder, voxel_um=size, cell_diameter_um=polish.cell_diameter_um)
+    tiles = Tiles.open(folder)
+    if not (work / "truth" / "gt.json").is_file():
+        aggregate(data / polish.clicks, work / "truth", tiles=folder)
+    return tiles, GroundTruth.open(work / "truth")
+
+
+def _whole_sections(
+    tiles: Tiles, truth: GroundTruth, grid: GridSettings, cell_diameter_um: float
+) -> list[NetVolume]:
+    return labelled_volumes(tiles, truth, grid, cell_diameter_um, scales=(1.0,))
+
+
+def _judge_simulated(recipe: Recipe, model: CenterNet, data: Path | None) -> dict[str, list[Judged]]:
+    """Detections held against the truth on tissue of all kinds that no training saw."""
+    count, grid, pool = recipe.calibration, recipe.pretrain.grid, recipe.pretrain.pool
+    places = backgrounds_of(pool, data)
+
+    def seeds(number: int) -> list[range]:
+        return [range(CALIBRATION_SEED + i, CALIBRATION_SEED + i + 1) for i in range(number)]
+
+    def judge_all(made: list[NetVolume]) -> list[Judged]:
+        return [judge(model, volume, grid) for volume in made]
+
+    return {
+        "simulated tissue, random looks": [
+            j for s in seeds(count.volumes) for j in judge_all(make_volumes(s, grid))
+        ],
+        "simulated sections": [j for s in seeds(count.sections) for j in judge_all(make_sections(s, grid))],
+        "cells inserted in real tissue": [
+            j for s in seeds(count.inserted) for j in judge_all(make_inserted(s, grid, places))
+        ],
+        "five kinds": [
+            _judge_kind(model, kind, CALIBRATION_SEED + repeat, grid) for kind in KINDS for repeat in range(4)
+        ],
+    }
 
 
 def _judge_kind(model: CenterNet, kind: str, seed: int, grid: GridSettings) -> Judged:
@@ -135,13 +282,14 @@ def main() -> None:
     """Command line of the recipe."""
     parser = argparse.ArgumentParser(prog="python -m brainmap.train.recipe", description=__doc__)
     parser.add_argument("--config", type=Path, help="TOML file; see configs/default_detector.toml")
-    parser.add_argument("--work", type=Path, required=True, help="folder for pool, checkpoint and log")
+    parser.add_argument("--work", type=Path, required=True, help="folder for pool, checkpoints and logs")
     parser.add_argument("--pool", type=Path, help="folder of simulated volumes (default: WORK/pool)")
+    parser.add_argument("--data", type=Path, help="folder of real images that the recipe names")
     parser.add_argument("--out", type=Path, required=True, help="detector folder to write")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     recipe = Recipe.read(options.config) if options.config else Recipe()
-    build_detector(recipe, options.work, options.out, options.pool)
+    build_detector(recipe, options.work, options.out, options.pool, options.data)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,8 @@ from brainmap.provenance import atomic_path
 from brainmap.train.tissue import Tissue
 
 __all__ = [
+    "INVISIBLE",
+    "VISIBLE",
     "GridSettings",
     "NetVolume",
     "Samples",
@@ -36,7 +38,7 @@ log = logging.getLogger(__name__)
 
 # Contrast (noise standard deviations) of a cell, free of noise and at detector resolution, below which
 # nobody could see it, and from which on the detector is expected to.
-_INVISIBLE, _VISIBLE = 0.35, 0.8
+INVISIBLE, VISIBLE = 0.35, 0.8
 
 
 @dataclass(frozen=True)
@@ -172,8 +174,8 @@ def render_targets(
     else:
         fade = np.exp(-0.5 * (np.maximum(away - 0.35 * step_px, 0) / fade_px) ** 2)
         on_slice = np.rint(cells[:, 0]).astype(int) == k
-    visible = cells[:, 4] >= _VISIBLE
-    doubtful = ~visible & (cells[:, 4] >= _INVISIBLE) & (fade > 0.2)
+    visible = cells[:, 4] >= VISIBLE
+    doubtful = ~visible & (cells[:, 4] >= INVISIBLE) & (fade > 0.2)
     shown = visible & (fade > 0.02)
     position = (cells[:, 1:3] + 0.5) / stride
     cell = np.floor(position).astype(int)
