@@ -8,6 +8,7 @@ no other way), so half precision means a half-precision graph.
 from __future__ import annotations
 
 import ctypes
+import functools
 import importlib
 import logging
 import os
@@ -115,7 +116,7 @@ def _check(cuda: Any, result: tuple[Any, ...]) -> Any:
 
 
 def _import_tensorrt() -> Any:
-    for name in ("tensorrt", "tensorrt_rtx"):
+    for name in ("tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings"):
         try:
             return importlib.import_module(name)
         except ImportError:
@@ -134,7 +135,15 @@ def _import_cuda() -> Any:
     return runtime
 
 
-def build_engine(trt: Any, model: bytes, shape: tuple[int, int, int]) -> bytes:
+@functools.cache
+def _logger(trt: Any) -> Any:
+    """The one logger of this process: TensorRT complains about a second one, and ignores it."""
+    return trt.Logger(trt.Logger.WARNING)
+
+
+def build_engine(
+    trt: Any, model: bytes, shape: tuple[int, int, int], capability: tuple[int, int] | None = None
+) -> bytes:
     """Build an engine; needs no GPU with TensorRT for RTX.
 
     Parameters
@@ -145,13 +154,16 @@ def build_engine(trt: Any, model: bytes, shape: tuple[int, int, int]) -> bytes:
         ONNX with a dynamic batch.
     shape : tuple of int
         Channels, height, width of the input.
+    capability : tuple of int, optional
+        Compute capability of the GPU. TensorRT always builds for the GPU in the machine; TensorRT for
+        RTX builds for this one, by default for all from Ampere on.
 
     Raises
     ------
     DataError
-        If TensorRT cannot parse or build the network.
+        If TensorRT cannot parse or build the network, or not for such a GPU.
     """
-    logger = trt.Logger(trt.Logger.WARNING)
+    logger = _logger(trt)
     builder = trt.Builder(logger)
     # Required by TensorRT 10; the only way there is in 11, which ignores the flag.
     typed = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
@@ -163,6 +175,8 @@ def build_engine(trt: Any, model: bytes, shape: tuple[int, int, int]) -> bytes:
     network.get_input(0).shape = (-1, *shape)
     config = builder.create_builder_config()
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, _WORKSPACE_BYTES)
+    if capability is not None and "rtx" in trt.__name__:
+        _aim(trt, config, capability)
     profile = builder.create_optimization_profile()
     profile.set_shape("image", (1, *shape), (MAX_BATCH, *shape), (MAX_BATCH, *shape))
     config.add_optimization_profile(profile)
@@ -170,6 +184,18 @@ def build_engine(trt: Any, model: bytes, shape: tuple[int, int, int]) -> bytes:
     if serialized is None:
         raise DataError("TensorRT could not build an engine from the network; its log says why")
     return bytes(serialized)
+
+
+def _aim(trt: Any, config: Any, capability: tuple[int, int]) -> None:
+    """Build for one kind of GPU, whatever is in the machine."""
+    major, minor = capability
+    kind = trt.ComputeCapability.__members__.get(f"SM{major}{minor}")
+    if kind is None:
+        raise DataError(
+            f"TensorRT for RTX does not know GPUs of compute capability {major}.{minor}; use tensorrt"
+        )
+    config.num_compute_capabilities = 1
+    config.set_compute_capability(kind, 0)
 
 
 def engine_path(trt: Any, model: bytes, shape: tuple[int, int, int], capability: tuple[int, int]) -> Path:
@@ -191,15 +217,16 @@ def _capability(cuda: Any) -> tuple[int, int]:
 
 def _cached_engine(trt: Any, cuda: Any, model: bytes, shape: tuple[int, int, int]) -> Any:
     """The engine, from the cache where it fits, else built and cached."""
-    path = engine_path(trt, model, shape, _capability(cuda))
-    runtime = trt.Runtime(trt.Logger(trt.Logger.WARNING))
+    capability = _capability(cuda)
+    path = engine_path(trt, model, shape, capability)
+    runtime = trt.Runtime(_logger(trt))
     if path.is_file():
         engine = runtime.deserialize_cuda_engine(path.read_bytes())
         if engine is not None:
             return engine
         log.warning("the cached engine %s does not fit this machine; it is built again", path)
     log.info("building a TensorRT engine; this takes a minute or so, once for this GPU")
-    serialized = build_engine(trt, model, shape)
+    serialized = build_engine(trt, model, shape, capability)
     with atomic_path(path) as part:
         part.write_bytes(serialized)
     engine = runtime.deserialize_cuda_engine(serialized)

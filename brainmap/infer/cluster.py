@@ -27,6 +27,9 @@ _SETTINGS = {
     "distributed.worker.memory.spill": False,
     "distributed.worker.memory.pause": 0.9,
     "distributed.worker.memory.terminate": 0.98,
+    # Its samples of all threads' stacks can lock up a whole process for ever while threads start or end:
+    # Python 3.11 collects garbage in the middle of taking them (CPython issue 106883).
+    "distributed.worker.profile.enabled": False,
     "distributed.comm.timeouts.connect": "30s",
     # A task whose worker died comes back at once: the engine decides what is tried again, and how.
     "distributed.scheduler.allowed-failures": 0,
@@ -72,14 +75,15 @@ def connect(workers: int | None = None, scheduler: str | None = None) -> Iterato
         Worker processes on this machine; by default threads of this process do the work.
     scheduler : str, optional
         Address of a running scheduler (tcp://host:8786), or `slurm:FILE` with a TOML file of
-        dask-jobqueue settings.
+        dask-jobqueue settings. Under Python 3.11, start the workers of a running scheduler with
+        DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED=False: see `_SETTINGS`.
 
     Raises
     ------
     UsageError
         If both are given, or one makes no sense.
     DataError
-        If the scheduler does not answer or has no workers.
+        If the scheduler does not answer or has no workers, or workers here do not start.
     MissingExtraError
         If SLURM is asked for without dask-jobqueue.
     """
@@ -114,9 +118,14 @@ def _local(workers: int | None) -> Iterator[Client]:
         # Without a nanny's limit a worker could only be killed by the system, silently.
         options |= {"processes": True, "n_workers": workers, "memory_limit": _share_of_memory(workers)}
         options |= {"threads_per_worker": max(1, cores() // workers)}
-    with LocalCluster(**options) as cluster, Client(cluster) as client:
+    try:
+        cluster = LocalCluster(**options)
+    except RuntimeError as error:
+        what = "the workers of this process" if workers is None else f"--workers {workers}: a worker process"
+        raise DataError(f"{what} did not start: {error.__cause__ or error}") from error
+    with cluster, Client(cluster) as client:
         log.info("dashboard: %s", _dashboard(cluster))
-        client.wait_for_workers(workers or 1, timeout=_WAIT_S)
+        _wait(client, "the cluster on this machine", _WAIT_S, "its worker processes die as they start")
         yield client
 
 
@@ -141,16 +150,16 @@ def _running(address: str) -> Iterator[Client]:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise DataError(f"--scheduler {address} does not answer: {reason}") from error
     with client:
-        _wait(client, f"--scheduler {address}", _WAIT_S)
+        _wait(client, f"--scheduler {address}", _WAIT_S, "start some with: dask worker ADDRESS")
         log.info("dashboard: %s", client.dashboard_link)
         yield client
 
 
-def _wait(client: Client, what: str, seconds: float) -> None:
+def _wait(client: Client, what: str, seconds: float, advice: str) -> None:
     try:
         client.wait_for_workers(1, timeout=seconds)
     except TimeoutError as error:
-        raise DataError(f"{what} has no workers; start some with: dask worker ADDRESS") from error
+        raise DataError(f"{what} has no workers; {advice}") from error
 
 
 def _slurm(path: Path) -> Iterator[Client]:
@@ -161,6 +170,7 @@ def _slurm(path: Path) -> Iterator[Client]:
     from distributed import Client
 
     jobs = options.pop("jobs")
+    options["job_script_prologue"] = [*_worker_exports(), *options["job_script_prologue"]]
     try:
         cluster = SLURMCluster(**options)
     except (TypeError, ValueError) as error:
@@ -168,8 +178,17 @@ def _slurm(path: Path) -> Iterator[Client]:
     with cluster, Client(cluster) as client:
         cluster.adapt(minimum_jobs=jobs[0], maximum_jobs=jobs[1])
         log.info("dashboard: %s", _dashboard(cluster))
-        _wait(client, f"the SLURM cluster of {path}", _WAIT_QUEUE_S)
+        _wait(client, f"the SLURM cluster of {path}", _WAIT_QUEUE_S, "see its queue and the logs of its jobs")
         yield client
+
+
+def _worker_exports() -> list[str]:
+    """Shell lines that give workers started by a script the settings of workers started here."""
+    return [
+        f"export DASK_{name.upper().replace('.', '__')}={value}"
+        for name, value in _SETTINGS.items()
+        if name.startswith("distributed.worker.")
+    ]
 
 
 def read_slurm_file(path: Path) -> dict[str, Any]:
@@ -187,4 +206,6 @@ def read_slurm_file(path: Path) -> dict[str, Any]:
         if name not in options:
             raise UsageError(f"{path} lacks {name!r}, which SLURM needs for each job")
     options.setdefault("processes", 1)
+    if not isinstance(options.setdefault("job_script_prologue", []), list):
+        raise UsageError(f"{path}: job_script_prologue is not a list of shell lines")
     return options

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from brainmap.errors import DataError, MissingExtraError, NotFoundError, UsageError
-from brainmap.infer.cluster import connect, cores, read_slurm_file
+from brainmap.infer.cluster import _worker_exports, connect, cores, read_slurm_file
 from brainmap.infer.progress import Progress
+
+if TYPE_CHECKING:
+    from distributed import Worker
 
 
 def test_default_is_threads_of_this_process() -> None:
@@ -21,6 +25,26 @@ def test_default_is_threads_of_this_process() -> None:
         assert client.submit(sum, [1, 2], pure=False).result() == 3
         assert client.cluster.scheduler.address.startswith("inproc://")
     assert logging.getLogger("distributed").level == level
+
+
+def _samples_stacks(dask_worker: Worker) -> bool:
+    return "profile" in dask_worker.periodic_callbacks
+
+
+@pytest.mark.parametrize("workers", [None, 1])
+def test_no_worker_samples_stacks(workers: int | None) -> None:
+    # In Python 3.11 that can lock up a process for ever, most easily while its first tasks start threads.
+    with connect(workers) as client:
+        assert list(client.run(_samples_stacks).values()) == [False]
+
+
+def test_a_worker_started_by_a_script_gets_the_settings() -> None:
+    import dask
+
+    lines = dict(line.removeprefix("export ").split("=") for line in _worker_exports())
+    found = dask.config.collect(paths=[], env=lines)
+    assert found["distributed"]["worker"]["profile"] == {"enabled": False}
+    assert found["distributed"]["worker"]["memory"]["terminate"] == 0.98
 
 
 def test_a_running_scheduler_is_used() -> None:
@@ -48,6 +72,20 @@ def test_impossible_clusters_are_one_sentence(tmp_path: Path, monkeypatch: pytes
         pass
 
 
+def test_a_worker_that_dies_as_it_starts_is_one_sentence() -> None:
+    import dask
+    import distributed  # noqa: F401, its defaults must be loaded before one is replaced
+
+    with (
+        dask.config.set({"distributed.worker.preload": ["raise ImportError('libneeded.so is missing')"]}),
+        pytest.raises(
+            DataError, match=r"--workers 1: a worker process did not start: libneeded\.so is missing"
+        ),
+        connect(workers=1),
+    ):
+        pass
+
+
 def test_slurm_settings_are_read(tmp_path: Path) -> None:
     path = tmp_path / "slurm.toml"
     path.write_text('cores = 8\nmemory = "32GB"\nqueue = "gpu"\njobs = [0, 4]\n')
@@ -57,11 +95,13 @@ def test_slurm_settings_are_read(tmp_path: Path) -> None:
         "queue": "gpu",
         "jobs": [0, 4],
         "processes": 1,
+        "job_script_prologue": [],
     }
     for text, words in (
         ("cores = 8", "memory"),
         ("cores =", "TOML"),
         ('cores=1\nmemory="1GB"\njobs=[3,1]', "jobs"),
+        ('cores=1\nmemory="1GB"\njob_script_prologue="module load x"', "prologue"),
     ):
         path.write_text(text)
         with pytest.raises(UsageError, match=words):
