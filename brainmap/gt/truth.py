@@ -223,7 +223,9 @@ class GroundTruth:
     def _known(self, image_id: str) -> int:
         row = self._row(image_id)
         if row is None:
-            raise NotFoundError(f"{self.folder or 'the list of points'} holds no ground truth of {image_id!r}")
+            raise NotFoundError(
+                f"{self.folder or 'the list of points'} holds no ground truth of {image_id!r}"
+            )
         return row
 
 

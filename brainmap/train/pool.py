@@ -47,11 +47,11 @@ class PoolConfig:
 
     Parameters
     ----------
-    volumes, sections : int
-        Simulated volumes and single sections.
+    volumes, faint, sections : int
+        Simulated volumes, volumes of faint cells, and single sections.
     inserted : int
         Parts of real tissue with simulated cells; needs `backgrounds`.
-    section_share, inserted_share : float
+    faint_share, section_share, inserted_share : float
         Probability that a sample is of these kinds; the rest are simulated volumes.
     backgrounds : tuple of str
         TIFF stacks of tissue without labelled cells, relative to the data folder.
@@ -60,15 +60,17 @@ class PoolConfig:
     """
 
     volumes: int = 2400
+    faint: int = 0
     sections: int = 0
     inserted: int = 0
+    faint_share: float = 0.2
     section_share: float = 0.12
     inserted_share: float = 0.12
     backgrounds: tuple[str, ...] = ()
     background_voxel_um: tuple[tuple[float, float, float], ...] = ()
 
     def __post_init__(self) -> None:
-        if self.volumes < 1 or self.sections < 0 or self.inserted < 0:
+        if self.volumes < 1 or min(self.faint, self.sections, self.inserted) < 0:
             raise UsageError("the pool needs at least one simulated volume; give volumes of 1 or more")
         if len(self.backgrounds) != len(self.background_voxel_um):
             raise UsageError("give one voxel size in background_voxel_um for every stack in backgrounds")
@@ -97,6 +99,14 @@ def make_volumes(seeds: range, settings: GridSettings) -> list[NetVolume]:
     """Random tissue for the given seeds, as the network sees it."""
     return [
         net_volume(simulate(TissueConfig.random(np.random.default_rng(seed)), seed), settings)
+        for seed in seeds
+    ]
+
+
+def make_faint(seeds: range, settings: GridSettings) -> list[NetVolume]:
+    """Random tissue of faint cells for the given seeds, as the network sees it."""
+    return [
+        net_volume(simulate(TissueConfig.faint(np.random.default_rng(seed)), seed), settings)
         for seed in seeds
     ]
 
@@ -146,6 +156,7 @@ def prepare_pool(
     places = backgrounds_of(config, data)
     makers: dict[str, tuple[int, Callable[[range, GridSettings], list[NetVolume]]]] = {
         "volumes": (config.volumes, make_volumes),
+        "faint": (config.faint, make_faint),
         "sections": (config.sections, make_sections),
         "inserted": (config.inserted, partial(make_inserted, backgrounds=places)),
     }
@@ -175,16 +186,20 @@ def _make_file(
 
 def load_pool(files: dict[str, list[Path]], config: PoolConfig) -> Pool:
     """Read the pool; kinds are drawn by their shares, volumes of a kind equally often."""
-    wanted = {"volumes": config.volumes, "sections": config.sections, "inserted": config.inserted}
-    share = {"sections": config.section_share * (config.sections > 0)}
-    share["inserted"] = config.inserted_share * (config.inserted > 0)
+    counts = {name: getattr(config, name) for name in ("volumes", "faint", "sections", "inserted")}
+    shares = {
+        "faint": config.faint_share,
+        "sections": config.section_share,
+        "inserted": config.inserted_share,
+    }
+    share = {name: value for name, value in shares.items() if counts[name]}
     share["volumes"] = 1 - sum(share.values())
     volumes: list[NetVolume] = []
     probability: list[NDArray[np.float64]] = []
-    for kind, count in wanted.items():
+    for kind, count in counts.items():
         loaded = [volume for path in files[kind] for volume in load_volumes(path)][:count]
         if len(loaded) < count:
             raise DataError(f"the pool holds {len(loaded)} {kind}, {count} are needed; delete it and rerun")
         volumes += loaded
-        probability.append(np.full(count, share[kind] / max(1, count)))
+        probability.append(np.full(count, share.get(kind, 0) / max(1, count)))
     return Pool(volumes, np.concatenate(probability))

@@ -66,7 +66,9 @@ class TilePoints:
 
     def take(self, which: NDArray) -> TilePoints:
         """Some of the detections, by mask or index."""
-        return TilePoints(self.image[which], self.x[which], self.y[which], self.logit[which], self.score[which])
+        return TilePoints(
+            self.image[which], self.x[which], self.y[which], self.logit[which], self.score[which]
+        )
 
     def calibrated(self, knots: Knots) -> TilePoints:
         """The same detections with the scores of a calibration."""

@@ -10,7 +10,7 @@ import argparse
 import dataclasses
 import logging
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from brainmap.train.pretrain import PretrainConfig, load_model, pretrain
 from brainmap.train.samples import GridSettings, NetVolume, net_volume
 from brainmap.train.tissue import KINDS, simulate, variant
 
-__all__ = ["Calibration", "Polish", "Recipe", "build_detector"]
+__all__ = ["Calibration", "Polish", "Recipe", "Second", "build_detector"]
 
 log = logging.getLogger(__name__)
 
@@ -74,6 +74,26 @@ class Calibration:
 
 
 @dataclass(frozen=True)
+class Second:
+    """A second round of pre-training, from a lower learning rate, that meets faint cells more often.
+
+    Parameters
+    ----------
+    faint : int
+        Volumes of faint cells added to the pool.
+    faint_share : float
+        Probability that a sample is one of them.
+    steps, learning_rate : int, float
+        As in `PretrainConfig`.
+    """
+
+    faint: int = 600
+    faint_share: float = 0.2
+    steps: int = 10_000
+    learning_rate: float = 1e-3
+
+
+@dataclass(frozen=True)
 class Polish:
     """Last stage: real annotated sections among simulated tissue.
 
@@ -111,6 +131,7 @@ class Recipe:
         Of the detector.
     calibration : Calibration
     pretrain : PretrainConfig
+    second : Second, optional
     polish : Polish, optional
         None: simulated cells only.
     """
@@ -119,7 +140,18 @@ class Recipe:
     version: str = "1"
     calibration: Calibration = dataclasses.field(default_factory=Calibration)
     pretrain: PretrainConfig = dataclasses.field(default_factory=PretrainConfig)
+    second: Second | None = None
     polish: Polish | None = None
+
+    @property
+    def last(self) -> PretrainConfig:
+        """Settings of the last round of pre-training."""
+        if self.second is None:
+            return self.pretrain
+        pool = replace(self.pretrain.pool, faint=self.second.faint, faint_share=self.second.faint_share)
+        return replace(
+            self.pretrain, pool=pool, steps=self.second.steps, learning_rate=self.second.learning_rate
+        )
 
     @classmethod
     def read(cls, path: Path) -> Recipe:
@@ -129,7 +161,7 @@ class Recipe:
         _check_keys(path, record, cls)
         if "pretrain" in record:
             record["pretrain"] = PretrainConfig.from_dict(record["pretrain"])
-        for key, kind in (("calibration", Calibration), ("polish", Polish)):
+        for key, kind in (("calibration", Calibration), ("second", Second), ("polish", Polish)):
             if key in record:
                 _check_keys(path, record[key], kind)
                 record[key] = kind(**record[key])
@@ -164,6 +196,8 @@ def build_detector(
     """
     pool = pool or work / "pool"
     model, config = load_model(pretrain(recipe.pretrain, work / "pretrain", pool, data=data))
+    if recipe.second is not None:
+        model, config = load_model(pretrain(recipe.last, work / "second", pool, data=data, start=model))
     judged: dict[str, list[Judged]] = {}
     if recipe.polish is not None:
         model, judged["real sections"] = _polish(recipe, recipe.polish, model, work, pool, data)
@@ -187,7 +221,8 @@ def build_detector(
     )  # fmt: skip
     training = {
         "recipe": "brainmap.train.recipe",
-        "pretrain": config.to_dict(),
+        "pretrain": recipe.pretrain.to_dict(),
+        "second": dataclasses.asdict(recipe.second) if recipe.second else None,
         "polish": dataclasses.asdict(recipe.polish) if recipe.polish else None,
         "calibration_f1": round(f1, 4),
     }
@@ -195,8 +230,8 @@ def build_detector(
 
 
 def _made_from(recipe: Recipe) -> str:
-    pool = recipe.pretrain.pool
-    parts = [f"{pool.volumes} volumes of simulated tissue (`brainmap.train.tissue`)"]
+    pool = recipe.last.pool
+    parts = [f"{pool.volumes + pool.faint} volumes of simulated tissue (`brainmap.train.tissue`)"]
     if pool.sections:
         parts.append(f"{pool.sections} simulated sections")
     if pool.inserted:
@@ -210,10 +245,8 @@ def _polish(
     recipe: Recipe, polish: Polish, model: CenterNet, work: Path, pool: Path, data: Path | None
 ) -> tuple[CenterNet, list[Judged]]:
     """The network polished on all sections, and each section judged by one that never saw it."""
-    base = recipe.pretrain
-    config = dataclasses.replace(
-        base, steps=polish.steps, learning_rate=polish.learning_rate, extra_share=polish.share
-    )
+    base = recipe.last
+    config = replace(base, steps=polish.steps, learning_rate=polish.learning_rate, extra_share=polish.share)
     tiles, truth = _read_sections(polish, work, data or Path())
     fold = np.random.default_rng(base.seed).permutation(len(tiles)) % polish.folds
 

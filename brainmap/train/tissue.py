@@ -159,6 +159,18 @@ class TissueConfig:
         )
 
     @classmethod
+    def faint(cls, rng: np.random.Generator) -> TissueConfig:
+        """Draw a look whose cells hardly rise above their surroundings."""
+        return replace(
+            cls.random(rng),
+            brightness=float(np.exp(rng.uniform(np.log(0.15), np.log(0.9)))),
+            brightness_cv=float(rng.uniform(0.1, 0.45)),
+            texture_fine=float(rng.uniform(0.02, 0.08)),
+            texture_coarse=float(rng.uniform(0.02, 0.3)),
+            photons=float(np.exp(rng.uniform(np.log(30), np.log(500)))),
+        )
+
+    @classmethod
     def section(cls, rng: np.random.Generator, extent_um: float = 360.0) -> TissueConfig:
         """Draw the look of a single section before its projection; see `simulate_section`."""
         base = cls.random(rng, extent_um)

@@ -123,4 +123,4 @@ def test_a_missing_background_is_named(tmp_path: Path) -> None:
 
 def test_a_short_pool_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="are needed"):
-        load_pool({"volumes": [], "sections": [], "inserted": []}, PoolConfig(volumes=1))
+        load_pool({"volumes": [], "faint": [], "sections": [], "inserted": []}, PoolConfig(volumes=1))
