@@ -23,7 +23,7 @@ from brainmap.tiles import Tiles
 from brainmap.train.centernet import CenterNet
 from brainmap.train.evaluate import EvaluationSettings, true_points
 from brainmap.train.predict import Knots, calibrated, grid_of, predict_tiles
-from brainmap.train.samples import GridSettings, NetVolume
+from brainmap.train.samples import VISIBLE, GridSettings, NetVolume
 from brainmap.train.scores import Scored, match_truth, reliability
 
 __all__ = [
@@ -39,9 +39,6 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
-# Cells fainter than this (contrast in noise units, as in `NetVolume.cells`) are not asked for, and
-# finding one is no error.
-VISIBLE = 0.8
 TOLERANCE_UM = 10.0
 _LOWEST_LOGIT = -5.0
 _SEPARATION_CELLS = 0.6

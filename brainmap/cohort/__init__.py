@@ -1,0 +1,1 @@
+"""Many runs -> one table -> differences between groups of animals, region by region."""
