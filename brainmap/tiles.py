@@ -27,7 +27,15 @@ from brainmap.intensity import Intensity
 from brainmap.plain_images import read_grey, to_range
 from brainmap.provenance import atomic_path
 
-__all__ = ["QualityRule", "Tiles", "hold_out", "import_tiles", "quality_filter", "write_tiles"]
+__all__ = [
+    "QualityRule",
+    "Tiles",
+    "check_target",
+    "hold_out",
+    "import_tiles",
+    "quality_filter",
+    "write_tiles",
+]
 
 log = logging.getLogger(__name__)
 
@@ -158,8 +166,7 @@ def write_tiles(
         No tiles, names that are no file names or not unique, values outside 0..1.
     """
     folder = Path(folder)
-    if folder.exists() and not (folder / TILES_PARQUET).is_file() and any(folder.iterdir()):
-        raise UsageError(f"{folder} exists and is no tile folder; give another folder")
+    check_target(folder)
     names = [str(name) for name in columns["image_id"]]
     _check_names(names, str(folder))
     shapes: list[tuple[int, int]] = []
@@ -173,6 +180,13 @@ def write_tiles(
         checked = _columns({**columns, "height": height, "width": width}, str(folder))
         pa.parquet.write_table(_table(checked), part / TILES_PARQUET)
     return Tiles(folder, checked)
+
+
+def check_target(folder: Path) -> None:
+    """Refuse to replace anything but a tile folder or an empty one (UsageError)."""
+    replaceable = not folder.exists() or (folder / TILES_PARQUET).is_file()
+    if not replaceable and not (folder.is_dir() and not any(folder.iterdir())):
+        raise UsageError(f"{folder} exists and is no tile folder; give another folder")
 
 
 def _to_8_bit(image: NDArray[Any], name: str) -> NDArray[np.uint8]:

@@ -19,20 +19,23 @@ from torch import Tensor, nn
 
 from brainmap.errors import DataError, UsageError
 from brainmap.gt.truth import GroundTruth
-from brainmap.matching import precision_recall
 from brainmap.provenance import fingerprint
 from brainmap.tiles import Tiles, hold_out
 from brainmap.train.centernet import CenterNet
 from brainmap.train.loop import Job, Schedule, fingerprint_weights, load_network, mixed_precision, train
-from brainmap.train.losses import centernet_loss, offset_loss, soft_map_loss
+from brainmap.train.losses import offset_loss, soft_map_loss
 from brainmap.train.predict import predict_tiles
-from brainmap.train.pretrain import change_contrast, draw_batch
+from brainmap.train.pretrain import Batch, change_contrast, draw_batch
 from brainmap.train.samples import GridSettings, NetVolume, Samples, load_volumes
+from brainmap.train.scores import Scored, TruePoints, average_precision, sweep
 from brainmap.train.tile_samples import TileBatch, TileSamples, prepare_tiles
 
 __all__ = ["FinetuneConfig", "finetune", "finetune_network"]
 
 log = logging.getLogger(__name__)
+
+# Scores at which validation looks: enough for an average precision that is compared with itself.
+_LEVELS = 1 / (1 + np.exp(-np.linspace(-4.5, 6, 43)))
 
 
 @dataclass(frozen=True)
@@ -72,28 +75,28 @@ class FinetuneConfig:
     """
 
     cell_diameter_um: float = 10.0
-    steps: int = 400
-    learning_rate: float = 1e-3
+    steps: int = 200
+    learning_rate: float = 6e-4
     weight_decay: float = 1e-4
-    warm_up: int = 40
+    warm_up: int = 20
     clip: float = 5.0
     average: float = 0.99
-    crop: int = 128
-    batch: int = 8
+    crop: int = 96
+    batch: int = 6
     background_weight: float = 1.0
-    positive_weight: float = 10.0
+    positive_weight: float = 30.0
     gamma: float = 1.0
     doubt: float = 0.0
     on_cells: float = 0.5
     scales: tuple[float, ...] = (0.85, 1.0, 1.18)
     offset_weight: float = 0.1
     freeze_statistics: bool = False
-    rehearsal: float = 0.25
-    rehearsal_weight: float = 0.1
+    rehearsal: float = 0.4
+    rehearsal_weight: float = 1.0
     unlabelled: float = 0.25
     consistency: float = 0.0
     validation: float = 0.2
-    check_every: int = 50
+    check_every: int = 25
     patience: int = 4
     seed: int = 0
 
@@ -232,14 +235,12 @@ def _make_loss(
     diameter, scales = config.cell_diameter_um, config.scales
     prepared = prepare_tiles(tiles, truth, network, grid, diameter, scales, config.doubt)
     taught = TileSamples(prepared, config.crop, network, config.on_cells)
-    n_rehearsed = round(config.batch * config.rehearsal) if volumes else 0
+    n_taught, n_rehearsed, n_free = _shares(config, bool(volumes), unlabelled is not None)
     simulated = Samples(volumes, config.crop, network.slices, network.stride, grid.pixel_um)
-    n_free, free = 0, None
-    if unlabelled is not None:
-        n_free = round(config.batch * config.unlabelled)
+    free = None
+    if unlabelled is not None and n_free:
         blank = prepare_tiles(unlabelled, None, network, grid, diameter, scales)
         free = TileSamples(blank, config.crop, network)
-    n_taught = config.batch - n_rehearsed - n_free
 
     def loss(
         model: CenterNet, average: CenterNet, rng: np.random.Generator
@@ -255,12 +256,11 @@ def _make_loss(
         image = change_contrast(torch.cat(images)).to(device)
         with mixed_precision(model):
             outputs = model(image.contiguous(memory_format=torch.channels_last))
-        logit, offset, size = (o.float() for o in outputs)
+        logit, offset, _ = (o.float() for o in outputs)
         total, parts = _tile_loss(config, logit[:n_taught], offset[:n_taught], batch)
         if n_rehearsed:
-            part = tuple(o[n_taught : n_taught + n_rehearsed] for o in (logit, offset, size))
-            targets = (t.to(device) for t in rehearsed[1:])
-            value, _ = centernet_loss(part, *targets, 8.0 / network.stride)  # type: ignore[arg-type]
+            own = slice(n_taught, n_taught + n_rehearsed)
+            value = _rehearsal_loss(config, logit[own], offset[own], rehearsed)
             total = total + config.rehearsal_weight * value
             parts["rehearsal"] = value.item()
         if free is not None:
@@ -270,6 +270,16 @@ def _make_loss(
         return total, parts
 
     return loss
+
+
+def _shares(config: FinetuneConfig, rehearse: bool, unlabelled: bool) -> tuple[int, int, int]:
+    """Samples of a batch from tiles with ground truth, from volumes, and from tiles without."""
+    n_rehearsed = round(config.batch * config.rehearsal) if rehearse else 0
+    n_free = round(config.batch * config.unlabelled) if unlabelled else 0
+    n_taught = config.batch - n_rehearsed - n_free
+    if n_taught < 1:
+        raise UsageError(f"a batch of {config.batch} leaves no room for tiles with ground truth; enlarge it")
+    return n_taught, n_rehearsed, n_free
 
 
 def _tile_loss(
@@ -284,6 +294,17 @@ def _tile_loss(
         return heat, {"heat": heat.item()}
     place = offset_loss(offsets, batch.index.to(device), batch.offset.to(device), batch.confidence.to(device))
     return heat + config.offset_weight * place, {"heat": heat.item(), "offset": place.item()}
+
+
+def _rehearsal_loss(config: FinetuneConfig, logit: Tensor, offsets: Tensor, batch: Batch) -> Tensor:
+    """The tiles' own losses on simulated volumes.
+
+    Not the focal loss of pre-training: its scores mean something else, and it would draw the tiles' along.
+    """
+    _, heat, weight, index, place = (part.to(logit.device) for part in batch)
+    loss = soft_map_loss(logit, heat, weight, config.background_weight, config.positive_weight, config.gamma)
+    sure = torch.ones(len(index), device=logit.device)
+    return loss + config.offset_weight * offset_loss(offsets, index, place, sure)
 
 
 def _consistency_loss(config: FinetuneConfig, logit: Tensor, plain: Tensor, average: CenterNet) -> Tensor:
@@ -310,17 +331,13 @@ def _validation_score(
 ) -> float:
     """Average precision at a third of a cell's diameter against the validation points of the ground truth."""
     found = predict_tiles(network, tiles, grid, cell_diameter_um)
-    points = [truth.peaks(str(name))[0] for name in tiles.ids]
-    pixel_um = tiles.columns["voxel_um"][:, 1:].mean(axis=1)
-    scale_found, scale_true = pixel_um[found.image], np.repeat(pixel_um, [len(p) for p in points])
-    return precision_recall(
-        found.xy * scale_found[:, None],
-        found.logit,
-        np.concatenate(points) * scale_true[:, None],
-        cell_diameter_um / 3,
-        group_predicted=found.image,
-        group_true=np.repeat(np.arange(len(points)), [len(p) for p in points]),
-    ).average_precision
+    peaks = [truth.peaks(str(name)) for name in tiles.ids]
+    image = np.repeat(np.arange(len(peaks)), [len(xy) for xy, _ in peaks])
+    xy, confidence = (np.concatenate(parts) for parts in zip(*peaks, strict=True))
+    pixel_um = tiles.columns["voxel_um"][:, [2, 1]].astype(np.float64)
+    true = TruePoints(np.arange(len(peaks)), image, xy * pixel_um[image], confidence)
+    scored = Scored(found.image, found.xy * pixel_um[found.image], found.score)
+    return average_precision(sweep(scored, [true], cell_diameter_um / 3, levels=_LEVELS))
 
 
 def _read_pool(folder: Path) -> list[NetVolume]:

@@ -15,6 +15,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -311,12 +312,16 @@ def _write_log(path: Path, step: int, began: float, sums: dict[str, float], coun
 
 
 def _cut_log(path: Path, step: int) -> None:
-    """Drop the lines of steps after the checkpoint: they are about to be made again."""
+    """Drop the lines of steps after the checkpoint, which are about to be made again, and torn ones."""
     if not path.exists():
         return
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        with suppress(ValueError):
+            if json.loads(line)["step"] <= step:
+                kept.append(line)
     with atomic_path(path) as part:
-        part.write_text("".join(x for x in lines if json.loads(x)["step"] <= step), encoding="utf-8")
+        part.write_text("".join(kept), encoding="utf-8")
 
 
 def _write_record(work: Path, job: Job, state: _State, device: str, seconds: float, steps: int) -> None:

@@ -12,12 +12,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import sparse
-from scipy.sparse.csgraph import connected_components
-from scipy.spatial import cKDTree
 from scipy.stats import spearmanr
 
-from brainmap.matching import Match, PrecisionRecall, Rule, match_points
+from brainmap.matching import Match, PrecisionRecall, Rule, match_points, precision_recall
 
 __all__ = [
     "Reliability",
@@ -105,8 +102,7 @@ def sweep(
     """Counts at every threshold, micro-averaged over (expert, image) pairs.
 
     At threshold t the detections with score >= t are matched anew, with every expert on the images he looked
-    at. The result is that of `precision_recall`, but a part of the image is matched again only where a
-    threshold changes it.
+    at; see `precision_recall`.
 
     Parameters
     ----------
@@ -121,104 +117,27 @@ def sweep(
     totals = np.zeros((3, len(thresholds)), np.int64)
     for truth in truths:
         own = found.take(np.isin(found.image, truth.seen))
-        # A detection counts at the levels below its rank.
-        rank = np.searchsorted(thresholds, own.score, side="right")
-        hits = _hits(own, truth, rank, len(thresholds), tolerance, rule)
-        marked = len(own) - np.searchsorted(np.sort(rank), np.arange(len(thresholds)), side="right")
-        totals += np.stack([hits, marked - hits, len(truth) - hits])
+        curve = precision_recall(
+            own.xy, own.score, truth.xy, tolerance, rule=rule, thresholds=thresholds,
+            group_predicted=own.image, group_true=truth.image,
+        )  # fmt: skip
+        totals += np.stack([curve.tp, curve.fp, curve.fn])
     return PrecisionRecall(thresholds, *totals)
 
 
-def _hits(
-    found: Scored, truth: TruePoints, rank: NDArray[np.int64], n_levels: int, tolerance: float, rule: Rule
-) -> NDArray[np.int64]:
-    """Pairs at every level: parts that cannot influence each other are matched by themselves.
-
-    In turn q every part holds its detections of the q + 1 highest distinct ranks; what is found there holds
-    for all levels between two ranks.
-    """
-    change = np.zeros(n_levels + 1, np.int64)
-    part_a, part_b = _parts(found, truth, tolerance, rule)
-    use = np.flatnonzero((part_a >= 0) & (rank > 0))
-    if len(use) == 0 or n_levels == 0:
-        return change[:-1]
-    part, own_rank = part_a[use], rank[use]
-    order = np.lexsort((-own_rank, part))
-    use, part, own_rank = use[order], part[order], own_rank[order]
-    new_part = np.diff(part, prepend=-1) != 0
-    steps = np.cumsum(new_part | (np.diff(own_rank, prepend=-1) != 0))
-    turn = steps - np.repeat(steps[new_part], np.diff(np.append(np.flatnonzero(new_part), len(part))))
-    n_parts = int(max(part.max(), part_b.max(initial=-1))) + 1
-    last = np.zeros(n_parts, np.int64)
-    np.maximum.at(last, part, turn)
-    for q in range(int(turn.max()) + 1):
-        running = last >= q
-        mine = (turn <= q) & running[part]
-        theirs = np.flatnonzero((part_b >= 0) & running[part_b])
-        pairs = match_points(
-            found.xy[use[mine]], truth.xy[theirs], tolerance, rule=rule,
-            group_a=part[mine], group_b=part_b[theirs],
-        )  # fmt: skip
-        count = np.bincount(part[mine][pairs.index_a], minlength=n_parts)
-        high, low = np.zeros(n_parts, np.int64), np.zeros(n_parts, np.int64)
-        high[part[turn == q]] = own_rank[turn == q]
-        low[part[turn == q + 1]] = own_rank[turn == q + 1]
-        np.add.at(change, low, count)
-        np.subtract.at(change, high, count)
-    return np.cumsum(change)[:-1]
-
-
-def _parts(
-    found: Scored, truth: TruePoints, tolerance: float, rule: Rule
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Part of every detection and true point; -1 where there is nothing it could be matched with.
-
-    Where the tolerance acts inside the assignment, parts are chains of neighbours within it; where it acts
-    afterwards, every image is one part.
-    """
-    n, m = len(found), len(truth)
-    if n == 0 or m == 0:
-        return np.full(n, -1), np.full(m, -1)
-    if rule == "after":
-        both = np.unique(np.concatenate([found.image, truth.image]), return_inverse=True)[1]
-        return both[:n].astype(np.int64), both[n:].astype(np.int64)
-    apart = 4.0 * tolerance
-    trees = [cKDTree(np.column_stack([p.xy, apart * p.image])) for p in (found, truth)]
-    # A little more than the tolerance: parts may be too large, but never too small.
-    edges = trees[0].sparse_distance_matrix(trees[1], tolerance * (1 + 1e-9), output_type="ndarray")
-    graph = sparse.coo_matrix((np.ones(len(edges), np.int8), (edges["i"], edges["j"] + n)), (n + m, n + m))
-    label = connected_components(graph, directed=False)[1].astype(np.int64)
-    lonely = np.ones(n + m, bool)
-    lonely[edges["i"]] = lonely[edges["j"] + n] = False
-    label[lonely] = -1
-    return label[:n], label[n:]
-
-
 def average_precision(curve: PrecisionRecall) -> float:
-    """Area under the precision-recall curve: sum of precision times the step in recall (the step rule).
-
-    From the highest threshold down, as `sklearn.metrics.average_precision_score`, without interpolation.
-    Where matching anew loses a pair, recall stays at what was reached, so that no step counts twice.
-    """
-    if not len(curve):
-        return 0.0
-    recall = np.maximum.accumulate(curve_at(curve)["recall"][::-1])
-    return float(np.sum(np.diff(recall, prepend=0.0) * curve_at(curve)["precision"][::-1]))
+    """Area under the precision-recall curve; see `PrecisionRecall.average_precision`."""
+    return curve.average_precision
 
 
 def curve_at(curve: PrecisionRecall) -> dict[str, Floats]:
-    """Precision, recall and F1 of a whole curve at once, as `Scores` defines them."""
-    tp, fp, fn = (np.asarray(v, np.float64) for v in (curve.tp, curve.fp, curve.fn))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        precision = np.where(tp + fp > 0, tp / (tp + fp), fn == 0)
-        recall = np.where(tp + fn > 0, tp / (tp + fn), fp == 0)
-        f1 = np.where(2 * tp + fp + fn > 0, 2 * tp / (2 * tp + fp + fn), 1.0)
-    return {"precision": precision, "recall": recall, "f1": f1}
+    """Precision, recall and F1 of a whole curve, by name."""
+    return {"precision": curve.precision, "recall": curve.recall, "f1": curve.f1}
 
 
 def recall_at_false_positives(curve: PrecisionRecall, n_images: int, rates: Sequence[float]) -> list[float]:
     """Largest recall at no more than so many false positives per image (FROC); 0 where none is so clean."""
-    per_image, recall = curve.fp / max(1, n_images), curve_at(curve)["recall"]
+    per_image, recall = curve.fp / max(1, n_images), curve.recall
     return [float(recall[per_image <= rate].max(initial=0.0)) for rate in rates]
 
 
@@ -226,7 +145,7 @@ def false_positives_at_recall(
     curve: PrecisionRecall, n_images: int, recalls: Sequence[float]
 ) -> list[float | None]:
     """Fewest false positives per image at no less than this recall; None where it is never reached."""
-    per_image, recall = curve.fp / max(1, n_images), curve_at(curve)["recall"]
+    per_image, recall = curve.fp / max(1, n_images), curve.recall
     found = [per_image[recall >= wanted] for wanted in recalls]
     return [float(values.min()) if len(values) else None for values in found]
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, brier_score_loss
 
-from brainmap.matching import precision_recall
+from brainmap.matching import score
 from brainmap.train.scores import (
     Scored,
     TruePoints,
@@ -36,14 +36,12 @@ def _random(seed: int, n: int, m: int, field: float, decimals: int = 2) -> tuple
 def test_sweep_equals_matching_at_every_threshold(rule: str, field: float) -> None:
     found, truth = _random(1, 160, 90, field)
     fast = sweep(found, [truth], 5.0, rule)  # type: ignore[arg-type]
-    slow = precision_recall(
-        found.xy, found.score, truth.xy, 5.0, rule=rule, thresholds=np.unique(found.score),  # type: ignore[arg-type]
-        group_predicted=found.image, group_true=truth.image,
-    )  # fmt: skip
-    for name in ("threshold", "tp", "fp", "fn"):
-        np.testing.assert_array_equal(getattr(fast, name), getattr(slow, name))
-    for name in ("precision", "recall", "f1"):
-        np.testing.assert_array_equal(curve_at(fast)[name], getattr(slow, name))
+    np.testing.assert_array_equal(fast.threshold, np.unique(found.score))
+    for index, threshold in enumerate(fast.threshold):
+        kept = found.take(found.score >= threshold)
+        pairs = len(match_truth(kept, truth, 5.0, rule))  # type: ignore[arg-type]
+        assert fast.at(index) == score(pairs, len(kept), len(truth))
+        assert curve_at(fast)["f1"][index] == pytest.approx(fast.at(index).f1, abs=1e-15)
 
 
 def test_sweep_at_given_levels() -> None:
@@ -79,14 +77,14 @@ def test_nothing_found_and_nothing_true() -> None:
 
 def test_average_precision_is_that_of_sklearn() -> None:
     rng = np.random.default_rng(6)
-    label, score = rng.random(300) < 0.4, rng.random(300).round(2)
+    label, sure = rng.random(300) < 0.4, rng.random(300).round(2)
     # Far apart, every detection has its own true point or none: the matching is a labelling.
     places = np.column_stack([np.arange(300) * 50.0, np.zeros(300)])
-    found = Scored(np.zeros(300, np.int64), places, score)
+    found = Scored(np.zeros(300, np.int64), places, sure)
     true = places[label] + 1
     truth = TruePoints(np.zeros(1, np.int64), np.zeros(len(true), np.int64), true, np.ones(len(true)))
     curve = sweep(found, [truth], 5.0)
-    assert average_precision(curve) == pytest.approx(average_precision_score(label, score), abs=1e-12)
+    assert average_precision(curve) == pytest.approx(average_precision_score(label, sure), abs=1e-12)
 
 
 def test_froc_by_hand() -> None:
