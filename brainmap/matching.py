@@ -2,9 +2,7 @@
 
 The threshold acts inside the assignment (`rule="inside"`): a pair costs its distance, a point left
 alone costs the tolerance, and the total is least. This is what
-`brainglobe_utils.cells.cells.match_cells` computes. Because no pair longer than the tolerance can
-help, only neighbours within it are looked at: a k-d tree gives the sparse graph, its connected
-components are solved one by one, exactly, so that 100,000 points a side take seconds.
+`brainglobe_utils.cells.cells.match_cells` computes.
 `rule="after"` is the rule of the founding study (methods, section 7): the least total distance
 over all points first, then pairs beyond the tolerance are dropped.
 """
@@ -12,43 +10,14 @@ over all points first, then pairs beyond the tolerance are dropped.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from scipy import sparse
-from scipy.optimize import linear_sum_assignment
-from scipy.sparse.csgraph import connected_components, min_weight_full_bipartite_matching
-from scipy.spatial import cKDTree
 
 from brainmap.errors import DataError
+from brainmap.pairing import Match, Rule, collect, components, pair
 
-__all__ = ["Match", "PrecisionRecall", "Scores", "match_points", "precision_recall", "score"]
-
-Rule = Literal["inside", "after"]
-
-# Dense cost matrices up to this many entries are solved as such (3 GB of float64 at most).
-MAX_DENSE = 400_000_000
-# Components up to this many entries are quicker as dense matrices than as sparse graphs.
-DENSE_COMPONENT = 250_000
-MAX_PAIRS = 200_000_000
-# A pair exactly at the tolerance costs as much as two lone points; this makes it a pair.
-TIE = 1e-9
-
-
-@dataclass(frozen=True)
-class Match:
-    """Pairs of a matching: `index_a[i]` goes with `index_b[i]`, `distance[i]` apart.
-
-    Sorted by `index_a`. Indices are int64, distances float64 in the unit of the scaled coordinates.
-    """
-
-    index_a: npt.NDArray[np.int64]
-    index_b: npt.NDArray[np.int64]
-    distance: npt.NDArray[np.float64]
-
-    def __len__(self) -> int:
-        return len(self.index_a)
+__all__ = ["Match", "PrecisionRecall", "Rule", "Scores", "match_points", "precision_recall", "score"]
 
 
 @dataclass(frozen=True)
@@ -103,17 +72,17 @@ class PrecisionRecall:
     @property
     def precision(self) -> npt.NDArray[np.float64]:
         """Precision at every threshold."""
-        return np.array([self.at(i).precision for i in range(len(self))])
+        return _ratio(self.tp, self.tp + self.fp, self.fn == 0)
 
     @property
     def recall(self) -> npt.NDArray[np.float64]:
         """Recall at every threshold."""
-        return np.array([self.at(i).recall for i in range(len(self))])
+        return _ratio(self.tp, self.tp + self.fn, self.fp == 0)
 
     @property
     def f1(self) -> npt.NDArray[np.float64]:
         """F1 at every threshold."""
-        return np.array([self.at(i).f1 for i in range(len(self))])
+        return _ratio(2 * self.tp, 2 * self.tp + self.fp + self.fn, 1.0)
 
     @property
     def best(self) -> tuple[float, Scores]:
@@ -125,11 +94,13 @@ class PrecisionRecall:
 
     @property
     def average_precision(self) -> float:
-        """Area under the precision-recall curve: sum of precision times the step in recall."""
-        recall = self.recall[::-1]
-        steps = np.diff(recall, prepend=0.0)
-        # Matching anew at every threshold, recall may fall by a point here and there: no negative area.
-        return float(np.sum(np.maximum(steps, 0.0) * self.precision[::-1]))
+        """Area under the precision-recall curve: sum of precision times the step in recall (the step rule).
+
+        From the highest threshold down, as `sklearn.metrics.average_precision_score`, without interpolation.
+        Where matching anew loses a pair, recall stays at what was reached, so that no step counts twice.
+        """
+        recall = np.maximum.accumulate(self.recall[::-1])
+        return float(np.sum(np.diff(recall, prepend=0.0) * self.precision[::-1]))
 
 
 def score(n_matched: int, n_pred: int, n_true: int) -> Scores:
@@ -175,27 +146,19 @@ def match_points(
     ValueError
         For a tolerance that is not positive, or an unknown rule.
     """
-    if rule not in ("inside", "after"):
-        raise ValueError(f"rule must be 'inside' or 'after', not {rule!r}")
-    if not tolerance > 0:
-        raise ValueError(f"tolerance must be positive, not {tolerance}")
+    _check_matching(tolerance, rule)
     a, b = _parse(a, b, scale)
-    if (group_a is None) != (group_b is None):
-        raise ValueError("group_a and group_b go together")
-    if group_a is None or group_b is None:
-        return _match(a, b, tolerance, rule)
-    labels_a, labels_b = _common_labels(np.asarray(group_a), np.asarray(group_b), len(a), len(b))
+    labels_a, labels_b = _groups(group_a, group_b, a, b)
+    if group_a is None:
+        return pair(a, b, tolerance, rule)
     if rule == "inside" and np.isfinite(tolerance):
-        # One more axis on which different groups lie further apart than the tolerance.
-        a = np.column_stack([a, 4.0 * tolerance * labels_a])
-        b = np.column_stack([b, 4.0 * tolerance * labels_b])
-        return _match(a, b, tolerance, rule)
+        return pair(*_apart(a, b, (labels_a, labels_b), tolerance), tolerance, rule)
     parts = []
     for label in np.intersect1d(labels_a, labels_b):
         index_a, index_b = np.flatnonzero(labels_a == label), np.flatnonzero(labels_b == label)
-        part = _match(a[index_a], b[index_b], tolerance, rule)
+        part = pair(a[index_a], b[index_b], tolerance, rule)
         parts.append((index_a[part.index_a], index_b[part.index_b], part.distance))
-    return _collect(parts)
+    return collect(parts)
 
 
 def precision_recall(
@@ -212,6 +175,8 @@ def precision_recall(
 ) -> PrecisionRecall:
     """Scores at growing thresholds, the matching made anew at each; see `match_points`.
 
+    Only those parts of the images are matched again that a threshold changes; the result is the same.
+
     Parameters
     ----------
     scores : array_like, shape (N,)
@@ -220,7 +185,8 @@ def precision_recall(
         Where to look; without it all distinct scores, or 100 evenly spaced quantiles of them if there
         are more.
     """
-    predicted, true = _parse(predicted, true, 1.0)
+    _check_matching(tolerance, rule)
+    predicted, true = _parse(predicted, true, scale)
     values = np.asarray(scores, dtype=np.float64).reshape(-1)
     if len(values) != len(predicted) or not np.isfinite(values).all():
         raise DataError(f"{len(predicted)} predictions need as many finite scores, not {len(values)}")
@@ -231,17 +197,106 @@ def precision_recall(
         levels = distinct
     else:
         levels = np.unique(np.asarray(thresholds, dtype=np.float64))
-    labels = None if group_predicted is None else np.asarray(group_predicted)
-    counts = np.zeros((len(levels), 2), dtype=np.int64)
-    for i, level in enumerate(levels):
-        keep = values >= level
-        match = match_points(
-            predicted[keep], true, tolerance, scale, rule,
-            group_a=None if labels is None else labels[keep], group_b=group_true,
-        )  # fmt: skip
-        counts[i] = len(match), int(keep.sum())
-    tp, n = counts[:, 0], counts[:, 1]
+    groups = _groups(group_predicted, group_true, predicted, true)
+    part, part_true = _parts(predicted, true, tolerance, rule, groups)
+    # A prediction counts at the levels below its rank.
+    rank = np.searchsorted(levels, values, side="right")
+    use, theirs = np.flatnonzero((part >= 0) & (rank > 0)), part_true >= 0
+    use = use[np.lexsort((-rank[use], part[use]))]
+    ranked = _Ranked(predicted[use], rank[use], part[use])
+    tp = _pairs_by_level(ranked, true[theirs], part_true[theirs], len(levels), tolerance, rule)
+    n = len(values) - np.searchsorted(np.sort(rank), np.arange(len(levels)), side="right")
     return PrecisionRecall(levels, tp, n - tp, len(true) - tp)
+
+
+@dataclass(frozen=True)
+class _Ranked:
+    """Points (n, d) that count at the levels below their `rank`, sorted by `part`, then by falling rank."""
+
+    points: npt.NDArray[np.float64]
+    rank: npt.NDArray[np.int64]
+    part: npt.NDArray[np.int64]
+
+
+def _pairs_by_level(
+    ranked: _Ranked, true: npt.NDArray, part_true: npt.NDArray, n_levels: int, tolerance: float, rule: Rule
+) -> npt.NDArray[np.int64]:
+    """Pairs at every level, (n_levels,), part by part.
+
+    In turn q every part holds its points of the q + 1 highest distinct ranks; what is found there holds for all
+    levels between two ranks.
+    """
+    change = np.zeros(n_levels + 1, np.int64)
+    rank, part = ranked.rank, ranked.part
+    if len(part) == 0:
+        return change[:-1]
+    new_part = np.diff(part, prepend=-1) != 0
+    steps = np.cumsum(new_part | (np.diff(rank, prepend=-1) != 0))
+    turn = steps - np.repeat(steps[new_part], np.diff(np.append(np.flatnonzero(new_part), len(part))))
+    n_parts = int(max(part.max(), part_true.max(initial=-1))) + 1
+    last = np.full(n_parts, -1)
+    np.maximum.at(last, part, turn)
+    for q in range(int(turn.max()) + 1):
+        mine, theirs = (turn <= q) & (last[part] >= q), last[part_true] >= q
+        pairs = match_points(
+            ranked.points[mine], true[theirs], tolerance, rule=rule,
+            group_a=part[mine], group_b=part_true[theirs],
+        )  # fmt: skip
+        count = np.bincount(part[mine][pairs.index_a], minlength=n_parts)
+        high, low = np.zeros(n_parts, np.int64), np.zeros(n_parts, np.int64)
+        high[part[turn == q]] = rank[turn == q]
+        low[part[turn == q + 1]] = rank[turn == q + 1]
+        np.add.at(change, low, count)
+        np.subtract.at(change, high, count)
+    return np.cumsum(change)[:-1]
+
+
+def _parts(
+    a: npt.NDArray, b: npt.NDArray, tolerance: float, rule: Rule, groups: tuple[npt.NDArray, npt.NDArray]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Parts that cannot influence each other's matching, -1 for points without any possible partner.
+
+    Where the tolerance acts inside the assignment, parts are chains of neighbours within it; otherwise every
+    group is one part.
+    """
+    n, m = len(a), len(b)
+    if not n or not m:
+        return np.full(n, -1), np.full(m, -1)
+    if rule == "after" or not np.isfinite(tolerance):
+        return groups
+    return components(*_apart(a, b, groups, tolerance), tolerance)
+
+
+def _ratio(part: npt.NDArray, whole: npt.NDArray, otherwise: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """Shares, and what stands in where there is nothing to share."""
+    return np.where(whole > 0, part / np.maximum(whole, 1), otherwise)
+
+
+def _check_matching(tolerance: float, rule: str) -> None:
+    if rule not in ("inside", "after"):
+        raise ValueError(f"rule must be 'inside' or 'after', not {rule!r}")
+    if not tolerance > 0:
+        raise ValueError(f"tolerance must be positive, not {tolerance}")
+
+
+def _groups(
+    group_a: npt.ArrayLike | None, group_b: npt.ArrayLike | None, a: npt.NDArray, b: npt.NDArray
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Group of every point, numbered; all in one without labels."""
+    if (group_a is None) != (group_b is None):
+        raise ValueError("group_a and group_b go together")
+    if group_a is None or group_b is None:
+        return np.zeros(len(a), np.int64), np.zeros(len(b), np.int64)
+    return _common_labels(np.asarray(group_a), np.asarray(group_b), len(a), len(b))
+
+
+def _apart(
+    a: npt.NDArray, b: npt.NDArray, groups: tuple[npt.NDArray, npt.NDArray], tolerance: float
+) -> tuple[npt.NDArray, npt.NDArray]:
+    """Both sets with one more axis, on which different groups lie further apart than the tolerance."""
+    return np.column_stack([a, 4.0 * tolerance * groups[0]]), np.column_stack(
+        [b, 4.0 * tolerance * groups[1]]
+    )
 
 
 def _parse(
@@ -273,102 +328,3 @@ def _common_labels(
     both = np.concatenate([group_a, group_b]) if n and m else (group_a if n else group_b)
     labels = np.unique(both, return_inverse=True)[1].astype(np.int64)
     return labels[:n], labels[n:]
-
-
-def _match(a: npt.NDArray, b: npt.NDArray, tolerance: float, rule: Rule) -> Match:
-    if not len(a) or not len(b):
-        return _collect([])
-    if rule == "after" or not np.isfinite(tolerance):
-        return _match_all(a, b, tolerance)
-    tree_a, tree_b = cKDTree(a), cKDTree(b)
-    # The rounding of coordinates must not cost the pairs that lie exactly at the tolerance.
-    reach = tolerance * (1 + 1e-12)
-    n_pairs = int(tree_a.count_neighbors(tree_b, reach))
-    if n_pairs > MAX_PAIRS:
-        raise DataError(
-            f"{n_pairs:,} pairs of points lie within the tolerance of {tolerance:g}: it is too large "
-            "for points this dense"
-        )
-    edges = tree_a.sparse_distance_matrix(tree_b, reach, output_type="ndarray")
-    i, j = edges["i"].astype(np.int64), edges["j"].astype(np.int64)
-    distance = np.minimum(edges["v"], tolerance)
-    n, m = len(a), len(b)
-    graph = sparse.coo_matrix((np.ones(len(i), np.int8), (i, j + n)), shape=(n + m, n + m))
-    component = connected_components(graph, directed=False)[1][i]
-    order = np.lexsort((j, i, component))
-    i, j, distance, component = i[order], j[order], distance[order], component[order]
-    starts = np.flatnonzero(np.diff(component, prepend=-1))
-    return _collect(_solve_components(i, j, distance, starts, tolerance))
-
-
-def _match_all(a: npt.NDArray, b: npt.NDArray, tolerance: float) -> Match:
-    if len(a) * len(b) > MAX_DENSE:
-        raise DataError(
-            f"{len(a):,} by {len(b):,} points are too many to match without a tolerance inside the "
-            "assignment; give one, or match parts"
-        )
-    distance = np.sqrt(sum((a[:, None, k] - b[None, :, k]) ** 2 for k in range(a.shape[1])))
-    rows, columns = linear_sum_assignment(distance)
-    keep = distance[rows, columns] <= tolerance
-    rows, columns = rows[keep], columns[keep]
-    return _collect([(rows, columns, distance[rows, columns])])
-
-
-def _solve_components(
-    i: npt.NDArray, j: npt.NDArray, distance: npt.NDArray, starts: npt.NDArray, tolerance: float
-) -> list[tuple[npt.NDArray, npt.NDArray, npt.NDArray]]:
-    """Solve every component; edges are sorted by component, `starts` says where each begins."""
-    ends = np.append(starts[1:], len(i))
-    # Components in which all edges share a point (most are a single edge) take their shortest edge.
-    i_low, i_high = np.minimum.reduceat(i, starts), np.maximum.reduceat(i, starts)
-    j_low, j_high = np.minimum.reduceat(j, starts), np.maximum.reduceat(j, starts)
-    star = (i_low == i_high) | (j_low == j_high)
-    label = np.repeat(np.arange(len(starts)), ends - starts)
-    by_length = np.lexsort((distance, label))
-    shortest = by_length[starts][star]
-    parts = [(i[shortest], j[shortest], distance[shortest])]
-    for start, end in zip(starts[~star], ends[~star], strict=True):
-        edge = _solve_component(i[start:end], j[start:end], distance[start:end], tolerance) + start
-        parts.append((i[edge], j[edge], distance[edge]))
-    return parts
-
-
-def _solve_component(
-    i: npt.NDArray, j: npt.NDArray, distance: npt.NDArray, tolerance: float
-) -> npt.NDArray[np.int64]:
-    """Indices of the chosen edges: the least sum of distances and tolerances of lone points."""
-    rows, row = np.unique(i, return_inverse=True)
-    columns, column = np.unique(j, return_inverse=True)
-    n, m = len(rows), len(columns)
-    alone = tolerance * (1 + TIE)
-    if n * m <= DENSE_COMPONENT:
-        cost = np.full((n, m), alone)
-        edge_of = np.full((n, m), -1, dtype=np.int64)
-        cost[row, column] = distance
-        edge_of[row, column] = np.arange(len(i))
-        chosen = edge_of[linear_sum_assignment(cost)]
-        return chosen[chosen >= 0]
-    # Every row gets a column of its own that stands for "left alone", so a full matching exists.
-    # Costs are shifted by the tolerance, as the sparse solver takes zeros for missing edges.
-    index = np.arange(n)
-    graph = sparse.csr_matrix(
-        (
-            np.concatenate([distance, np.full(n, alone)]) + tolerance,
-            (np.concatenate([row, index]), np.concatenate([column, m + index])),
-        ),
-        shape=(n, m + n),
-    )
-    row_of, column_of = min_weight_full_bipartite_matching(graph)
-    real = column_of < m
-    key = row * m + column
-    order = np.argsort(key)
-    wanted = row_of[real].astype(np.int64) * m + column_of[real]
-    return order[np.searchsorted(key, wanted, sorter=order)]
-
-
-def _collect(parts: list[tuple[npt.NDArray, npt.NDArray, npt.NDArray]]) -> Match:
-    if not parts:
-        return Match(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float64))
-    i, j, distance = (np.concatenate(column) for column in zip(*parts, strict=True))
-    order = np.argsort(i)
-    return Match(i[order].astype(np.int64), j[order].astype(np.int64), distance[order].astype(np.float64))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.optimize import linear_sum_assignment
 
-from brainmap import matching
+from brainmap import matching, pairing
 from brainmap.errors import DataError
 from brainmap.matching import Match, Scores, match_points, precision_recall, score
 
@@ -74,7 +74,7 @@ def test_large_components_equal_small_ones(seed: int, monkeypatch: pytest.Monkey
     a, b = rng.uniform(0, 40, (150, 2)), rng.uniform(0, 40, (180, 2))
     a[:5] = b[:5]  # zero distances, which a sparse solver may take for missing edges
     dense = match_points(a, b, 6)
-    monkeypatch.setattr(matching, "DENSE_COMPONENT", 0)
+    monkeypatch.setattr(pairing, "DENSE_COMPONENT", 0)
     large = match_points(a, b, 6)
     assert large.distance.sum() == pytest.approx(dense.distance.sum())
     assert pairs(large) == pairs(dense)
@@ -143,10 +143,10 @@ def test_group_labels_must_fit() -> None:
 
 def test_too_large_problems_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
     points = np.zeros((50, 2))
-    monkeypatch.setattr(matching, "MAX_DENSE", 100)
+    monkeypatch.setattr(pairing, "MAX_DENSE", 100)
     with pytest.raises(DataError, match="too many"):
         match_points(points, points, np.inf)
-    monkeypatch.setattr(matching, "MAX_PAIRS", 100)
+    monkeypatch.setattr(pairing, "MAX_PAIRS", 100)
     with pytest.raises(DataError, match="too large"):
         match_points(points, points, 1)
 
@@ -212,6 +212,49 @@ def test_average_precision_equals_sklearn_where_matching_does_not_change() -> No
     assert curve.average_precision == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("rule", ["inside", "after"])
+@pytest.mark.parametrize(("field", "tolerance"), [(25.0, 5.0), (60.0, 5.0), (300.0, 5.0), (60.0, np.inf)])
+@pytest.mark.parametrize("grouped", [True, False])
+def test_precision_recall_equals_matching_at_every_threshold(
+    rule: matching.Rule, field: float, tolerance: float, grouped: bool
+) -> None:
+    rng = np.random.default_rng(4)
+    # Whole voxels: pairs of equal length, and points at the same place.
+    predicted, true = rng.uniform(0, field, (160, 3)).round(), rng.uniform(0, field, (90, 3)).round()
+    scores, scale = rng.random(160).round(2), np.array([0.4, 1.0, 1.5])
+    thresholds = np.r_[-1.0, np.unique(scores), 2.0]
+    groups = (rng.choice(list("abc"), 160), rng.choice(list("bcd"), 90)) if grouped else (None, None)
+    curve = precision_recall(
+        predicted, scores, true, tolerance, scale, rule,
+        thresholds=thresholds, group_predicted=groups[0], group_true=groups[1],
+    )  # fmt: skip
+    for index, threshold in enumerate(thresholds):
+        keep = scores >= threshold
+        match = match_points(
+            predicted[keep], true, tolerance, scale, rule,
+            group_a=None if groups[0] is None else groups[0][keep], group_b=groups[1],
+        )  # fmt: skip
+        expected = score(len(match), int(keep.sum()), 90)
+        assert curve.at(index) == expected
+        assert curve.precision[index] == expected.precision
+        assert curve.recall[index] == expected.recall
+        assert curve.f1[index] == pytest.approx(expected.f1, abs=1e-15)
+
+
+def test_recall_that_falls_and_rises_again_counts_once() -> None:
+    # Under the rule "after" the second prediction pushes the first from 20 to 10: both pairs are 6 long and dropped.
+    true = [(10.0, 0.0), (20.0, 0.0)]
+    predicted = [(16.0, 0.0), (26.0, 0.0), (10.0, 0.0), (23.0, 0.0)]
+    curve = precision_recall(predicted, [0.9, 0.8, 0.7, 0.6], true, 5, rule="after")
+    assert curve.tp.tolist() == [2, 2, 0, 1]
+    assert curve.average_precision == pytest.approx(0.5 + 0.5 * 2 / 3)
+    curve = matching.PrecisionRecall(
+        np.array([0.1, 0.2, 0.3, 0.4]), np.array([3, 1, 2, 1]), np.array([3, 3, 0, 0]), np.array([1, 3, 2, 3])
+    )
+    # Recall 1/4 and 2/4 at precision 1, then 3/4 at 1/2; between them it falls, which adds nothing.
+    assert curve.average_precision == pytest.approx(0.25 + 0.25 + 0.25 * 0.5)
+
+
 def test_precision_recall_limits_thresholds_and_takes_given_ones() -> None:
     rng = np.random.default_rng(2)
     points, scores = rng.uniform(0, 50, (500, 2)), rng.uniform(size=500)
@@ -228,6 +271,16 @@ def test_precision_recall_without_predictions() -> None:
     assert len(curve) == 0
     assert curve.average_precision == 0
     assert np.isnan(curve.best[0])
+
+
+def test_precision_recall_checks_as_matching_does() -> None:
+    for arguments, message in (((0.0,), "tolerance"), ((1.0, -1.0), "scale"), ((1.0, 1.0, "before"), "rule")):
+        with pytest.raises(ValueError, match=message):
+            precision_recall([], [], [], *arguments)
+    with pytest.raises(ValueError, match="together"):
+        precision_recall([(0, 0)], [0.5], [(0, 0)], 1, group_predicted=["a"])
+    with pytest.raises(DataError, match="labels"):
+        precision_recall([(0, 0)], [0.5], [(0, 0)], 1, group_predicted=["a"], group_true=[])
 
 
 @pytest.mark.parametrize("scores", [[0.5], [0.5, np.nan]])

@@ -16,7 +16,16 @@ from scipy.special import expit
 
 from brainmap.errors import DataError
 
-__all__ = ["Abilities", "Votes", "click_weights", "dawid_skene", "fit_votes", "votes_from_matrix"]
+__all__ = [
+    "Abilities",
+    "Votes",
+    "click_weights",
+    "dawid_skene",
+    "faced_false",
+    "fit_votes",
+    "posteriors",
+    "votes_from_matrix",
+]
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -172,6 +181,16 @@ def _m_step(
         right = clicked if hit else total - clicked
         result.append(np.where(total > TINY, np.clip(right / np.maximum(total, TINY), 0.0, 1.0), old))
     return result[0], result[1]
+
+
+def faced_false(votes: Votes, posterior: Floats, accept: float = 0.5) -> npt.NDArray[np.bool_]:
+    """Whether each worker (J,) saw an item that counts as false, so that his specificity can be told.
+
+    Where all items are true, the M step divides what little doubt is left of them by itself: workers who never
+    disagree come out with specificity 0, though nothing was there that they should not have clicked.
+    """
+    false = np.bincount(votes.group, posterior < accept, votes.n_groups)
+    return np.asarray(np.bincount(votes.seen_worker, false[votes.seen_group], votes.n_workers) > 0)
 
 
 def click_weights(sensitivity: Floats, specificity: Floats) -> tuple[Floats, Floats]:

@@ -17,7 +17,7 @@ import numpy as np
 from brainmap.errors import UsageError
 from brainmap.gt.best import aggregate_best
 from brainmap.gt.clicks import Clicks, read_clicks
-from brainmap.gt.consensus import Consensus, ImageConsensus, consistency_groups
+from brainmap.gt.consensus import ACCEPT, Consensus, ImageConsensus, consistency_groups
 from brainmap.gt.heatmap import confidence_at, heat_map
 from brainmap.gt.parallel import Runner
 from brainmap.gt.settings import GtSettings
@@ -27,8 +27,6 @@ from brainmap.provenance import atomic_path, fingerprint, versions, write_json
 __all__ = ["ACCEPT", "GroundTruth", "aggregate", "aggregate_clicks", "write_ground_truth"]
 
 logger = logging.getLogger(__name__)
-
-ACCEPT = 0.5  # a candidate whose posterior reaches this is a cell
 
 POINT_COLUMNS = ("image_id", "x", "y", "confidence", "posterior", "n_workers", "n_clicks")
 WORKER_COLUMNS = (

@@ -19,7 +19,7 @@ from scipy.special import expit, logit
 from brainmap.gt.ability import Votes, click_weights
 from brainmap.gt.cells import SPREADS, ImageModel, find_cells, tightness
 from brainmap.gt.clicks import Clicks
-from brainmap.gt.consensus import Consensus, ImageConsensus, WorkerTable, qc_completed
+from brainmap.gt.consensus import ACCEPT, Consensus, ImageConsensus, WorkerTable, qc_completed
 from brainmap.gt.jitter import Scatter, fit_scatter, worker_scatter
 from brainmap.gt.latent import LatentFit, fit_latent
 from brainmap.gt.parallel import Runner
@@ -35,6 +35,7 @@ Bools = npt.NDArray[np.bool_]
 
 SLACKER_STEPS = np.array([-1.0, -2.0, -3.0, -4.0])  # logits of sensitivity tried for one image
 REPEATED, VOID = 1, 2
+PRIOR_FACED = 1.0  # weight of the starting ability in the crowd's mean, in candidates faced
 
 
 @dataclass(frozen=True)
@@ -288,7 +289,12 @@ def _learn(clicks: Clicks, pair: Ints, crowd: _Crowd, found: _Found, fit: Latent
 def _worker_table(
     clicks: Clicks, found: _Found, fit: LatentFit, settings: GtSettings, qc: list[int]
 ) -> WorkerTable:
-    """Sensitivity and specificity over the candidates each worker saw, drawn to the crowd's mean where few."""
+    """Sensitivity and specificity over the candidates each worker saw, drawn to the crowd's mean where few.
+
+    Specificity is judged by candidates that count as false, not by the rest of doubt about cells, which agreeing
+    workers all clicked. An image that one worker saw alone judges nobody: its candidates are his clicks. Where
+    nothing judges, the mean is the starting ability.
+    """
     n = len(clicks.worker_ids)
     use_images = np.ones(len(clicks.image_ids), bool)
     if qc and settings.ability == "qc":
@@ -298,13 +304,16 @@ def _worker_table(
     pairs = np.unique(np.stack([found.item[rows], clicks.worker[rows]], axis=1), axis=0)
     item, worker = pairs[:, 0], pairs[:, 1]
     seen = clicks.seen_complete & use_images[clicks.seen_image]
+    compared = (np.bincount(clicks.seen_image, minlength=len(clicks.image_ids)) > 1)[found.image]
+    false = np.where(fit.posterior < ACCEPT, 1 - fit.posterior, 0.0)
     result = []
-    for truth in (fit.posterior, 1 - fit.posterior):
+    for truth, start in ((compared * fit.posterior, settings.start), (compared * false, 1 - settings.start)):
         per_image = np.bincount(found.image, truth, len(clicks.image_ids))
         faced = np.bincount(clicks.seen_worker[seen], per_image[clicks.seen_image[seen]], n)
         hit = np.minimum(np.bincount(worker, truth[item], n), faced)
-        mean = hit.sum() / faced.sum() if faced.sum() > 0 else 0.5
-        result.append((hit + settings.prior_clicks * mean) / np.maximum(faced + settings.prior_clicks, 1e-9))
+        mean = (hit.sum() + PRIOR_FACED * start) / (faced.sum() + PRIOR_FACED)
+        strength = max(settings.prior_clicks, 1e-9)  # without a prior, 0/0 is the mean
+        result.append((hit + strength * mean) / (faced + strength))
     p, q = result[0], 1 - result[1]
     # One imagined right and wrong answer in a thousand: weights of the faultless stay finite.
     weight, none = click_weights(np.clip(p, 1e-3, 1 - 1e-3), np.clip(q, 1e-3, 1 - 1e-3))
@@ -315,18 +324,24 @@ def _worker_table(
 def _images(
     clicks: Clicks, pair: Ints, found: _Found, fit: LatentFit, workers: WorkerTable, crowd: _Crowd
 ) -> list[ImageConsensus]:
-    """Heat maps are drawn at the cells, not at their clicks: each vote at its candidate's centre x posterior."""
+    """Heat maps are drawn at the cells, not at their clicks: each vote at its candidate's centre x posterior.
+
+    Where nobody who saw the image has any weight, all count alike, which is the limit of equal small weights.
+    """
     start = np.searchsorted(found.image, np.arange(len(clicks.image_ids) + 1))
     vote = found.role == 0
     n_workers = np.bincount(
         np.unique(np.stack([found.item, clicks.worker], axis=1), axis=0)[:, 0], minlength=len(found.image)
     )
     n_clicks = np.bincount(found.item, minlength=len(found.image))
-    images = []
     support = np.bincount(found.item[vote], workers.weight_click[clicks.worker[vote]], len(found.image))
+    n_votes = np.bincount(found.item[vote], minlength=len(found.image))
+    images = []
     for image in range(len(clicks.image_ids)):
         items, seen = slice(start[image], start[image + 1]), clicks.seen_of(image)
         present = clicks.seen_worker[seen][~crowd.void[seen]]
+        total = float(workers.weight_click[present].sum())
+        own, total = (support[items], total) if total > 0 else (n_votes[items], float(len(present)))
         images.append(
             ImageConsensus(
                 found.xy[items],
@@ -334,8 +349,8 @@ def _images(
                 n_workers[items],
                 n_clicks[items],
                 found.xy[items],
-                support[items] * fit.posterior[items],
-                float(workers.weight_click[present].sum()),
+                own * fit.posterior[items],
+                total,
             )
         )
     return images

@@ -56,7 +56,7 @@ def study_candidates(xy: Floats, worker: Ints, settings: GtSettings) -> tuple[Fl
         Candidate of every click; clicks of noise are candidates of their own.
     """
     merged, who, index = merge_repeats(xy, worker, settings.repeat_px)
-    cluster = _clusters(merged, settings)
+    cluster = _clusters(merged, len(np.unique(who)), settings)
     label = np.full(len(merged), -1)
     n = 0
     for k in range(cluster.max(initial=-1) + 1):
@@ -73,7 +73,7 @@ def study_candidates(xy: Floats, worker: Ints, settings: GtSettings) -> tuple[Fl
     return centres, label
 
 
-def _clusters(xy: Floats, settings: GtSettings) -> Ints:
+def _clusters(xy: Floats, n_workers: int, settings: GtSettings) -> Ints:
     """HDBSCAN labels, -1 noise. 0 clicks: none; few clicks, or all within `single_px`: see below."""
     n = len(xy)
     if n < 2:
@@ -83,20 +83,21 @@ def _clusters(xy: Floats, settings: GtSettings) -> Ints:
     if n < 2 * settings.min_cluster_size:
         # Too few clicks for two clusters: those within reach of each other are one candidate, the others stand alone.
         return fcluster(linkage(xy, "single"), settings.single_px, "distance").astype(np.int64) - 1
-    label = _hdbscan(xy, settings, single=False)
+    label = _hdbscan(xy, n_workers, settings, single=False)
     if (label < 0).mean() > 0.5:
         # One cell among strays looks like noise to HDBSCAN unless it may find a single cluster.
-        one = _hdbscan(xy, settings, single=True)
+        one = _hdbscan(xy, n_workers, settings, single=True)
         label = one if (one < 0).sum() < (label < 0).sum() else label
     return label
 
 
-def _hdbscan(xy: Floats, settings: GtSettings, *, single: bool) -> Ints:
+def _hdbscan(xy: Floats, n_workers: int, settings: GtSettings, *, single: bool) -> Ints:
     import hdbscan  # slow to import, and needed by this method only
 
+    # A cell has no more clicks than the image has workers: of two, a pair of clicks is a cluster.
     clusterer = hdbscan.HDBSCAN(
-        min_cluster_size=settings.min_cluster_size,
-        min_samples=min(settings.min_samples, len(xy) - 1),
+        min_cluster_size=min(settings.min_cluster_size, max(n_workers, 2)),
+        min_samples=min(settings.min_samples, max(n_workers - 1, 1), len(xy) - 1),
         allow_single_cluster=single,
         cluster_selection_epsilon=settings.repeat_px,  # clusters closer than this are one
         core_dist_n_jobs=1,

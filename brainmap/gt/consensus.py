@@ -10,10 +10,12 @@ import numpy.typing as npt
 
 from brainmap.gt.clicks import Clicks
 
-__all__ = ["Consensus", "ImageConsensus", "WorkerTable", "consistency_groups", "qc_completed"]
+__all__ = ["ACCEPT", "Consensus", "ImageConsensus", "WorkerTable", "consistency_groups", "qc_completed"]
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
+
+ACCEPT = 0.5  # a candidate whose posterior reaches this is a cell
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from brainmap.errors import DataError
-from brainmap.gt.ability import Votes, click_weights, fit_votes, posteriors
+from brainmap.gt.ability import Votes, click_weights, faced_false, fit_votes, posteriors
 from brainmap.gt.candidates import merge_repeats, study_candidates
 from brainmap.gt.clicks import Clicks
 from brainmap.gt.consensus import Consensus, ImageConsensus, WorkerTable, qc_completed
@@ -22,7 +22,9 @@ Ints = npt.NDArray[np.int64]
 def aggregate_study(clicks: Clicks, settings: GtSettings, qc: list[int], runner: Runner) -> Consensus:
     """Candidates by HDBSCAN and Gaussian mixtures, abilities by EM, heat-map weights log(p / (1 - q)).
 
-    Workers who have not finished all QC images (indices `qc`) are left out.
+    Workers who have not finished all QC images (indices `qc`) are left out. Who was never faced with a false
+    candidate is given the starting specificity in the table and in the weights: the EM's, 0 by 0, would leave
+    crowds that agree without a heat map. Posteriors are the EM's.
     """
     n_workers = len(clicks.worker_ids)
     complete = qc_completed(clicks, qc)
@@ -35,15 +37,16 @@ def aggregate_study(clicks: Clicks, settings: GtSettings, qc: list[int], runner:
     found = runner.map(_candidates, [(clicks.xy[r], clicks.worker[r], settings) for r in rows])
     votes = _votes(clicks, rows, found, kept)
     judged_by = qc if use_qc else list(range(len(clicks.image_ids)))
+    judged = _restrict(votes, judged_by)
     fit = fit_votes(
-        _restrict(votes, judged_by),
+        judged,
         start=settings.start,
         start_prior=settings.start_prior,
         tolerance=settings.tolerance,
         max_iterations=settings.max_iterations,
     )
-    p, q = fit.sensitivity, fit.specificity
-    posterior = posteriors(votes, p, q, fit.prior, votes.click_seen())
+    posterior = posteriors(votes, fit.sensitivity, fit.specificity, fit.prior, votes.click_seen())
+    p, q = fit.sensitivity, np.where(faced_false(judged, fit.posterior), fit.specificity, settings.start)
     weight, no_click = click_weights(p, q)
     images = _images(clicks, settings, rows, found, votes, posterior, weight, kept)
     blank = np.where(kept, 0.0, np.nan)

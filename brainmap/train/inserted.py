@@ -22,6 +22,8 @@ from brainmap.train.tissue import Tissue, TissueConfig, place_cells
 __all__ = ["Background", "insert_cells"]
 
 _DIAMETER_UM = (7.0, 14.0)
+# A part of which less is tissue is drawn again, so many times at most.
+_LEAST_TISSUE, _TRIES = 0.25, 20
 
 
 @dataclass(frozen=True)
@@ -100,9 +102,14 @@ def insert_cells(background: Background, seed: int, extent_um: float = 640.0) ->
 
 
 def _part(stack: NDArray[Any], side: float, rng: np.random.Generator) -> NDArray[np.float32]:
-    """A random part of a stack, mirrored and transposed at random."""
+    """A random part of a stack that shows tissue, mirrored and transposed at random."""
     size = [min(n, round(side)) for n in stack.shape[1:]]
-    top, left = (int(rng.integers(n - s + 1)) for n, s in zip(stack.shape[1:], size, strict=True))
+    coarse = ndimage.gaussian_filter(stack[len(stack) // 2].astype(np.float32), 3)
+    lit = coarse - coarse.min() > 0.4 * (np.quantile(coarse, 0.98) - coarse.min())
+    for _ in range(_TRIES):
+        top, left = (int(rng.integers(n - s + 1)) for n, s in zip(stack.shape[1:], size, strict=True))
+        if lit[top : top + size[0], left : left + size[1]].mean() >= _LEAST_TISSUE:
+            break
     part = stack[:, top : top + size[0], left : left + size[1]].astype(np.float32)
     for axis in range(3):
         if rng.random() < 0.5:

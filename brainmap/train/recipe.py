@@ -29,7 +29,7 @@ from brainmap.train.pretrain import PretrainConfig, load_model, pretrain
 from brainmap.train.samples import GridSettings, NetVolume, net_volume
 from brainmap.train.tissue import KINDS, simulate, variant
 
-__all__ = ["Calibration", "Polish", "Recipe", "Second", "build_detector"]
+__all__ = ["Calibration", "Polish", "Recipe", "Round", "build_detector"]
 
 log = logging.getLogger(__name__)
 
@@ -74,8 +74,8 @@ class Calibration:
 
 
 @dataclass(frozen=True)
-class Second:
-    """A second round of pre-training, from a lower learning rate, that meets faint cells more often.
+class Round:
+    """A further round of pre-training, from a lower learning rate, that meets faint cells more often.
 
     Parameters
     ----------
@@ -131,7 +131,8 @@ class Recipe:
         Of the detector.
     calibration : Calibration
     pretrain : PretrainConfig
-    second : Second, optional
+    rounds : tuple of Round
+        In this order, each from the network of the one before.
     polish : Polish, optional
         None: simulated cells only.
     """
@@ -140,18 +141,18 @@ class Recipe:
     version: str = "1"
     calibration: Calibration = dataclasses.field(default_factory=Calibration)
     pretrain: PretrainConfig = dataclasses.field(default_factory=PretrainConfig)
-    second: Second | None = None
+    rounds: tuple[Round, ...] = ()
     polish: Polish | None = None
+
+    def settings(self, part: Round) -> PretrainConfig:
+        """Pre-training as a round changes it."""
+        pool = replace(self.pretrain.pool, faint=part.faint, faint_share=part.faint_share)
+        return replace(self.pretrain, pool=pool, steps=part.steps, learning_rate=part.learning_rate)
 
     @property
     def last(self) -> PretrainConfig:
         """Settings of the last round of pre-training."""
-        if self.second is None:
-            return self.pretrain
-        pool = replace(self.pretrain.pool, faint=self.second.faint, faint_share=self.second.faint_share)
-        return replace(
-            self.pretrain, pool=pool, steps=self.second.steps, learning_rate=self.second.learning_rate
-        )
+        return self.settings(self.rounds[-1]) if self.rounds else self.pretrain
 
     @classmethod
     def read(cls, path: Path) -> Recipe:
@@ -161,7 +162,10 @@ class Recipe:
         _check_keys(path, record, cls)
         if "pretrain" in record:
             record["pretrain"] = PretrainConfig.from_dict(record["pretrain"])
-        for key, kind in (("calibration", Calibration), ("second", Second), ("polish", Polish)):
+        for part in (parts := record.pop("rounds", [])):
+            _check_keys(path, part, Round)
+        record["rounds"] = tuple(Round(**part) for part in parts)
+        for key, kind in (("calibration", Calibration), ("polish", Polish)):
             if key in record:
                 _check_keys(path, record[key], kind)
                 record[key] = kind(**record[key])
@@ -196,8 +200,9 @@ def build_detector(
     """
     pool = pool or work / "pool"
     model, config = load_model(pretrain(recipe.pretrain, work / "pretrain", pool, data=data))
-    if recipe.second is not None:
-        model, config = load_model(pretrain(recipe.last, work / "second", pool, data=data, start=model))
+    for number, part in enumerate(recipe.rounds, start=2):
+        settings = recipe.settings(part)
+        model, config = load_model(pretrain(settings, work / f"round-{number}", pool, data=data, start=model))
     judged: dict[str, list[Judged]] = {}
     if recipe.polish is not None:
         model, judged["real sections"] = _polish(recipe, recipe.polish, model, work, pool, data)
@@ -222,7 +227,7 @@ def build_detector(
     training = {
         "recipe": "brainmap.train.recipe",
         "pretrain": recipe.pretrain.to_dict(),
-        "second": dataclasses.asdict(recipe.second) if recipe.second else None,
+        "rounds": [dataclasses.asdict(part) for part in recipe.rounds],
         "polish": dataclasses.asdict(recipe.polish) if recipe.polish else None,
         "calibration_f1": round(f1, 4),
     }

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from brainmap.errors import DataError
-from brainmap.gt.ability import click_weights, dawid_skene
+from brainmap.gt.ability import click_weights, dawid_skene, faced_false, votes_from_matrix
 
 CASES = json.loads((Path(__file__).parent / "known_answers.json").read_text())["cases"]
 
@@ -62,6 +62,18 @@ def test_nobody_ever_clicked_keeps_the_start_where_nothing_is_known():
     fit = dawid_skene(np.zeros((3, 2)), prior=0.0)
     assert fit.sensitivity == pytest.approx([0.7, 0.7])
     assert (fit.posterior == pytest.approx(0.0, abs=1e-6)) and fit.specificity == pytest.approx([1, 1])
+
+
+def test_who_was_faced_with_something_false():
+    votes = votes_from_matrix([[1, 1, np.nan], [1, 0, np.nan], [np.nan, np.nan, 1]])
+    assert faced_false(votes, np.array([0.9, 0.4, 0.8])).tolist() == [True, True, False]
+    assert not faced_false(votes, np.array([0.9, 0.5, 0.8])).any()
+
+
+def test_the_em_itself_cannot_tell_the_specificity_of_those_who_agree():
+    fit = dawid_skene(np.ones((6, 5)))
+    assert fit.sensitivity == pytest.approx(np.ones(5)) and (fit.posterior > 0.98).all()
+    assert not faced_false(votes_from_matrix(np.ones((6, 5))), fit.posterior).any()
 
 
 def test_no_items():

@@ -13,6 +13,7 @@ from brainmap.errors import DataError, UsageError
 from brainmap.gt.aggregate import POINT_COLUMNS, WORKER_COLUMNS, aggregate, aggregate_clicks
 from brainmap.gt.clicks import Clicks
 from brainmap.gt.compare import compare, leave_one_out
+from brainmap.gt.heatmap import confidence_at, heat_map
 from brainmap.gt.settings import GtSettings, read_gt_settings
 from brainmap.gt.simulate import Simulation, simulate
 
@@ -124,6 +125,102 @@ def test_degenerate_crowds(method):
     # Two who disagree: no candidate is better than the other.
     (image,) = aggregate_clicks(build([(5, 5), (40, 40)], ["v", "w"]), settings).images
     assert image.posterior[0] == pytest.approx(image.posterior[1], abs=1e-6)
+
+
+def agreed(n_workers, n_images, n_cells=12):
+    """Everybody clicks every cell, a little beside it, and nothing else."""
+    rng = np.random.default_rng(n_workers)
+    cells = np.array([(20.0 + 40 * (k % 4), 20.0 + 40 * (k // 4)) for k in range(n_cells)])
+    ids, workers, xy = [], [], []
+    for image in range(n_images):
+        for worker in range(n_workers):
+            ids += [f"i{image}"] * n_cells
+            workers += [f"w{worker}"] * n_cells
+            xy.append(cells + rng.uniform(-0.6, 0.6, cells.shape))
+    x, y = np.concatenate(xy).T
+    return Clicks.build(ids, workers, x, y, sizes={f"i{k}": (180, 180) for k in range(n_images)}), cells
+
+
+def maps(consensus, clicks):
+    sizes = zip(clicks.height.tolist(), clicks.width.tolist(), strict=True)
+    return [
+        heat_map(image.mark_xy, image.mark_weight, image.total_weight, size)
+        for image, size in zip(consensus.images, sizes, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("n_images", [1, 4])
+@pytest.mark.parametrize("n_workers", [1, 2, 5])
+def test_workers_who_never_disagree_are_believed(method, n_images, n_workers):
+    clicks, cells = agreed(n_workers, n_images)
+    consensus = aggregate_clicks(clicks, GtSettings(method=method))
+    for image, heat in zip(consensus.images, maps(consensus, clicks), strict=True):
+        assert len(image.xy) == len(cells) and (image.posterior >= 0.5).all()
+        assert image.total_weight > 0
+        # The study's 1 - exp(-6) for full agreement, less what scatter and the posterior take from it.
+        assert (confidence_at(heat, cells) > (0.95 if n_workers < 5 else 0.99)).all()
+        assert heat[40, 40] < 0.01
+    # Nothing tells what they would do where no cell is: the starting specificity stays.
+    assert consensus.workers.specificity == pytest.approx(0.7)
+    assert (consensus.workers.weight_click > 0.5).all()
+
+
+@pytest.mark.parametrize("prior", [0.0, 2.0])
+def test_thousands_of_clicks_of_one_expert_are_believed(prior):
+    clicks, cells = agreed(1, 200)
+    consensus = aggregate_clicks(clicks, GtSettings(prior_clicks=prior))
+    assert min(confidence_at(heat, cells).min() for heat in maps(consensus, clicks)) > 0.95
+
+
+def test_one_who_clicks_nothing_does_not_take_the_weight_of_those_who_agree():
+    clicks, cells = agreed(4, 3)
+    seen = [(f"i{k}", f"w{w}", True) for k in range(3) for w in range(5)]
+    ids, workers = np.array(clicks.image_ids, object), np.array(clicks.worker_ids, object)
+    lazy = Clicks.build(
+        ids[clicks.image], workers[clicks.worker], clicks.xy[:, 0], clicks.xy[:, 1],
+        sizes=dict.fromkeys(clicks.image_ids, (180, 180)), assignments=seen,
+    )  # fmt: skip
+    consensus = aggregate_clicks(lazy, GtSettings())
+    assert min(confidence_at(heat, cells).min() for heat in maps(consensus, lazy)) > 0.95
+
+
+def test_an_image_that_one_expert_saw_alone_counts_beside_those_of_a_crowd():
+    crowd = simulate(SMALL, 3).clicks
+    ids, workers = np.array(crowd.image_ids, object), np.array(crowd.worker_ids, object)
+    own = np.array([(30.0, 30.0), (60.0, 90.0), (90.0, 40.0)])
+    clicks = Clicks.build(
+        np.r_[ids[crowd.image], np.array(["own"] * 3, object)],
+        np.r_[workers[crowd.worker], np.array(["expert"] * 3, object)],
+        np.r_[crowd.xy[:, 0], own[:, 0]], np.r_[crowd.xy[:, 1], own[:, 1]],
+        sizes=dict.fromkeys([*crowd.image_ids, "own"], (120, 120)),
+    )  # fmt: skip
+    consensus = aggregate_clicks(clicks, GtSettings())
+    row = clicks.worker_ids.index("expert")
+    others = np.delete(consensus.workers.specificity, row)
+    # He is taken for an average worker.
+    assert others.min() <= consensus.workers.specificity[row] <= others.max()
+    heat = maps(consensus, clicks)[clicks.image_ids.index("own")]
+    posterior = consensus.images[clicks.image_ids.index("own")].posterior.min()
+    assert confidence_at(heat, own) == pytest.approx(-np.expm1(-6 * posterior), abs=0.01)
+
+
+def test_images_seen_by_none_but_weightless_workers_count_them_alike():
+    # Two who click everywhere, on one image with careful ones and on one without.
+    rng = np.random.default_rng(2)
+    cells, many = agreed(1, 1)[1], rng.uniform(5, 175, (150, 2))
+    rows = [("a", f"w{w}", cells + rng.normal(0, 0.5, cells.shape)) for w in range(6)]
+    rows += [("a", f"s{w}", rng.permutation(np.r_[cells, many][60 * w : 60 * w + 100])) for w in range(2)]
+    rows += [("b", f"s{w}", cells + rng.normal(0, 0.5, cells.shape)) for w in range(2)]
+    x, y = np.concatenate([r[2] for r in rows]).T
+    names = [np.repeat(np.array([r[k] for r in rows], object), [len(r[2]) for r in rows]) for k in (0, 1)]
+    clicks = Clicks.build(*names, x, y, sizes=dict.fromkeys("ab", (180, 180)))
+    consensus = aggregate_clicks(clicks, GtSettings())
+    image = consensus.images[1]
+    assert image.total_weight > 0
+    expected = -np.expm1(-6 * image.posterior * image.n_workers / 2)
+    heat = maps(consensus, clicks)[1]
+    assert confidence_at(heat, image.xy) == pytest.approx(expected, abs=0.05)
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from brainmap.errors import DataError
+from brainmap.gt.ability import click_weights
 from brainmap.gt.aggregate import aggregate_clicks
 from brainmap.gt.candidates import merge_repeats, study_candidates
 from brainmap.gt.clicks import Clicks
@@ -140,3 +141,21 @@ def test_the_cells_are_found():
         many = image.xy[image.n_workers >= 2]
         assert sorted(many[:, 0]) == pytest.approx([20, 40, 60], abs=2)
         assert (image.n_workers <= 6).all() and (image.n_workers <= image.n_clicks).all()
+
+
+def test_where_candidates_are_false_the_weights_are_the_ems():
+    rng = np.random.default_rng(8)
+    clicks = crowd()
+    ids, workers = np.array(clicks.image_ids, object), np.array(clicks.worker_ids, object)
+    strays = rng.uniform(0, 99, (30, 2))
+    noisy = Clicks.build(
+        np.r_[ids[clicks.image], ids[np.arange(30) % 3]],
+        np.r_[workers[clicks.worker], workers[np.arange(30) % 5]],
+        np.r_[clicks.xy[:, 0], strays[:, 0]], np.r_[clicks.xy[:, 1], strays[:, 1]],
+        sizes=dict.fromkeys(clicks.image_ids, (100, 100)),
+    )  # fmt: skip
+    table = aggregate_clicks(noisy, STUDY).workers
+    expected = click_weights(table.sensitivity, table.specificity)
+    np.testing.assert_allclose(table.weight_click, expected[0])
+    assert not (table.specificity == STUDY.start).any()
+    assert table.specificity[5] == pytest.approx(1)  # no stray is his
