@@ -129,12 +129,12 @@ def sweep(found: dict[str, np.ndarray], truth: dict[str, np.ndarray], tolerance:
         np.ones(sum(len(v) for v in true)),
     )  # fmt: skip
     curve = scores.sweep(scores.Scored(section, table[:, :2], table[:, 2]), [points], tolerance)
-    f1 = scores.curve_at(curve)["f1"]
+    f1 = curve.f1
     best = int(np.argmax(f1))
     return {
         "f1": float(f1[best]),
         "threshold": float(curve.threshold[best]),
-        "average_precision": scores.average_precision(curve),
+        "average_precision": curve.average_precision,
     }
 
 

@@ -17,11 +17,13 @@ from scipy import ndimage
 from brainmap.errors import DataError, UsageError
 from brainmap.train.placement import truncated_normal
 
-__all__ = ["CellImages", "CellLook", "draw_cells", "measure_cells"]
+__all__ = ["LEAST_CELLS", "CellImages", "CellLook", "draw_cells", "measure_cells"]
 
 Floats = NDArray[np.float64]
 
 LOOKS = ("study", "soft")
+# Fewer cells do not say what cells look like.
+LEAST_CELLS = 10
 # Beyond so many edge widths a soft cell adds less than one grey level.
 _EDGE_REACH = 5.0
 
@@ -75,9 +77,9 @@ class CellLook:
         DataError
             Fewer than ten cells.
         """
-        if len(measured) < 10:
+        if len(measured) < LEAST_CELLS:
             raise DataError(
-                f"the look of cells cannot be learnt from {len(measured)} cells; give at least 10"
+                f"the look of cells cannot be learnt from {len(measured)} cells; give at least {LEAST_CELLS}"
             )
         opacity, edge = (_spread(measured[:, column], 0.01) for column in (1, 2))
         return replace(self, look="soft", opacity=opacity, edge=edge)

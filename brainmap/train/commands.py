@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from brainmap.errors import DataError, UsageError
 from brainmap.gt.aggregate import ACCEPT
@@ -18,11 +19,12 @@ from brainmap.infer.detector import SPEC_FILE, Detector
 from brainmap.provenance import atomic_path, read_json, write_json
 from brainmap.tiles import Tiles
 from brainmap.train.calibrate import calibrate_on_tiles
+from brainmap.train.cell_images import LEAST_CELLS, measure_cells
 from brainmap.train.evaluate import Evaluation, EvaluationSettings, Truth, evaluate_tiles
 from brainmap.train.evaluate_report import write_evaluation
 from brainmap.train.export import export_detector
 from brainmap.train.loop import CHECKPOINT, load_network
-from brainmap.train.placement import Placement
+from brainmap.train.placement import Placement, StudyRules
 from brainmap.train.predict import Knots
 from brainmap.train.samples import GridSettings
 from brainmap.train.similarity import Similarity, compare_tiles, synthetic_signal, truth_signal
@@ -37,6 +39,7 @@ __all__ = [
     "evaluate_networks",
     "export_network",
     "grid_for",
+    "learn_cells",
     "network_path",
     "settings_like",
     "usable_truth",
@@ -104,7 +107,9 @@ def grid_for(grid: GridSettings, cell_diameter_um: float) -> GridSettings:
 def settings_like(
     settings: SynthesisSettings, like: Path | None, gt: Path | None
 ) -> tuple[SynthesisSettings, Texture | None]:
-    """Settings of synthetic tiles with what real ones teach: voxel size, texture, and where cells lie.
+    """Settings of synthetic tiles with what real ones teach: voxel size, texture, where cells lie and their look.
+
+    The study's white cells stay as they are: they have no look that could be learnt.
 
     Parameters
     ----------
@@ -131,16 +136,56 @@ def settings_like(
         raise DataError(f"{like}: the tiles differ in voxel size; synthetic tiles can be like one kind only")
     settings = replace(settings, voxel_um=tuple(float(v) for v in voxel_um[0]))  # type: ignore[arg-type]
     if gt is not None:
-        truth = GroundTruth.open(gt)
-        rows = [row for row, name in enumerate(tiles.ids) if str(name) in truth]
-        if not rows:
-            raise DataError(f"none of the tiles of {like} has ground truth in {gt}")
-        points = [truth.accepted(str(tiles.ids[row]))[0] for row in rows]
-        shapes = [(int(h), int(w)) for h, w in tiles.shapes[rows]]
-        radius_px = settings.placement.rules.radius_px
-        settings = replace(settings, placement=Placement.fit(points, shapes, radius_px=radius_px))
+        placement, measured = learn_cells(tiles, gt, settings.placement.rules.radius_px)
+        soft = settings.cells.look == "soft" and len(measured) > 0
+        cells = settings.cells.fitted(measured) if soft else settings.cells
+        settings = replace(settings, placement=placement, cells=cells)
+    if not settings.texture:
+        return settings, None
     images = (tiles.image(index) for index in range(len(tiles)))
     return settings, Texture.fit(images, settings.placement.rules.radius_px[0])
+
+
+def learn_cells(
+    tiles: Tiles, gt: Path, radius_px: tuple[float, float, float, float] = StudyRules.radius_px
+) -> tuple[Placement, NDArray[np.float64]]:
+    """Where the annotated cells of tiles lie, and what they look like.
+
+    Parameters
+    ----------
+    tiles : Tiles
+    gt : Path
+        Ground truth of (some of) those tiles; the others are not looked at.
+    radius_px : tuple of float
+        Mean, standard deviation, least and greatest radius: the mean is what cells are measured with, and all
+        are kept where too few can be measured.
+
+    Returns
+    -------
+    placement : Placement
+    measured : ndarray, (m, 3)
+        Radius (px), opacity and edge of the cells that can be measured, see `measure_cells`; none if they are
+        fewer than ten.
+
+    Raises
+    ------
+    DataError
+        If no tile has ground truth, or they hold fewer than ten cells.
+    """
+    truth = GroundTruth.open(gt)
+    rows = [row for row, name in enumerate(tiles.ids) if str(name) in truth]
+    if not rows:
+        raise DataError(f"none of the tiles of {tiles.folder} has ground truth in {gt}")
+    points = [truth.accepted(str(tiles.ids[row]))[0] for row in rows]
+    measured = measure_cells((tiles.image(row) for row in rows), points, radius_px[0])
+    if len(measured) < LEAST_CELLS:
+        log.warning(
+            "only %d of %d cells stand free and near the radius of %g px: radius and look stay as set",
+            len(measured), sum(map(len, points)), radius_px[0],
+        )  # fmt: skip
+        measured = measured[:0]
+    shapes = [(int(h), int(w)) for h, w in tiles.shapes[rows]]
+    return Placement.fit(points, shapes, measured[:, 0], radius_px), measured
 
 
 def compare_folders(

@@ -22,8 +22,6 @@ from brainmap.train.samples import GridSettings
 from brainmap.train.scores import (
     Scored,
     TruePoints,
-    average_precision,
-    curve_at,
     false_positives_at_recall,
     match_truth,
     recall_at_false_positives,
@@ -281,7 +279,7 @@ def true_points(
 
 def _best(curve: PrecisionRecall) -> float:
     """The threshold with the highest F1; 1 where there is no detection."""
-    return float(curve.threshold[int(np.argmax(curve_at(curve)["f1"]))]) if len(curve) else 1.0
+    return float(curve.threshold[int(np.argmax(curve.f1))]) if len(curve) else 1.0
 
 
 def _counts(curve: PrecisionRecall, threshold: float, pairs: int, n_true: int) -> dict[str, Any]:
@@ -306,10 +304,10 @@ def _at_tolerance(
     n_true = sum(len(truth) for truth in truths)
     best = _best(curve)
     used = best if threshold is None else threshold
-    values = curve_at(curve)
-    few = _thinned(values["recall"])
+    values = {"precision": curve.precision, "recall": curve.recall, "f1": curve.f1}
+    few = _thinned(curve.recall)
     return {
-        "auprc": average_precision(curve),
+        "auprc": curve.average_precision,
         "best": _counts(curve, best, pairs, n_true),
         "at_threshold": None if threshold is None else _counts(curve, threshold, pairs, n_true),
         "froc": {
@@ -403,7 +401,7 @@ def _grid(found: Scored, truths: Sequence[TruePoints], settings: EvaluationSetti
     for theta_gt in settings.thetas_gt:
         sure = [truth.take(truth.confidence >= theta_gt) for truth in truths]
         curve = sweep(found, sure, settings.main_px, settings.rule, thetas)
-        f1 = curve_at(curve)["f1"]
+        f1 = curve.f1
         rows.append(f1)
         top = int(np.argmax(f1))
         best.append({"theta_gt": theta_gt, "theta": thetas[top], "f1": f1[top],

@@ -24,7 +24,7 @@ from brainmap.report.style import (
     score_map,
 )
 from brainmap.train.evaluate import Evaluation
-from brainmap.train.scores import Scored, curve_at, match_truth
+from brainmap.train.scores import Scored, match_truth
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -55,10 +55,10 @@ def curves_figure(evaluations: Sequence[Evaluation]) -> Figure:
         top, bottom = axes[:, column]
         for one, colour in zip(evaluations, COLOURS, strict=False):
             curve, record = one.curves[tolerance], one.record["tolerances"][f"{tolerance:g}"]
-            values, per_tile = curve_at(curve), curve.fp / max(1, one.record["pairs"])
+            per_tile = curve.fp / max(1, one.record["pairs"])
             label = f"{one.name}: {record['auprc']:.3f}"
-            top.plot(values["recall"], values["precision"], color=colour, linewidth=1.4, label=label)
-            bottom.plot(per_tile, values["recall"], color=colour, linewidth=1.4)
+            top.plot(curve.recall, curve.precision, color=colour, linewidth=1.4, label=label)
+            bottom.plot(per_tile, curve.recall, color=colour, linewidth=1.4)
             best = record["best"]
             top.plot(best["recall"], best["precision"], "o", color=colour)
             bottom.plot(best["false_positives_per_tile"], best["recall"], "o", color=colour)
@@ -101,7 +101,7 @@ def tolerance_figure(evaluations: Sequence[Evaluation]) -> Figure:
                   for r in records]  # fmt: skip
         axes[3].plot(tolerances, median, "o-", color=colour)
         curve = one.curves[one.settings.main_px]
-        axes[2].plot(curve.threshold, curve_at(curve)["f1"], color=colour, linewidth=1.4)
+        axes[2].plot(curve.threshold, curve.f1, color=colour, linewidth=1.4)
         if one.threshold is not None:
             axes[2].axvline(one.threshold, color=colour, linewidth=1, linestyle="--")
     for axis in axes[:3]:

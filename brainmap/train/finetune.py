@@ -27,7 +27,7 @@ from brainmap.train.losses import offset_loss, soft_map_loss
 from brainmap.train.predict import predict_tiles
 from brainmap.train.pretrain import Batch, change_contrast, draw_batch
 from brainmap.train.samples import GridSettings, NetVolume, Samples, load_volumes
-from brainmap.train.scores import Scored, TruePoints, average_precision, sweep
+from brainmap.train.scores import Scored, TruePoints, sweep
 from brainmap.train.tile_samples import TileBatch, TileSamples, prepare_tiles
 
 __all__ = ["FinetuneConfig", "finetune", "finetune_network"]
@@ -337,7 +337,7 @@ def _validation_score(
     pixel_um = tiles.columns["voxel_um"][:, [2, 1]].astype(np.float64)
     true = TruePoints(np.arange(len(peaks)), image, xy * pixel_um[image], confidence)
     scored = Scored(found.image, found.xy * pixel_um[found.image], found.score)
-    return average_precision(sweep(scored, [true], cell_diameter_um / 3, levels=_LEVELS))
+    return sweep(scored, [true], cell_diameter_um / 3, levels=_LEVELS).average_precision
 
 
 def _read_pool(folder: Path) -> list[NetVolume]:

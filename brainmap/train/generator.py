@@ -322,13 +322,18 @@ class Generator:
     Parameters
     ----------
     config : GeneratorConfig
-        Of its training; `config.look` says how cells should be drawn for it (`mask_and_cells`).
+        Of its training.
     network : BackgroundNet
     device : str
     """
 
     def __init__(self, config: GeneratorConfig, network: BackgroundNet, device: str = "cpu") -> None:
         self.config, self.network, self.device = config, network.to(device).eval(), torch.device(device)
+
+    @property
+    def look(self) -> str:
+        """How cells were drawn in training, and should be drawn for it: "study" or "soft"."""
+        return self.config.look
 
     @torch.no_grad()
     def background(

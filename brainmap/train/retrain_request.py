@@ -23,8 +23,8 @@ __all__ = ["RetrainRequest", "RetrainSettings", "read_retrain_settings"]
 
 
 # Where retraining differs from fine-tuning alone: every tile teaches, for a fixed number of steps; unlabelled
-# tiles, where there are any, count.
-_FINETUNE: dict[str, Any] = {"validation": 0.0, "consistency": 1.0}
+# tiles count if there are any, but little: at 1.0 they did harm (docs/training.md).
+_FINETUNE: dict[str, Any] = {"validation": 0.0, "consistency": 0.3}
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,6 @@ __all__ = [
     "Reliability",
     "Scored",
     "TruePoints",
-    "average_precision",
-    "curve_at",
     "false_positives_at_recall",
     "match_truth",
     "recall_at_false_positives",
@@ -123,16 +121,6 @@ def sweep(
         )  # fmt: skip
         totals += np.stack([curve.tp, curve.fp, curve.fn])
     return PrecisionRecall(thresholds, *totals)
-
-
-def average_precision(curve: PrecisionRecall) -> float:
-    """Area under the precision-recall curve; see `PrecisionRecall.average_precision`."""
-    return curve.average_precision
-
-
-def curve_at(curve: PrecisionRecall) -> dict[str, Floats]:
-    """Precision, recall and F1 of a whole curve, by name."""
-    return {"precision": curve.precision, "recall": curve.recall, "f1": curve.f1}
 
 
 def recall_at_false_positives(curve: PrecisionRecall, n_images: int, rates: Sequence[float]) -> list[float]:

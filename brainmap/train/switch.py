@@ -102,8 +102,9 @@ class Counts:
         found, marked = weight @ self.found[1:].T, weight @ self.marked[1:].T
         recall = found / np.maximum(1, weight @ self.true)[:, None]
         precision = np.where(marked > 0, found / np.maximum(1, marked), 0.0)
-        steps = np.diff(recall[:, ::-1], axis=1, prepend=0.0)
-        return np.asarray((np.maximum(steps, 0) * precision[:, ::-1]).sum(axis=1))
+        reached = np.maximum.accumulate(recall[:, ::-1], axis=1)
+        steps = np.diff(reached, axis=1, prepend=0.0)
+        return np.asarray((steps * precision[:, ::-1]).sum(axis=1))
 
 
 @dataclass(frozen=True)

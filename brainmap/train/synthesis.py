@@ -12,6 +12,7 @@ Source: the founding study, methods 5. The folder is a tile folder with more in 
 from __future__ import annotations
 
 import csv
+import logging
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -43,11 +44,16 @@ __all__ = [
     "synthesize",
 ]
 
+log = logging.getLogger(__name__)
+
 MASKS, POINTS, HEATMAPS = "masks", "points.csv", "heatmaps"
 
 
 class Background(Protocol):
-    """What makes backgrounds; `brainmap.train.generator.Generator` is one."""
+    """What makes backgrounds; `brainmap.train.generator.Generator` is one. `look`: of the cells it has learnt."""
+
+    @property
+    def look(self) -> str: ...
 
     def background(
         self, mask: NDArray[np.floating], cells: NDArray[np.floating], seed: int
@@ -68,6 +74,8 @@ class SynthesisSettings:
         Pixels per cell of the heat maps: 1, 2 or 4 (methods 6).
     brightness : tuple of float
         Least and greatest factor s on the background, uniform; the study gives no range.
+    texture : bool
+        Whether backgrounds get the spectrum and grey levels of the real tiles that are given (`--like`).
     placement : Placement
     cells : CellLook
     """
@@ -77,6 +85,7 @@ class SynthesisSettings:
     voxel_um: tuple[float, float, float] = (5.0, 0.7, 0.7)
     stride: int = 1
     brightness: tuple[float, float] = (0.9, 1.1)
+    texture: bool = True
     placement: Placement = field(default_factory=Placement.study)
     cells: CellLook = field(default_factory=CellLook)
 
@@ -220,7 +229,7 @@ def synthesize(
     ----------
     settings : SynthesisSettings
     generator : Background, optional
-        A trained generator of the look that the settings name; see `make_tile`.
+        A trained generator, best of the look that the settings name: another one is used, with a warning.
     folder : path
         A new folder, or a tile folder to replace.
     count : int
@@ -237,6 +246,12 @@ def synthesize(
         raise UsageError(f"the number of tiles is {count}; give 1 or more")
     folder = Path(folder)
     check_target(folder)
+    if generator is not None and generator.look != settings.cells.look:
+        log.warning(
+            "the generator has learnt backgrounds of cells of the look %r, and these are drawn %r: set the look in "
+            "[synthesis.cells], or train a generator with that look",
+            generator.look, settings.cells.look,
+        )  # fmt: skip
     ids = [f"synthetic_{index:05d}" for index in range(count)]
     columns = {
         "image_id": ids,

@@ -22,8 +22,15 @@ from brainmap.train.generator import (  # noqa: E402
     read_generator_config,
     train_generator,
 )
-from brainmap.train.generator_data import History, RandomDiscs, RealCrops, mask_and_cells  # noqa: E402
+from brainmap.train.generator_data import (  # noqa: E402
+    DiscSource,
+    History,
+    RandomDiscs,
+    RealCrops,
+    mask_and_cells,
+)
 from brainmap.train.generator_networks import BackgroundNet, Critic, Noise, gradient_penalty  # noqa: E402
+from brainmap.train.placement import Placement  # noqa: E402
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 TINY = GeneratorConfig(
@@ -46,6 +53,12 @@ def tiles(tmp_path_factory: pytest.TempPathFactory) -> Tiles:
     rng = np.random.default_rng(0)
     images = [rng.normal(0.4, 0.15, shape).clip(0, 1) for shape in ((40, 32), (24, 24))]
     return tile_folder(tmp_path_factory.mktemp("real") / "tiles", images)
+
+
+@pytest.fixture(scope="module")
+def whole(tiles: Tiles, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a training without an interruption."""
+    return train_generator(TINY, tmp_path_factory.mktemp("whole"), tiles).parent
 
 
 def untrained(widths: tuple[int, ...] = (6, 8, 8), look: str = "study") -> Generator:
@@ -352,9 +365,8 @@ def test_a_wrong_mask_or_cell_image(mask: np.ndarray, cells: np.ndarray, message
 
 @pytest.mark.parametrize("stop", [4, 8])
 def test_interrupted_and_resumed_is_the_same(
-    tiles: Tiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int
+    tiles: Tiles, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int
 ) -> None:
-    whole = train_generator(TINY, tmp_path / "whole", tiles)
     real, calls = module._generator_step, []
 
     def killed(*args: object) -> dict[str, float]:
@@ -369,41 +381,40 @@ def test_interrupted_and_resumed_is_the_same(
     monkeypatch.setattr(module, "_generator_step", real)
     torch.manual_seed(99)
     parts = train_generator(TINY, tmp_path / "parts", tiles)
-    expected, found = state_of(whole), state_of(parts)
+    expected, found = state_of(whole / "checkpoint.pt"), state_of(parts)
     assert expected.keys() == found.keys() and len(expected["history"]) == 8
     for name, value in expected.items():
         np.testing.assert_array_equal(found[name], value, err_msg=name)
-    assert log_of(tmp_path / "whole") == log_of(tmp_path / "parts")
+    assert log_of(whole) == log_of(tmp_path / "parts")
     assert [line["step"] for line in log_of(tmp_path / "parts")] == [2, 4, 6, 8]
 
 
-def test_more_steps_continue_a_finished_training(tiles: Tiles, tmp_path: Path) -> None:
-    long = state_of(train_generator(TINY, tmp_path / "long", tiles))
+def test_more_steps_continue_a_finished_training(tiles: Tiles, whole: Path, tmp_path: Path) -> None:
+    long = state_of(whole / "checkpoint.pt")
     train_generator(replace(TINY, steps=6), tmp_path / "two", tiles)
     continued = state_of(train_generator(TINY, tmp_path / "two", tiles))
     for name, value in long.items():
         np.testing.assert_array_equal(continued[name], value, err_msg=name)
 
 
-def test_what_a_training_leaves(tiles: Tiles, tmp_path: Path) -> None:
-    checkpoint = train_generator(TINY, tmp_path, tiles)
-    assert sorted(p.name for p in tmp_path.iterdir()) == [
+def test_what_a_training_leaves(whole: Path) -> None:
+    assert sorted(p.name for p in whole.iterdir()) == [
         "checkpoint.json", "checkpoint.pt", "log.jsonl", "samples",
     ]  # fmt: skip
-    record = json.loads((tmp_path / "checkpoint.json").read_text())
+    record = json.loads((whole / "checkpoint.json").read_text())
     assert record["step"] == 9 and record["finished"] and record["tiles"] == 2
     assert GeneratorConfig.from_dict(record["config"]) == TINY
-    assert set(log_of(tmp_path)[0]) == {"step", "critic", "penalty", "wasserstein", "generator"}
-    line = log_of(tmp_path)[-1]
+    assert set(log_of(whole)[0]) == {"step", "critic", "penalty", "wasserstein", "generator"}
+    line = log_of(whole)[-1]
     assert line["critic"] == pytest.approx(10 * line["penalty"] - line["wasserstein"], abs=1e-4)
-    grids = sorted((tmp_path / "samples").iterdir())
+    grids = sorted((whole / "samples").iterdir())
     assert [p.name for p in grids] == ["step-000003.png", "step-000006.png", "step-000009.png"]
     assert imagecodecs.png_decode(grids[0].read_bytes()).shape == (4 * 18, 4 * 18)
-    generator = load_generator(checkpoint)
-    assert generator.config == TINY
+    generator = load_generator(whole / "checkpoint.pt")
+    assert generator.config == TINY and generator.look == TINY.look
     mask = np.zeros((20, 20), np.float32)
     np.testing.assert_array_equal(
-        generator.background(mask, mask, 0), load_generator(tmp_path).background(mask, mask, 0)
+        generator.background(mask, mask, 0), load_generator(whole).background(mask, mask, 0)
     )
 
 
@@ -446,6 +457,20 @@ def test_cells_come_from_a_placement(tiles: Tiles, tmp_path: Path) -> None:
     job = module._Job(TINY, RealCrops(tiles, 16, "crop"), Centre())
     mask, _ = job.cells(2, np.random.default_rng(0))
     assert mask.shape == (2, 1, 16, 16) and mask[0, 0, 4, 7] == 1 and mask[0].sum() == 13
+
+
+def test_a_placement_learnt_from_annotations_trains(tiles: Tiles, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    points = [rng.uniform(0, 30, (40, 2)) for _ in range(3)]
+    placement = Placement.fit(points, [(32, 32)] * 3, radii=rng.uniform(1.5, 2.5, 50))
+    source: DiscSource = placement
+    drawn = [source.sample((16, 16), rng) for _ in range(50)]
+    assert np.mean([len(radii) for _, radii in drawn]) == pytest.approx(10, rel=0.3)
+    config = replace(TINY, steps=2)
+    train_generator(replace(config, steps=1), tmp_path, tiles, discs=placement)
+    train_generator(config, tmp_path, tiles, discs=Placement.from_dict(placement.to_dict()))
+    with pytest.raises(UsageError, match="other data"):
+        train_generator(config, tmp_path, tiles)
 
 
 # What goes wrong

@@ -10,8 +10,6 @@ from brainmap.matching import score
 from brainmap.train.scores import (
     Scored,
     TruePoints,
-    average_precision,
-    curve_at,
     false_positives_at_recall,
     match_truth,
     recall_at_false_positives,
@@ -41,7 +39,7 @@ def test_sweep_equals_matching_at_every_threshold(rule: str, field: float) -> No
         kept = found.take(found.score >= threshold)
         pairs = len(match_truth(kept, truth, 5.0, rule))  # type: ignore[arg-type]
         assert fast.at(index) == score(pairs, len(kept), len(truth))
-        assert curve_at(fast)["f1"][index] == pytest.approx(fast.at(index).f1, abs=1e-15)
+        assert fast.f1[index] == pytest.approx(fast.at(index).f1, abs=1e-15)
 
 
 def test_sweep_at_given_levels() -> None:
@@ -70,7 +68,7 @@ def test_nothing_found_and_nothing_true() -> None:
     found, truth = _random(5, 20, 10, 50.0)
     nothing = found.take(np.zeros(20, bool))
     empty = sweep(nothing, [truth], 5.0)
-    assert len(empty) == 0 and average_precision(empty) == 0.0
+    assert len(empty) == 0 and empty.average_precision == 0.0
     alone = sweep(found, [truth.take(np.zeros(10, bool))], 5.0)
     assert not alone.tp.any() and alone.fp[0] == 20 and not alone.fn.any()
 
@@ -84,7 +82,7 @@ def test_average_precision_is_that_of_sklearn() -> None:
     true = places[label] + 1
     truth = TruePoints(np.zeros(1, np.int64), np.zeros(len(true), np.int64), true, np.ones(len(true)))
     curve = sweep(found, [truth], 5.0)
-    assert average_precision(curve) == pytest.approx(average_precision_score(label, sure), abs=1e-12)
+    assert curve.average_precision == pytest.approx(average_precision_score(label, sure), abs=1e-12)
 
 
 def test_froc_by_hand() -> None:
@@ -98,7 +96,7 @@ def test_froc_by_hand() -> None:
         [1 / 3, 1 / 3, 2 / 3, 2 / 3]
     )
     assert false_positives_at_recall(curve, 2, [0.3, 0.6, 0.9]) == [0.0, 0.5, None]
-    assert average_precision(curve) == pytest.approx(1 / 3 * 1 + 1 / 3 * 2 / 3)
+    assert curve.average_precision == pytest.approx(1 / 3 * 1 + 1 / 3 * 2 / 3)
 
 
 def test_recall_that_falls_adds_no_area() -> None:
@@ -108,7 +106,7 @@ def test_recall_that_falls_adds_no_area() -> None:
         np.zeros(1, np.int64), np.zeros(2, np.int64), np.array([[0.0, 0], [10, 0]]), np.ones(2)
     )
     curve = sweep(found, [truth], 5.0)
-    assert 0 <= average_precision(curve) <= 1
+    assert 0 <= curve.average_precision <= 1
     assert curve.tp.tolist() == [2, 2, 1]
 
 

@@ -30,12 +30,17 @@ SHAPE = (64, 80)
 
 
 def noise(
-    count: int, seed: int, level: float = 0.4, deviation: float = 0.08, blur: float = 0
+    count: int,
+    seed: int,
+    level: float = 0.4,
+    deviation: float = 0.08,
+    blur: float = 0,
+    shape: tuple[int, int] = SHAPE,
 ) -> list[NDArray[np.float32]]:
     rng = np.random.default_rng(seed)
     made = []
     for _ in range(count):
-        image = rng.standard_normal(SHAPE)
+        image = rng.standard_normal(shape)
         if blur:
             image = ndimage.gaussian_filter(image, blur)
             image /= image.std()
@@ -169,3 +174,21 @@ def test_report(tmp_path: Path, count: int) -> None:
         assert record["jsd"] == pytest.approx(similarity.jsd)
         assert (record["jsd_background"] is None) == (signals[0] is None)
         assert record["study"] == STUDY and set(record["features"]) == set(FEATURES)
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (24, 40), (5, 7)])
+def test_report_of_small_tiles(tmp_path: Path, shape: tuple[int, int]) -> None:
+    """Too small for every ring of the spectrum; warnings are errors."""
+    real, made = tiles(tmp_path / "a", noise(3, 0, shape=shape)), tiles(tmp_path / "b", noise(3, 1))
+    similarity = compare_tiles(real, made)
+    assert np.isnan(similarity.real.power).any() == (min(shape) < 64)
+    assert np.isfinite(similarity.log_power)
+    assert write_similarity(tmp_path / "report", similarity, real, made).read_text().count("<img") == 4
+    assert write_similarity(tmp_path / "report", compare_tiles(real, real), real, real).is_file()
+
+
+def test_report_of_tiles_without_any_contrast(tmp_path: Path) -> None:
+    real = tiles(tmp_path / "a", noise(2, 0))
+    flat = tiles(tmp_path / "b", [np.full(SHAPE, 0.4, np.float32)] * 2)
+    page = write_similarity(tmp_path / "report", compare_tiles(real, flat), real, flat)
+    assert page.read_text().count("<img") == 4

@@ -35,8 +35,8 @@ SETTINGS = SynthesisSettings(height=96, width=128, stride=4, placement=Placement
 class Flat:
     """A background of one grey, remembering what it was asked for."""
 
-    def __init__(self, grey: float = 0.4) -> None:
-        self.grey = grey
+    def __init__(self, grey: float = 0.4, look: str = "soft") -> None:
+        self.grey, self.look = grey, look
         self.asked: list[tuple[NDArray[np.floating], NDArray[np.floating], int]] = []
 
     def background(
@@ -217,6 +217,8 @@ def test_the_seed_decides(tmp_path: Path) -> None:
 
 def test_a_failure_leaves_nothing(tmp_path: Path) -> None:
     class Broken:
+        look = "soft"
+
         def background(self, mask: object, cells: object, seed: int) -> NDArray[np.float32]:
             raise RuntimeError("no")
 
@@ -229,6 +231,13 @@ def test_a_failure_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "mine/file").write_text("x")
     with pytest.raises(UsageError, match="no tile folder"):
         synthesize(SETTINGS, None, tmp_path / "mine", 1, seed=0)
+
+
+def test_a_generator_of_another_look_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    synthesize(SETTINGS, Flat(look="soft"), tmp_path / "same", 1, seed=0)
+    assert not caplog.records
+    synthesize(SETTINGS, Flat(look="study"), tmp_path / "other", 1, seed=0)
+    assert "cells of the look 'study', and these are drawn 'soft'" in caplog.text
 
 
 # --- settings

@@ -32,7 +32,7 @@ class Result:
     err: str
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def run() -> Iterator[Callable[..., Result]]:
     """Run a command in this process."""
 
@@ -64,33 +64,52 @@ def sections(folder: Path, count: int = 3) -> list[Path]:
     return paths
 
 
-@pytest.fixture
-def tiles(tmp_path: Path) -> Path:
-    rng = np.random.default_rng(0)
-    images = [rng.uniform(0.25, 0.35, (200, 200)).astype(np.float32) for _ in range(3)]
+RADIUS, OPACITY = 4.0, 0.5
+
+
+def cells_of(seed: int) -> np.ndarray:
+    """Centres of 25 cells that stand free, x and y."""
+    x, y = (values.ravel() for values in np.mgrid[18:111:23, 18:111:23])
+    return np.stack([x, y], axis=1) + np.random.default_rng(seed).uniform(-2, 2, (25, 2))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture(scope="module")
+def tiles(data: Path) -> Path:
+    """Tiles with soft cells of one radius and opacity."""
+    rng, images = np.random.default_rng(0), []
+    y, x = np.mgrid[:128, :128]
+    for seed in range(3):
+        image = rng.uniform(0.25, 0.35, (128, 128))
+        for cx, cy in cells_of(seed):
+            cover = OPACITY / (1 + np.exp((np.hypot(x - cx, y - cy) / RADIUS - 1) / 0.1))
+            image = cover + image * (1 - cover)
+        images.append(image.astype(np.float32))
     columns = {
         "image_id": ["a", "b", "c"],
         "brain": ["x"] * 3,
         "z": range(3),
         "voxel_um": [(5.0, 1.0, 1.0)] * 3,
     }
-    write_tiles(tmp_path / "tiles", columns, images)
-    return tmp_path / "tiles"
+    write_tiles(data / "tiles", columns, images)
+    return data / "tiles"
 
 
-@pytest.fixture
-def gt(tmp_path: Path, tiles: Path, run: Callable[..., Result]) -> Path:
+@pytest.fixture(scope="module")
+def gt(data: Path, tiles: Path, run: Callable[..., Result]) -> Path:
     """Ground truth of two of the tiles, by two workers."""
     rng = np.random.default_rng(1)
     rows = ["image_id,worker_id,x,y"]
-    for name in "ab":
-        for x, y in rng.uniform(5, 58, (30, 2)):
+    for seed, name in enumerate("ab"):
+        for x, y in cells_of(seed):
             rows += [f"{name},{w},{x + rng.normal(0, 0.5):.2f},{y + rng.normal(0, 0.5):.2f}" for w in "uv"]
-    (tmp_path / "clicks.csv").write_text("\n".join(rows) + "\n")
-    assert (
-        run("gt", "aggregate", tmp_path / "clicks.csv", "--tiles", tiles, "--out", tmp_path / "gt").code == 0
-    )
-    return tmp_path / "gt"
+    (data / "clicks.csv").write_text("\n".join(rows) + "\n")
+    assert run("gt", "aggregate", data / "clicks.csv", "--tiles", tiles, "--out", data / "gt").code == 0
+    return data / "gt"
 
 
 def checkpoint(path: Path) -> Path:
@@ -166,7 +185,7 @@ def test_import_tiles(run: Callable[..., Result], tmp_path: Path) -> None:
 
 def test_synthesize_and_compare(run: Callable[..., Result], tmp_path: Path, tiles: Path, gt: Path) -> None:
     pytest.importorskip("torch")
-    (tmp_path / "s.toml").write_text("[synthesis]\nheight = 200\nwidth = 200\n")
+    (tmp_path / "s.toml").write_text("[synthesis]\nheight = 96\nwidth = 96\n")
     result = run(
         "train", "synthesize", "--out", tmp_path / "made", "--count", "2", "--config", tmp_path / "s.toml"
     )
@@ -179,6 +198,9 @@ def test_synthesize_and_compare(run: Callable[..., Result], tmp_path: Path, tile
     settings = json.loads(result.out)["settings"]
     assert settings["placement"]["kind"] == "fitted"
     assert settings["voxel_um"] == [5, 1, 1]
+    # The look is learnt as well: that of the cells in the tiles, not the default's.
+    assert settings["placement"]["radius_px"][0] == pytest.approx(RADIUS, abs=0.5)
+    assert settings["cells"]["opacity"][0] == pytest.approx(OPACITY, abs=0.06)
     result = run("train", "similarity", tiles, tmp_path / "like", "--gt", gt, "--out", tmp_path / "report")
     assert (result.code, result.out.startswith("JSD 0.")) == (0, True), result.err
     assert (tmp_path / "report" / "similarity.json").is_file()
@@ -186,6 +208,58 @@ def test_synthesize_and_compare(run: Callable[..., Result], tmp_path: Path, tile
     assert json.loads(result.out)["real_tiles"] == 3
     assert run("train", "synthesize", "--out", tmp_path / "x", "--gt", gt).code == 2
     assert run("train", "synthesize", "--out", tmp_path / "x", "--count", "0").code == 2
+
+
+def test_settings_like_tiles(tmp_path: Path, tiles: Path, gt: Path, caplog: pytest.LogCaptureFixture) -> None:
+    pytest.importorskip("torch")
+    from brainmap.train.cell_images import CellLook
+    from brainmap.train.commands import settings_like
+    from brainmap.train.placement import Placement, StudyRules
+    from brainmap.train.synthesis import SynthesisSettings
+
+    settings, texture = settings_like(SynthesisSettings(), tiles, None)
+    assert settings == SynthesisSettings(voxel_um=(5, 1, 1))
+    assert texture is not None and len(texture) == 3
+    white = SynthesisSettings(cells=CellLook(look="study"), texture=False)
+    settings, texture = settings_like(white, tiles, gt)
+    assert settings.cells == white.cells and texture is None
+    assert settings.placement.rules.radius_px[0] == pytest.approx(RADIUS, abs=0.5)
+    assert not caplog.records
+    # Cells of quite another size than the settings name cannot be measured: where they lie is learnt all the same.
+    large = Placement.study(StudyRules(radius_px=(15.0, 1.0, 13.0, 17.0)))
+    settings, _ = settings_like(SynthesisSettings(placement=large), tiles, gt)
+    assert settings.placement.rules.radius_px == (15.0, 1.0, 13.0, 17.0)
+    assert settings.cells == CellLook() and settings.placement != large
+    assert "stand free and near the radius of 15 px" in caplog.text
+
+
+def test_generator_places_cells_as_annotated(
+    run: Callable[..., Result], tmp_path: Path, tiles: Path, gt: Path
+) -> None:
+    pytest.importorskip("torch")
+    (tmp_path / "g.toml").write_text(
+        "[generator]\nsize = 32\nsteps = 1\nbatch = 1\nwidths = [4, 4]\ncritic_widths = [4]\n"
+    )
+    options = (
+        "train",
+        "generator",
+        "--tiles",
+        tiles,
+        "--work",
+        tmp_path / "w",
+        "--config",
+        tmp_path / "g.toml",
+    )
+    result = run(*options, "--gt", gt)
+    assert (result.code, result.out) == (0, f"{tmp_path / 'w' / 'checkpoint.pt'}  step 1\n"), result.err
+    # Discs anywhere would be another training.
+    result = run(*options, "--steps", "2")
+    assert (result.code, "was trained on other data" in result.err) == (2, True)
+    result = run(*options, "--gt", gt, "--steps", "2", "--json")
+    assert json.loads(result.out)["step"] == 2
+    made = ("train", "synthesize", "--out", tmp_path / "s", "--count", "1", "--generator", tmp_path / "w")
+    result = run(*made, "--like", tiles, "--gt", gt)
+    assert (result.code, "cells of the look 'study', and these are drawn 'soft'" in result.err) == (0, True)
 
 
 def test_pretrain_and_finetune_pass_their_options(
@@ -224,7 +298,9 @@ def test_pretrain_and_finetune_pass_their_options(
     assert (result.code, "unknown setting 'step'" in result.err) == (2, True)
 
 
-def test_calibrate_evaluate_export(run: Callable[..., Result], tmp_path: Path, tiles: Path, gt: Path) -> None:
+def test_calibrate_evaluate_export(
+    run: Callable[..., Result], tmp_path: Path, data: Path, tiles: Path, gt: Path
+) -> None:
     network = checkpoint(tmp_path / "network.pt")
     knots = tmp_path / "calibration.json"
     result = run(
@@ -239,7 +315,7 @@ def test_calibrate_evaluate_export(run: Callable[..., Result], tmp_path: Path, t
     assert json.loads((tmp_path / "e" / "evaluation.json").read_text())["detectors"][0]["tiles"] == 2
     assert run("train", "evaluate", network, "--tiles", tiles, "--out", tmp_path / "e").code == 2
     result = run(
-        "train", "evaluate", network, "--tiles", tiles, "--experts", tmp_path / "clicks.csv", "--out",
+        "train", "evaluate", network, "--tiles", tiles, "--experts", data / "clicks.csv", "--out",
         tmp_path / "e", "--tolerance-px", "4", "--json",
     )  # fmt: skip
     assert json.loads(result.out)["detectors"][0]["experts"] == ["u", "v"]
