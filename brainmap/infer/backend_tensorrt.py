@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from brainmap.errors import DataError, MissingExtraError, UsageError
-from brainmap.infer.detector import Detector
+from brainmap.infer.detector import TENSORRT_MODULES, Detector
 from brainmap.provenance import atomic_path, fingerprint
 
 __all__ = ["TensorRtBackend", "build_engine", "engine_path", "load"]
@@ -116,7 +116,7 @@ def _check(cuda: Any, result: tuple[Any, ...]) -> Any:
 
 
 def _import_tensorrt() -> Any:
-    for name in ("tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings"):
+    for name in TENSORRT_MODULES:
         try:
             return importlib.import_module(name)
         except ImportError:

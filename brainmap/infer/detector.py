@@ -22,6 +22,8 @@ from brainmap.provenance import atomic_path, fingerprint, read_json, write_json
 
 __all__ = ["BACKENDS", "Backend", "Detector", "DetectorSpec", "load_backend", "write_detector"]
 
+# TensorRT, TensorRT for RTX, and the latter installed as its bare bindings.
+TENSORRT_MODULES = ("tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings")
 BACKENDS = ("auto", "openvino", "tensorrt", "torch")
 MODEL_FILE, SPEC_FILE, CARD_FILE = "model.onnx", "detector.json", "card.md"
 SHIPPED = Path(__file__).resolve().parent.parent / "detectors"
@@ -310,7 +312,7 @@ def choose_backend(backend: str, device: str | None) -> tuple[str, str]:
         if device not in devices[backend]:
             raise UsageError(f"--backend {backend} does not run on --device {device}")
         return backend, device
-    has_tensorrt = any(importlib.util.find_spec(name) for name in ("tensorrt", "tensorrt_rtx"))
+    has_tensorrt = any(importlib.util.find_spec(name) for name in TENSORRT_MODULES)
     if device is None:
         device = "cuda" if has_tensorrt and shutil.which("nvidia-smi") else "cpu"
     if device == "cpu":
