@@ -10,7 +10,8 @@ folds are put together, so that every section is judged once, by a network that 
 
 - Confidence: the network's own sigmoid, on matched pairs at 5 px, against the confidence of the ground truth.
 - Probability: the score after a calibration. That of a fold is fitted to the sections outside it, each detected by the
-  network of its own fold, so that no detection and no label of the fold's sections enters its calibration.
+  network of its own fold. No detection in the fold's own sections enters its calibration; but those networks did train
+  on them, so that their labels can still reach it through the weights.
 
 Finished trainings are kept in the work folder, one file for each seed, fold and kind, and not repeated.
 """

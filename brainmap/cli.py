@@ -132,7 +132,7 @@ def detect(
         list[str] | None,
         typer.Option(
             help="Also write brainglobe-xml, brainglobe-csv, brainglobe-yaml, brainmapper, napari, "
-            "neuroglancer or brainrender; may be repeated.",
+            "neuroglancer, brainrender, quint or density; may be repeated.",
             metavar="KIND",
         ),
     ] = None,

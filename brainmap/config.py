@@ -45,6 +45,8 @@ EXPORT_KINDS = (
     "napari",
     "neuroglancer",
     "brainrender",
+    "quint",
+    "density",
 )
 RUN_SUFFIX = ".brainmap"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from brainmap.config import Roi
+from brainmap.coords import atlas_um_to_index
 from brainmap.errors import NotFoundError
 from brainmap.mask import Mask
 from brainmap.points import COLUMNS, POINTS_PARQUET, Points, PointsWriter, iter_points
@@ -18,13 +20,34 @@ from brainmap.volume import Volume
 
 if TYPE_CHECKING:
     from brainmap.atlas.atlas import Atlas
+    from brainmap.atlas.grid import SampleGrid
     from brainmap.atlas.regions import RegionCounter, RegionTable
     from brainmap.atlas.registration import Registration
 
-__all__ = ["REGIONS_CSV", "analysed_volumes", "recount", "write_points"]
+__all__ = ["REGIONS_CSV", "Mapped", "analysed_volumes", "recount", "write_points"]
 
 REGISTRATION_DIR, REGIONS_CSV = "registration", "regions.csv"
 ATLAS_COLUMNS = ("atlas_z_um", "atlas_y_um", "atlas_x_um")
+
+
+@dataclass(frozen=True)
+class Mapped:
+    """What `write_points` found out.
+
+    Attributes
+    ----------
+    cells : int
+        Rows written.
+    counter : RegionCounter or None
+        Cells per region; None without an atlas.
+    regions_agree : float or None
+        Share of the cells whose region is the same in the annotation warped to the sample as in the atlas
+        at the mapped point: two ways through the same registration. None without an atlas or cells.
+    """
+
+    cells: int
+    counter: RegionCounter | None
+    regions_agree: float | None
 
 
 def write_points(
@@ -33,7 +56,7 @@ def write_points(
     meta: dict[str, Any],
     atlas: Atlas | None,
     registration: Registration | None,
-) -> tuple[int, RegionCounter | None]:
+) -> Mapped:
     """Map cells to the atlas piece by piece, write the table, count.
 
     Parameters
@@ -43,31 +66,42 @@ def write_points(
     pieces : iterator of Points
         Cells with `z_um y_um x_um`.
     meta : dict
-        Metadata of the table.
+        Metadata of the table; shape and voxel size of the atlas are added.
     atlas, registration
         Both or neither.
-
-    Returns
-    -------
-    cells : int
-    counter : RegionCounter or None
     """
-    counter = None
-    if atlas is not None:
+    counter, agreeing = None, 0
+    if atlas is not None and registration is not None:
         from brainmap.atlas.regions import RegionCounter
 
         counter = RegionCounter(atlas.structures)
+        warped = registration.annotation
+        meta = meta | {"atlas_shape": atlas.shape, "atlas_resolution_um": atlas.resolution_um}
     with PointsWriter(path, meta) as writer:
         for piece in pieces:
             mapped = np.full((len(piece), 3), np.nan)
             region, hemisphere = np.zeros(len(piece), np.int64), np.zeros(len(piece), np.int8)
+            border = np.full(len(piece), np.nan, np.float32)
             if atlas is not None and registration is not None and counter is not None:
                 mapped = registration.to_atlas_um(piece.zyx_um)
                 region, hemisphere = atlas.lookup(mapped)
+                border = atlas.border_um(mapped)
                 counter.add(region, hemisphere)
+                agreeing += int((_warped_region(piece.zyx_um, warped, registration.grid) == region).sum())
             columns = dict(zip(ATLAS_COLUMNS, mapped.T, strict=True))
-            writer.append(_ordered(piece.with_columns(region_id=region, hemisphere=hemisphere, **columns)))
-        return writer.rows, counter
+            columns |= {"region_id": region, "hemisphere": hemisphere, "border_um": border}
+            writer.append(_ordered(piece.with_columns(**columns)))
+    share = agreeing / writer.rows if counter is not None and writer.rows else None
+    return Mapped(writer.rows, counter, share)
+
+
+def _warped_region(
+    points_um: NDArray[np.float64], warped: NDArray[np.uint32], grid: SampleGrid
+) -> NDArray[np.int64]:
+    """Region of sample points by the annotation warped to the sample; 0 beyond the image."""
+    index, inside = atlas_um_to_index(points_um - np.array(grid.corner_um), grid.resolution_um, grid.shape)
+    z, y, x = index.T
+    return np.where(inside, warped[z, y, x].astype(np.int64), 0)
 
 
 def _ordered(points: Points) -> Points:
@@ -113,15 +147,14 @@ def recount(run: str | Path, registration_dir: str | Path | None = None) -> Regi
     registration.check_belongs(volume)
     atlas = Atlas.open(registration.atlas_folder)
     mask = Mask.open(record.parameters["mask"]) if record.parameters.get("mask") else None
-    meta = meta | {
-        "atlas": registration.atlas_name,
-        "atlas_resolution_um": atlas.resolution_um,
-        "registration": registration.fingerprint,
-    }
-    _, counter = write_points(table, iter_points(table), meta, atlas, registration)
-    assert counter is not None
-    regions = counter.table(analysed_volumes(registration, atlas, _roi_of(record), volume, mask))
+    meta = meta | {"atlas": registration.atlas_name, "registration": registration.fingerprint}
+    mapped = write_points(table, iter_points(table), meta, atlas, registration)
+    assert mapped.counter is not None
+    regions = mapped.counter.table(analysed_volumes(registration, atlas, _roi_of(record), volume, mask))
     write_regions(regions, folder / REGIONS_CSV)
+    if mapped.regions_agree is not None:
+        results = record.results | {"regions_agree": mapped.regions_agree}
+        record.updated(results=results).save(folder)
     write_run_report(folder)
     return regions
 

@@ -11,6 +11,7 @@ import csv
 import logging
 import re
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +39,17 @@ EXPORT_NAMES = {
     "napari": "napari.csv",
     "neuroglancer": "neuroglancer",
     "brainrender": "brainrender.npy",
+    "quint": "quint.csv",
+    "density": "density.ome.zarr",
 }
 BRAINGLOBE_CELL = 2  # Type 2 is "cell"; readers that take cells only ignore the others.
 # The version of brainglobe-utils whose YAML layout is written.
 BRAINGLOBE_UTILS = "0.11.2"
+# Nutil's report per region of the reference atlas, and the two sides.
+QUINT_COLUMNS = (
+    "Region ID", "Region name", "Region pixels", "Region area", "Area unit", "Object count", "Object pixels",
+    "Object area", "Load", "Left region area", "Left object count", "Right region area", "Right object count",
+)  # fmt: skip
 HEMISPHERES = np.array(["", "left", "right"])
 BATCH = 200_000
 
@@ -56,7 +64,7 @@ def export_points(run_dir: str | Path, kind: str, out: str | Path | None = None)
     kind : str
         One of `brainmap.config.EXPORT_KINDS`.
     out : path, optional
-        File, or folder for `brainmapper` and `neuroglancer`; default `RUN/exports/<name>`.
+        File, or folder for `brainmapper`, `neuroglancer` and `density`; default `RUN/exports/<name>`.
 
     Returns
     -------
@@ -95,6 +103,12 @@ def _column_names(path: Path) -> list[str]:
     import pyarrow.parquet as pq
 
     return list(pq.read_schema(path).names)
+
+
+def _meta(run: Path) -> dict[str, Any]:
+    """The metadata of the run's table, also of one without rows."""
+    path = points_path(run)
+    return Points.read(path, _column_names(path)[:1]).meta
 
 
 def _whole_voxels(points: Points) -> npt.NDArray[np.int64]:
@@ -240,6 +254,56 @@ def _write_all_points(run: Path, path: Path, regions: list[dict[str, Any]]) -> N
         logger.info("brainmapper has no row for cells outside the atlas: %d are left out", outside)
 
 
+def _write_quint(run: Path, path: Path) -> None:
+    regions = _read_regions(run / "regions.csv")
+    voxel_um = _meta(run).get("voxel_um")
+    if voxel_um is None:
+        raise DataError(f"{points_path(run)} does not name the voxel size, which this export needs")
+    voxel_mm3 = float(np.prod(voxel_um)) / 1e9
+    sides: dict[int, dict[str, dict[str, Any]]] = {}
+    for row in regions:
+        sides.setdefault(row["region_id"], {})[row["hemisphere"]] = row
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, delimiter=";", lineterminator="\n")
+        writer.writerow(QUINT_COLUMNS)
+        for number, of_side in sides.items():
+            both = of_side["both"]
+            volume = both["volume_direct_mm3"]
+            pixels = "N/A" if np.isnan(volume) else round(volume / voxel_mm3)
+            cells = [number, both["name"], pixels, _known(volume), "mm3", both["count_direct"], *["N/A"] * 3]
+            for side in ("left", "right"):
+                one = of_side.get(side)
+                known = ["N/A"] * 2
+                if one is not None:
+                    known = [_known(one["volume_direct_mm3"]), one["count_direct"]]
+                cells += known
+            writer.writerow(cells)
+
+
+def _known(value: float) -> str:
+    """A number for a table; N/A where it is unknown."""
+    return "N/A" if np.isnan(value) else f"{value:.9g}"
+
+
+def _write_density(run: Path, path: Path) -> None:
+    from brainmap.density import VOXEL_UM, density_volume
+    from brainmap.volume import write_volume
+
+    batches = _batches(run, ("atlas_z_um", "atlas_y_um", "atlas_x_um", "region_id"))
+    first = list(islice(batches, 1))
+    meta = _meta(run)
+    if "atlas_shape" not in meta:
+        raise DataError(
+            f"{points_path(run)} does not name the shape of its atlas, which this export needs: "
+            "detect with --atlas, or map it again with brainmap regions"
+        )
+    extent = np.array(meta["atlas_shape"]) * _atlas_resolution(run, meta)
+    inside = (points.take(points["region_id"] != 0).atlas_zyx_um for points in chain(first, batches))
+    density = density_volume(inside, extent)
+    voxel = (VOXEL_UM,) * 3
+    write_volume(path, density, voxel, orientation="asr", origin_um=tuple(v / 2 for v in voxel))
+
+
 def _atlas_resolution(run: Path, meta: dict[str, Any]) -> npt.NDArray[np.float64]:
     """Voxel size of the atlas, um, shape (3,) or (1,): as the table names it, or by the atlas's name."""
     named = meta.get("atlas_resolution_um")
@@ -324,4 +388,6 @@ _WRITERS: dict[str, Callable[[Path, Path], None]] = {
     "napari": _write_napari,
     "neuroglancer": _write_neuroglancer,
     "brainrender": _write_brainrender,
+    "quint": _write_quint,
+    "density": _write_density,
 }

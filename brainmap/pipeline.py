@@ -290,18 +290,17 @@ class _Run:
         meta = self._meta(registration)
         sizes = np.zeros(400, np.int64)
         pieces = self._pieces(sizes)
-        self.cells, table = write_points(
-            self.folder / POINTS_PARQUET, pieces, meta, self.inputs.atlas, registration
-        )
+        mapped = write_points(self.folder / POINTS_PARQUET, pieces, meta, self.inputs.atlas, registration)
+        self.cells, self.regions_agree = mapped.cells, mapped.regions_agree
         self._compare_size(sizes)
-        if table is None or registration is None or self.inputs.atlas is None:
+        if mapped.counter is None or registration is None or self.inputs.atlas is None:
             return None
         from brainmap.atlas.regions import write_regions
 
         volumes = analysed_volumes(
             registration, self.inputs.atlas, self.request.roi, self.inputs.volume, self.inputs.mask
         )
-        regions = table.table(volumes)
+        regions = mapped.counter.table(volumes)
         write_regions(regions, self.folder / REGIONS_CSV)
         return int(regions["count"][0])
 
@@ -365,6 +364,7 @@ class _Run:
         numbers: dict[str, Any] = {
             "cells": self.cells,
             "outside_atlas": outside,
+            "regions_agree": self.regions_agree,
             "voxels": result.voxels,
             "voxels_per_second": result.voxels / result.seconds if result.voxels else None,
             "read_voxels": result.read_voxels,

@@ -3,7 +3,8 @@
 A table is stored as Parquet (zstd, row groups of about 100,000 rows), its frame, units, voxel size,
 detector and atlas as JSON in the file's metadata. Positions are `z y x`, float voxel indices of
 level 0 (0 is the CENTRE of the first voxel), and `z_um y_um x_um`; `atlas_z_um ...` are micrometres
-from the atlas's outer corner, axes as in "asr".
+from the atlas's outer corner, axes as in "asr". `border_um` is the distance, in the atlas, to the border of
+the cell's region; NaN without atlas and beyond its box.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ COLUMNS: dict[str, str] = {
     "atlas_z_um": "float64", "atlas_y_um": "float64", "atlas_x_um": "float64",
     "region_id": "int64",
     "hemisphere": "int8",
+    "border_um": "float32",
 }  # fmt: skip
 
 # Columns that hold names: 0001 stays 0001.

@@ -15,7 +15,9 @@ from brainmap.config import EXPORT_KINDS
 from brainmap.errors import DataError, NotFoundError, UsageError
 from brainmap.exports import EXPORT_NAMES, export_points
 from brainmap.points import Points
+from brainmap.volume import Volume
 
+META = {"voxel_um": [5, 2, 2], "atlas": "test_50um_v1.0", "atlas_shape": [12, 10, 9]}
 COMMA = "Primary area, layer 1"
 # region_id, acronym, name, left, right: direct counts; volumes.
 REGIONS = [
@@ -41,7 +43,7 @@ def make_run(folder: Path, points: Points | None = None) -> Path:
                 "atlas_x_um": np.array([125.0, 10.0, 60.0, np.nan, 130.0]),
                 "region_id": np.array([9, 9, 0, 0, 9]), "hemisphere": np.array([1, 1, 0, 0, 2], np.int8),
             },
-            {"voxel_um": [5, 2, 2], "atlas": "test_50um_v1.0"},
+            META,
         )  # fmt: skip
     points.write(folder / "points.parquet")
     with (folder / "regions.csv").open("w", newline="") as file:
@@ -76,7 +78,7 @@ def test_every_kind_goes_to_its_place(run: Path, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", [kind for kind in EXPORT_KINDS if kind != "brainrender"])
 def test_a_run_without_cells_can_be_exported(tmp_path: Path, kind: str) -> None:
-    empty = make_run(tmp_path / "run", Points.empty(meta={"atlas": "test_50um_v1.0"}))
+    empty = make_run(tmp_path / "run", Points.empty(meta=META))
     assert export_points(empty, kind).exists()
 
 
@@ -182,17 +184,70 @@ def test_brainrender_needs_an_atlas(tmp_path: Path) -> None:
     assert list((run / "exports").iterdir()) == []
 
 
-@pytest.mark.parametrize("kind", EXPORT_KINDS)
+@pytest.mark.parametrize("kind", [kind for kind in EXPORT_KINDS if kind != "quint"])
 def test_a_missing_column_is_named(tmp_path: Path, kind: str) -> None:
     run = make_run(tmp_path / "run", Points({"w": np.zeros(3)}))
     with pytest.raises(DataError, match=r"lacks the column .*, which this export needs"):
         export_points(run, kind)
 
 
-def test_brainmapper_needs_regions(run: Path) -> None:
+@pytest.mark.parametrize("kind", ["brainmapper", "quint"])
+def test_tables_per_region_need_regions(run: Path, kind: str) -> None:
     (run / "regions.csv").unlink()
     with pytest.raises(DataError, match=r"there is no .*regions\.csv"):
-        export_points(run, "brainmapper")
+        export_points(run, kind)
+
+
+def test_quint_table(run: Path) -> None:
+    table = pd.read_csv(export_points(run, "quint"), sep=";", index_col="Region ID", keep_default_na=False)
+    assert table.index.tolist() == [0, 8, 9, 7]
+    assert table["Object count"].tolist() == [2, 0, 3, 0]
+    row = table.loc[9]
+    assert row["Region name"] == COMMA
+    assert float(row["Region area"]) == 0.75
+    assert row["Area unit"] == "mm3"
+    assert int(row["Region pixels"]) == 0.75e9 / 20
+    assert (int(row["Left object count"]), int(row["Right object count"])) == (2, 1)
+    assert float(row["Right region area"]) == 0.25
+    assert table.loc[0, ["Region pixels", "Region area", "Left object count"]].tolist() == ["N/A"] * 3
+    assert (table[["Object pixels", "Object area", "Load"]] == "N/A").all(axis=None)
+
+
+def test_quint_needs_the_voxel_size(tmp_path: Path, run: Path) -> None:
+    points = Points(Points.read(run / "points.parquet").columns, {})
+    with pytest.raises(DataError, match="does not name the voxel size"):
+        export_points(make_run(tmp_path / "a", points), "quint")
+
+
+def test_density_of_known_cells(tmp_path: Path, run: Path) -> None:
+    rng = np.random.default_rng(0)
+    points = Points.read(run / "points.parquet").take(np.zeros(400, int))
+    mapped = rng.normal((1020, 980, 1260), 60, (400, 3))
+    mapped[0] = np.nan
+    columns = dict(zip(("atlas_z_um", "atlas_y_um", "atlas_x_um"), mapped.T, strict=True))
+    region = np.where(np.arange(400) < 10, 0, 9)
+    # 2000 x 2000 x 2500 um, by an atlas of 25 um: the grid does not depend on its resolution.
+    meta = {"atlas_resolution_um": [25, 25, 25], "atlas_shape": [80, 80, 100]}
+    folder = make_run(tmp_path / "a", points.with_columns(region_id=region, **columns).with_meta(**meta))
+    volume = Volume.open(export_points(folder, "density"))
+    assert (volume.shape, volume.voxel_um, volume.origin_um) == ((40, 40, 50), (50,) * 3, (25,) * 3)
+    assert volume.orientation == "asr"
+    density = volume.read(*(slice(0, n) for n in volume.shape)).astype(float)
+    # Cells outside the structures do not count.
+    assert density.sum() * 0.05**3 == pytest.approx(390, rel=1e-3)
+    axes = [(np.arange(n) + 0.5) * 50 for n in volume.shape]
+    for axis, (um, mean) in enumerate(zip(axes, mapped[10:].mean(axis=0), strict=True)):
+        profile = density.sum(axis=tuple(other for other in range(3) if other != axis))
+        centre = np.average(um, weights=profile)
+        assert centre == pytest.approx(mean, abs=5)
+        # The cells' own scatter and the kernel's 100 um.
+        assert np.sqrt(np.average((um - centre) ** 2, weights=profile)) == pytest.approx(117, abs=8)
+
+
+def test_density_needs_the_shape_of_the_atlas(tmp_path: Path, run: Path) -> None:
+    points = Points(Points.read(run / "points.parquet").columns, {"atlas": "test_50um_v1.0"})
+    with pytest.raises(DataError, match=r"shape of its atlas.*brainmap regions"):
+        export_points(make_run(tmp_path / "a", points), "density")
 
 
 def test_brainmapper_needs_the_resolution_and_known_regions(tmp_path: Path, run: Path) -> None:

@@ -112,6 +112,24 @@ def test_cells_land_in_their_regions(run: Path, phantom: Phantom) -> None:
     assert abs((found == 1).mean() - share_left) < 0.05
 
 
+def test_how_sure_the_regions_are(run: Path, phantom: Phantom) -> None:
+    """Distance to the border; and the region by the annotation warped to the sample, for the same cells."""
+    points = Points.read(run / "points.parquet")
+    border = points["border_um"]
+    assert border.dtype == np.float32
+    np.testing.assert_array_equal(np.isfinite(border)[points["region_id"] != 0], True)
+    assert np.nanmin(border) >= 0
+    warped = Volume.open(run / "registration" / "annotation.ome.zarr")
+    ids = warped.read(*(slice(0, n) for n in warped.shape))
+    index = np.rint((points.zyx_um - np.array(warped.origin_um)) / warped.voxel_um).astype(int)
+    same = ids[tuple(np.clip(index, 0, np.array(ids.shape) - 1).T)] == points["region_id"]
+    agree = RunRecord.load(run).results["regions_agree"]
+    assert agree == pytest.approx(same.mean(), abs=0.01)
+    assert agree > 0.7
+    # Where the two ways differ, the border is near.
+    assert np.nanmedian(border[~same]) < np.nanmedian(border[same])
+
+
 def test_the_same_command_again_computes_nothing_anew(run: Path, phantom: Phantom) -> None:
     before = (run / "points.parquet").read_bytes()
     blocks = {path: path.stat().st_mtime_ns for path in (run / "blocks").iterdir()}
@@ -198,8 +216,10 @@ def test_regions_are_counted_again_from_another_registration(run: Path, tmp_path
     shutil.copytree(run, copy)
     before = (copy / "regions.csv").read_bytes()
     (copy / "regions.csv").unlink()
+    agree = RunRecord.load(copy).results["regions_agree"]
     recount(copy, copy / "registration")
     assert (copy / "regions.csv").read_bytes() == before
+    assert RunRecord.load(copy).results["regions_agree"] == agree
 
 
 def test_a_damaged_chunk_costs_its_blocks_and_says_so(phantom: Phantom, tmp_path: Path) -> None:

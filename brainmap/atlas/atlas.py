@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from brainmap.atlas.border import border_at, border_distances
 from brainmap.atlas.find import find_atlas_folder
 from brainmap.atlas.layout import AtlasFiles, open_layout
 from brainmap.atlas.structures import OUTSIDE_ID, Structures
@@ -59,8 +60,8 @@ class Atlas:
         Parameters
         ----------
         name_or_dir : str or Path
-            A folder in BrainGlobe v2 layout, or a name such as ``allen_mouse_50um`` (with or without
-            the version), looked up as `brainmap.atlas.find` describes.
+            A folder in BrainGlobe v2 or v3 layout, or a name such as ``allen_mouse_50um`` (with or
+            without the version), looked up as `brainmap.atlas.find` describes.
 
         Raises
         ------
@@ -73,7 +74,7 @@ class Atlas:
         files = open_layout(folder)
         to_asr = axis_map(files.orientation, ATLAS_ORIENTATION)
         return cls(
-            name=folder.name,
+            name=files.name,
             files=files,
             structures=files.structures(),
             resolution_um=to_asr.sequence(files.resolution_um),
@@ -94,7 +95,7 @@ class Atlas:
     @property
     def folder(self) -> Path:
         """Where its files lie."""
-        return Path(self.files.where("annotation")).parent
+        return self.files.folder
 
     @property
     def label(self) -> str:
@@ -155,6 +156,27 @@ class Atlas:
         )
         return region, hemisphere
 
+    @cached_property
+    def border_map_um(self) -> NDArray[np.float16]:
+        """Distance of every voxel's centre to the border of its structure, um, (z, y, x), asr."""
+        return border_distances(self.annotation, self.resolution_um)
+
+    def border_um(self, points_atlas_um: ArrayLike) -> NDArray[np.float32]:
+        """Distance of each point to the border of its structure: a small one says the region is uncertain.
+
+        Parameters
+        ----------
+        points_atlas_um : array (N, 3)
+            Atlas um (asr, from the outer corner).
+
+        Returns
+        -------
+        float32 array (N,)
+            um, at most `brainmap.atlas.border.FARTHEST_UM`; for points outside the structures the distance
+            to the nearest one; NaN for points that are NaN or beyond the atlas's box.
+        """
+        return border_at(points_atlas_um, self.annotation, self.border_map_um, self.resolution_um)
+
     def fingerprint_parts(self) -> dict[str, Any]:
         """What identifies this atlas in a run record, without reading its images."""
         return {
@@ -190,7 +212,7 @@ class Atlas:
 
     def __getstate__(self) -> dict[str, Any]:
         # Workers get the small record; the arrays are read again where they are needed.
-        cached = ("reference", "annotation", "hemispheres", "_hemisphere_of_column")
+        cached = ("reference", "annotation", "hemispheres", "_hemisphere_of_column", "border_map_um")
         return {key: value for key, value in self.__dict__.items() if key not in cached}
 
 

@@ -31,7 +31,10 @@ def download_atlas(name: str) -> None:
     logger.info("downloading atlas %s through brainglobe-atlasapi", name)
     try:
         # check_latest=False: with the atlas present no network is touched.
-        BrainGlobeAtlas(name, check_latest=False)
+        atlas = BrainGlobeAtlas(name, check_latest=False)
+        # From version 3 on, the voxels come only when they are read.
+        for kind in ("template", "annotation", "hemispheres"):
+            getattr(atlas, kind, None)
     except Exception as error:  # the package raises plain ValueError, network and archive errors alike
         raise NotFoundError(
             f"brainglobe-atlasapi could not deliver atlas {name!r} ({error}): check the name and the network, or "

@@ -7,8 +7,10 @@ A name such as ``allen_mouse_50um`` is looked up, in this order, in
    ``BRAINGLOBE_CONFIG_DIR`` or ``~/.config/brainglobe``),
 3. ``~/.brainglobe``,
 
-as a folder ``<name>_v<version>`` or ``<name>``; the newest version wins. What is nowhere is
-downloaded by brainglobe-atlasapi where that is installed (`brainmap.atlas.download`).
+as a folder ``<name>_v<version>`` or ``<name>`` (BrainGlobe v2 layout), or as
+``brainglobe-atlasapi/atlases/<name>/<version>`` (v3 layout; the folder ``brainglobe-atlasapi`` itself may
+be listed too); the newest version wins. What is nowhere is downloaded by brainglobe-atlasapi where that
+is installed (`brainmap.atlas.download`).
 """
 
 from __future__ import annotations
@@ -18,11 +20,15 @@ import os
 import re
 from pathlib import Path
 
+from brainmap.atlas.layout import MANIFEST, v3_name
 from brainmap.errors import NotFoundError
 
 __all__ = ["ATLASES_VARIABLE", "atlas_roots", "find_atlas_folder", "list_atlases"]
 
 ATLASES_VARIABLE = "BRAINMAP_ATLASES"
+
+#: Where a root of atlases holds those of the v3 layout.
+_V3_PLACES = (f"brainglobe-atlasapi/atlases/*/*/{MANIFEST}", f"atlases/*/*/{MANIFEST}")
 
 _VERSIONED = re.compile(r"(?P<name>.+)_v(?P<version>\d+(?:\.\d+)*)")
 
@@ -36,11 +42,13 @@ def atlas_roots() -> list[Path]:
 
 
 def list_atlases() -> dict[str, Path]:
-    """Return the atlases found on this machine: folder name -> folder, in search order."""
+    """Return the atlases found on this machine: name with version -> folder, in search order."""
     found: dict[str, Path] = {}
     for root in atlas_roots():
         for marker in sorted(root.glob("*/structures.json")):
             found.setdefault(marker.parent.name, marker.parent)
+        for name, folder in _v3_folders(root).items():
+            found.setdefault(name, folder)
     return found
 
 
@@ -83,16 +91,25 @@ def _newest(name: str) -> Path | None:
         exact = root / name
         if (exact / "structures.json").is_file():
             return exact
-        # A name may hold glob characters; compare names instead of globbing for them.
-        folders = [folder for folder in root.glob("*_v*") if folder.is_dir()]
+        shared = _v3_folders(root)
+        if name in shared:
+            return shared[name]
+        # A name may hold glob characters; compare names instead of globbing for them. Of equal versions
+        # the v2 folder wins: it holds all its voxels.
+        folders = shared | {folder.name: folder for folder in root.glob("*_v*") if folder.is_dir()}
         versions = {
             tuple(int(n) for n in match["version"].split(".")): folder
-            for folder in folders
-            if (match := _VERSIONED.fullmatch(folder.name)) and match["name"] == name
+            for full_name, folder in folders.items()
+            if (match := _VERSIONED.fullmatch(full_name)) and match["name"] == name
         }
         if versions:
             return versions[max(versions)]
     return None
+
+
+def _v3_folders(root: Path) -> dict[str, Path]:
+    manifests = [path for place in _V3_PLACES for path in sorted(root.glob(place))]
+    return {v3_name(path.parent): path.parent for path in manifests}
 
 
 def _configured() -> list[Path]:
