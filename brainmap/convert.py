@@ -6,14 +6,17 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
 
+from brainmap.convert_journal import ConversionJournal
 from brainmap.coords import parse_orientation
 from brainmap.errors import UsageError
 from brainmap.ngff import Triple
+from brainmap.provenance import fingerprint
 from brainmap.stacks import Stack, open_stack
 from brainmap.volume import Volume, parse_voxel_um
 from brainmap.volume_writer import VolumeWriter
@@ -21,6 +24,9 @@ from brainmap.volume_writer import VolumeWriter
 __all__ = ["convert"]
 
 log = logging.getLogger(__name__)
+
+# Part of what an unfinished conversion must agree with: raise it when the same settings give other files.
+_FORMAT = 1
 
 
 def convert(
@@ -42,11 +48,14 @@ def convert(
     planes are in memory at a time. Every slab is read back and compared. `dest` appears only when
     all is written.
 
+    A conversion that was stopped, by whatever, goes on where it was when it is asked for again, and gives
+    the same bytes. Until then its finished part lies beside `dest` as `.converting-NAME`.
+
     Parameters
     ----------
     source : str or Path
         Folder of TIFF files (one plane each, in natural order of their names), a TIFF, BigTIFF,
-        OME-TIFF or ImageJ stack, a .npy file, or a Zarr image.
+        OME-TIFF or ImageJ stack, a .npy file, a Zarr image, or what bioio reads.
     dest : str or Path
         The .zarr folder to make.
     voxel_um : sequence of 3 floats, optional
@@ -58,7 +67,7 @@ def convert(
     chunks, shards : sequence of 3 ints, optional
         Voxels z, y, x. Default: chunks of about 1 Mvoxel in shards of 1024 x 1024 in plane.
     overwrite : bool
-        Replace `dest`.
+        Replace `dest`, and discard an unfinished conversion of another source or with other settings.
     workers : int, optional
         Threads that decode planes; default: the number of processors.
     on_progress : callable (planes done, planes in all), optional
@@ -73,7 +82,10 @@ def convert(
     NotFoundError, DataError
         If the source is missing, not an image stack, or a plane cannot be read.
     UsageError
-        If `dest` exists, or the voxel size must be given.
+        If `dest` exists, the voxel size must be given, or an unfinished conversion of another source or with
+        other settings is beside `dest`.
+    MissingExtraError
+        If the source is of a format that needs bioio.
     """
     if Path(dest).exists() and not overwrite:
         raise UsageError(f"{dest} exists already; remove it or choose another name")
@@ -83,20 +95,26 @@ def convert(
             raise UsageError(
                 f"{len(names)} channel names were given; {stack.name} has {stack.shape[0]} channel(s)"
             )
-        writer = VolumeWriter(
-            dest,
-            stack.shape if names is not None else stack.shape[1:],
-            stack.dtype,
-            _voxel_um(stack, voxel_um),
-            orientation=None if orientation is None else parse_orientation(orientation),
-            channel_names=names,
-            chunks=chunks,
-            shards=shards or "auto",
-            overwrite=overwrite,
-            verify=True,
-        )
-        with writer, ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
-            for slab in _slabs(stack, writer.slab_depth, pool):
+        options: dict[str, Any] = {
+            "shape": stack.shape if names is not None else stack.shape[1:],
+            "dtype": stack.dtype,
+            "voxel_um": _voxel_um(stack, voxel_um),
+            "orientation": None if orientation is None else parse_orientation(orientation),
+            "channel_names": names,
+            "chunks": chunks,
+            "shards": shards or "auto",
+        }
+        settings = {**options, "files": fingerprint([file.name for file in stack.files]), "format": _FORMAT}
+        path = Path(dest).expanduser().absolute()
+        journal = ConversionJournal(path, settings, stack.fingerprint, overwrite)
+        with ExitStack() as opened:
+            opened.enter_context(journal)
+            writer = VolumeWriter(path, **options, overwrite=overwrite, verify=True, journal=journal)
+            opened.enter_context(writer)
+            pool = opened.enter_context(ThreadPoolExecutor(workers or os.cpu_count() or 1))
+            if writer.planes_taken:
+                log.info("%s: going on after %d of %d planes", dest, writer.planes_taken, stack.shape[1])
+            for slab in _slabs(stack, writer.planes_taken, writer.slab_depth, pool):
                 writer.append(slab)
                 if on_progress is not None:
                     on_progress(writer.planes_taken, stack.shape[1])
@@ -115,12 +133,12 @@ def _voxel_um(stack: Stack, given: Sequence[float] | None) -> Triple:
     return z, y, x
 
 
-def _slabs(stack: Stack, depth: int, pool: ThreadPoolExecutor) -> Iterator[NDArray[Any]]:
-    """Slabs of `depth` planes, the next one being read while one is in use."""
-    starts = range(0, stack.shape[1], depth)
+def _slabs(stack: Stack, first: int, depth: int, pool: ThreadPoolExecutor) -> Iterator[NDArray[Any]]:
+    """Slabs of `depth` planes from plane `first` on, the next one being read while one is in use."""
+    starts = range(first, stack.shape[1], depth)
     with ThreadPoolExecutor(1) as ahead:
         pending = [ahead.submit(stack.read, s, min(s + depth, stack.shape[1]), pool) for s in starts[:1]]
-        for start in (*starts[1:], None):
+        for start in (*starts[1:], None) if starts else ():
             slab = pending.pop().result()
             if start is not None:
                 pending.append(ahead.submit(stack.read, start, min(start + depth, stack.shape[1]), pool))

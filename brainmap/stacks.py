@@ -1,4 +1,4 @@
-"""Image stacks that are not OME-Zarr: TIFF files and folders, NumPy files, as a source of slabs.
+"""Image stacks that are not OME-Zarr: TIFF files and folders, NumPy files, others, as a source of slabs.
 
 A `Stack` knows shape, type and (where the file tells) voxel size, and returns any range of planes,
 so that a brain can be converted with a few planes in memory.
@@ -6,10 +6,10 @@ so that a brain can be converted with a few planes in memory.
 
 from __future__ import annotations
 
+import importlib
 import logging
 import re
 import threading
-import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import ExitStack, contextmanager
@@ -21,18 +21,16 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
-from brainmap.errors import DataError, NotFoundError
-from brainmap.ngff import um_per_unit
+from brainmap.errors import DataError, MissingExtraError, NotFoundError
+from brainmap.provenance import fingerprint
+from brainmap.tiff_metadata import UNKNOWN, PartialVoxel, tiff_channel_names, tiff_voxel_um
 from brainmap.volume import Volume
 
 __all__ = ["Stack", "open_stack"]
 
 log = logging.getLogger(__name__)
 
-PartialVoxel = tuple[float | None, float | None, float | None]
 TIFF_SUFFIXES = (".tif", ".tiff", ".btf", ".tf8", ".tf2")
-
-_UNKNOWN: PartialVoxel = (None, None, None)
 
 
 @dataclass(frozen=True)
@@ -52,6 +50,8 @@ class Stack:
         None if the stack has no channel axis.
     read_plane : callable (c, z) -> array (y, x)
         Safe to call from many threads.
+    files : tuple of Path
+        What the stack is read from: one file per plane, or the files of the whole.
     """
 
     name: str
@@ -60,6 +60,13 @@ class Stack:
     voxel_um: PartialVoxel
     channel_names: tuple[str, ...] | None
     read_plane: Callable[[int, int], NDArray[Any]]
+    files: tuple[Path, ...] = ()
+
+    def fingerprint(self, start: int, stop: int) -> str:
+        """Changes when a file of planes start:stop does: names, sizes and times of change."""
+        files = self.files[start:stop] if len(self.files) == self.shape[1] else self.files
+        facts = [(file.name, file.stat()) for file in files]
+        return fingerprint([(name, stat.st_size, stat.st_mtime_ns) for name, stat in facts])
 
     def read(self, start: int, stop: int, pool: Executor) -> NDArray[Any]:
         """Planes start:stop of all channels, shape (c, n, y, x), read by the threads of `pool`.
@@ -91,14 +98,18 @@ class Stack:
 def open_stack(source: str | Path) -> Iterator[Stack]:
     """Open a TIFF series folder, a (multi-page, Big-, OME-, ImageJ-) TIFF, a .npy file or a Zarr image.
 
-    The stack can be read inside the `with` block.
+    Other formats (CZI, LIF, ND2, ...) are read through bioio where it and its plug-in for the format are
+    installed. The stack can be read inside the `with` block.
 
     Raises
     ------
     NotFoundError
         If `source` does not exist.
     DataError
-        If it is none of these, or not a grey-value stack.
+        If it is none of these, or not a grey-value stack; of a folder, if a file differs from the first or
+        is shorter than its header says.
+    MissingExtraError
+        If it is another format and bioio is not installed.
     """
     with ExitStack() as files:
         yield _open(source, files)
@@ -119,7 +130,16 @@ def _open(source: str | Path, opened: ExitStack) -> Stack:
         return _folder_stack(path, files, opened)
     if path.suffix.lower() == ".npy":
         return _npy_stack(path)
-    return _tiff_stack(path, opened)
+    try:
+        return _tiff_stack(path, opened)
+    except _NotATiffError:
+        if path.suffix.lower() in TIFF_SUFFIXES:
+            raise
+        return _bioio_stack(path)
+
+
+class _NotATiffError(DataError):
+    """The file is of another kind, or hopelessly damaged."""
 
 
 def _size(shape: Sequence[int]) -> str:
@@ -155,7 +175,13 @@ def _npy_stack(path: Path) -> Stack:
     volume = data[None] if data.ndim == 2 else data
     shape = (1, *volume.shape)
     return Stack(
-        str(path), shape, _checked_dtype(data.dtype, str(path)), _UNKNOWN, None, lambda c, z: volume[z]
+        str(path),
+        shape,
+        _checked_dtype(data.dtype, str(path)),
+        UNKNOWN,
+        None,
+        lambda c, z: volume[z],
+        (path,),
     )
 
 
@@ -174,15 +200,52 @@ def _zarr_stack(source: str) -> Stack:
     def plane(channel: int, z: int) -> NDArray[Any]:
         return channels[channel].read(slice(z, z + 1), everything, everything)[0]
 
-    voxel: PartialVoxel = _UNKNOWN if bare else first.voxel_um
-    return Stack(first.url, (len(channels), *first.shape), first.dtype, voxel, names, plane)
+    voxel: PartialVoxel = UNKNOWN if bare else first.voxel_um
+    described = ("zarr.json", ".zattrs", ".zarray")
+    local = [] if "://" in source else [Path(source), *(p for p in Path(source).iterdir() if p.is_dir())]
+    files = tuple(sorted(folder / n for folder in local for n in described if (folder / n).is_file()))
+    return Stack(first.url, (len(channels), *first.shape), first.dtype, voxel, names, plane, files)
 
 
 def _open_tiff(path: Path) -> tifffile.TiffFile:
     try:
         return tifffile.TiffFile(path)
     except (tifffile.TiffFileError, ValueError, OSError) as error:
-        raise DataError(f"{path} is not a readable TIFF file: {_first_line(error)}") from error
+        raise _NotATiffError(f"{path} is not a readable TIFF file: {_first_line(error)}") from error
+
+
+def _bioio_stack(path: Path) -> Stack:
+    """Any format that an installed plug-in of bioio knows; its first scene and timepoint."""
+    try:
+        bioio = importlib.import_module("bioio")
+    except ImportError:
+        raise MissingExtraError("bioio", "import", f"read {path.name}, which is not a TIFF,") from None
+    try:
+        image = bioio.BioImage(path)
+        sizes = {axis: int(getattr(image.dims, axis)) for axis in "TCZYX"}
+        dtype, pitch = _checked_dtype(image.dtype, str(path)), image.physical_pixel_sizes
+        z_um, y_um, x_um = (None if v is None else float(v) for v in (pitch.Z, pitch.Y, pitch.X))
+        names = tuple(str(name) for name in image.channel_names)
+    except DataError:
+        raise
+    except Exception as error:  # plug-ins raise many kinds
+        raise DataError(f"bioio cannot read {path}: {_first_line(error)}") from error
+    if sizes["T"] > 1:
+        raise DataError(f"{path} holds {sizes['T']} timepoints; convert one timepoint at a time")
+    lock = threading.Lock()
+
+    def plane(channel: int, z: int) -> NDArray[Any]:
+        try:
+            with lock:
+                lazy = image.get_image_dask_data("YX", T=0, C=channel, Z=z)
+                return np.asarray(lazy.compute(scheduler="synchronous"))
+        except Exception as error:
+            raise DataError(f"{path}: plane {z} cannot be read: {_first_line(error)}") from error
+
+    shape = (sizes["C"], sizes["Z"], sizes["Y"], sizes["X"])
+    return Stack(
+        str(path), shape, dtype, (z_um, y_um, x_um), names if sizes["C"] > 1 else None, plane, (path,)
+    )
 
 
 def _folder_stack(folder: Path, files: list[Path], opened: ExitStack) -> Stack:
@@ -196,8 +259,10 @@ def _folder_stack(folder: Path, files: list[Path], opened: ExitStack) -> Stack:
                 f"{files[0]} holds an image of {_size(series.shape)} ({series.axes}); "
                 "in a folder every file must be one plane"
             )
-        dtype, voxel = _checked_dtype(series.dtype, str(files[0])), _voxel_um(tiff)
+        dtype, voxel = _checked_dtype(series.dtype, str(files[0])), tiff_voxel_um(tiff)
         height, width = series.shape
+    for z, file in enumerate(files):
+        _check_section(file, z, (height, width), dtype, str(folder))
 
     def plane(channel: int, z: int) -> NDArray[Any]:
         try:
@@ -206,13 +271,35 @@ def _folder_stack(folder: Path, files: list[Path], opened: ExitStack) -> Stack:
                     raise DataError(
                         f"{files[z]} holds {len(single.pages)} pages; every file must be one plane"
                     )
-                return np.asarray(single.pages[0].asarray(maxworkers=1))
+                return np.asarray(single.pages.first.asarray(maxworkers=1))
         except DataError:
             raise
         except Exception as error:  # codecs raise many kinds
             raise DataError(f"{files[z]} cannot be read: {_first_line(error)}") from error
 
-    return Stack(str(folder), (1, len(files), height, width), dtype, voxel, None, plane)
+    return Stack(str(folder), (1, len(files), height, width), dtype, voxel, None, plane, tuple(files))
+
+
+def _check_section(file: Path, z: int, size: tuple[int, int], dtype: np.dtype[Any], where: str) -> None:
+    """Compare a file's header with the first one's, before hours are spent on the files ahead of it."""
+    try:
+        with tifffile.TiffFile(file) as tiff:
+            count, page = len(tiff.pages), tiff.pages.first
+            found, stored = page.shape, np.dtype(page.dtype).newbyteorder("=")
+            ends = [o + n for o, n in zip(page.dataoffsets, page.databytecounts, strict=True)]
+    except Exception as error:  # damaged headers raise many kinds
+        raise DataError(f"{file} cannot be read: {_first_line(error)}") from error
+    if count != 1:
+        raise DataError(f"{file} holds {count} pages; every file must be one plane")
+    if found != size or stored != dtype:
+        raise DataError(
+            f"{where}: plane {z} is {_size(found)} of {stored}, the first one {_size(size)} of {dtype} "
+            f"({file.name}); all planes must be alike"
+        )
+    if max(ends, default=0) > file.stat().st_size:
+        raise DataError(
+            f"{file} is truncated: {max(ends)} bytes are announced, {file.stat().st_size} are there"
+        )
 
 
 class _Complaints(logging.Handler):
@@ -266,7 +353,7 @@ def _tiff_stack(path: Path, opened: ExitStack) -> Stack:
     sizes = dict(zip(axes, shape, strict=True))
     count, depth = sizes.get("C", 1), sizes.get("Z", 1)
     dtype = _checked_dtype(series.dtype, str(path))
-    names = _channel_names(tiff, count) if "C" in axes else None
+    names = tiff_channel_names(tiff, count) if "C" in axes else None
     channel_first = axes.startswith("C")
     lock = threading.RLock()
 
@@ -275,7 +362,8 @@ def _tiff_stack(path: Path, opened: ExitStack) -> Stack:
 
     plane = _page_reader(series, path, "<" if tiff.byteorder == "<" else ">", lock)
     full = (count, depth, sizes["Y"], sizes["X"])
-    return Stack(str(path), full, dtype, _voxel_um(tiff), names, lambda c, z: plane(number(c, z), full[2:]))
+    voxel = tiff_voxel_um(tiff)
+    return Stack(str(path), full, dtype, voxel, names, lambda c, z: plane(number(c, z), full[2:]), (path,))
 
 
 def _stack_axes(series: tifffile.TiffPageSeries, path: Path) -> tuple[str, tuple[int, ...]]:
@@ -318,59 +406,6 @@ def _page_reader(
             raise DataError(f"{path}: page {number} cannot be read: {_first_line(error)}") from error
 
     return plane
-
-
-def _voxel_um(tiff: tifffile.TiffFile) -> PartialVoxel:
-    """Voxel size from OME or ImageJ metadata."""
-    if tiff.is_ome and tiff.ome_metadata:
-        return _ome_voxel_um(tiff.ome_metadata)
-    if tiff.is_imagej and tiff.imagej_metadata:
-        return _imagej_voxel_um(tiff)
-    return _UNKNOWN
-
-
-def _ome_pixels(xml: str) -> ElementTree.Element | None:
-    try:
-        root = ElementTree.fromstring(xml)
-    except ElementTree.ParseError:
-        return None
-    return next((e for e in root.iter() if e.tag.rsplit("}", 1)[-1] == "Pixels"), None)
-
-
-def _ome_voxel_um(xml: str) -> PartialVoxel:
-    pixels = _ome_pixels(xml)
-    if pixels is None:
-        return _UNKNOWN
-
-    def size(axis: str) -> float | None:
-        value = pixels.get(f"PhysicalSize{axis}")
-        factor = um_per_unit(pixels.get(f"PhysicalSize{axis}Unit", "µm"))
-        return float(value) * factor if value and factor and float(value) > 0 else None
-
-    return size("Z"), size("Y"), size("X")
-
-
-def _imagej_voxel_um(tiff: tifffile.TiffFile) -> PartialVoxel:
-    metadata = tiff.imagej_metadata or {}
-    unit = str(metadata.get("unit", "")).replace("\\u00B5", "µ")
-    factor = um_per_unit(unit)
-    if factor is None:
-        return _UNKNOWN
-    tags = tiff.pages.first.tags
-
-    def pitch(name: str) -> float | None:
-        numerator, denominator = tags[name].value if name in tags else (0, 1)
-        return denominator / numerator * factor if numerator else None
-
-    spacing = float(metadata.get("spacing", 0)) * factor
-    return spacing or None, pitch("YResolution"), pitch("XResolution")
-
-
-def _channel_names(tiff: tifffile.TiffFile, count: int) -> tuple[str, ...]:
-    pixels = _ome_pixels(tiff.ome_metadata) if tiff.is_ome and tiff.ome_metadata else None
-    found = [e for e in (pixels if pixels is not None else ()) if e.tag.rsplit("}", 1)[-1] == "Channel"]
-    names = [e.get("Name") for e in found] if len(found) == count else [None] * count
-    return tuple(name or f"channel {i}" for i, name in enumerate(names))
 
 
 def _first_line(error: BaseException) -> str:

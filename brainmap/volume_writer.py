@@ -18,50 +18,22 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from brainmap.convert_journal import ConversionJournal
 from brainmap.errors import DataError, UsageError
 from brainmap.ngff import Dataset, Triple, image_attributes
 from brainmap.provenance import atomic_path
+from brainmap.pyramid import Shape, downsample, downsample_by, pyramid_factors
+from brainmap.shards import CODEC, LEVEL, ShardWriter
 
 __all__ = ["VolumeWriter", "default_chunks", "downsample", "pyramid_factors"]
 
 log = logging.getLogger(__name__)
 
-Shape = tuple[int, int, int]
 Halve = Callable[[NDArray[Any], Shape], NDArray[Any]]
 METHODS = ("mean", "nearest")
 
 _SLAB_BYTES = 512 * 2**20
-_COARSEST_SIDE = 256
 _SHARD_SIDE = 1024
-
-
-def pyramid_factors(
-    shape: Sequence[int], voxel_um: Sequence[float], levels: int | None = None
-) -> list[Shape]:
-    """Factors 1 or 2 per axis from each level to the next.
-
-    Axes that are finer than the coarsest-in-turn catch up first: an axis is halved while its voxel is at
-    most sqrt(2) of the smallest, so the voxels become as nearly cubic as factors of two allow.
-
-    Parameters
-    ----------
-    shape, voxel_um
-        Of level 0, z, y, x.
-    levels : int, optional
-        Number of levels, level 0 included; by default until the longest side is 256 or less.
-    """
-    size, voxel = list(shape), list(voxel_um)
-    steps: list[Shape] = []
-    while len(steps) + 1 < levels if levels is not None else max(size) > _COARSEST_SIDE:
-        splittable = [v for v, n in zip(voxel, size, strict=True) if n > 1]
-        if not splittable:
-            break
-        limit = min(splittable) * 2**0.5
-        step = [2 if n > 1 and v <= limit else 1 for v, n in zip(voxel, size, strict=True)]
-        size = [-(-n // f) for n, f in zip(size, step, strict=True)]
-        voxel = [v * f for v, f in zip(voxel, step, strict=True)]
-        steps.append((step[0], step[1], step[2]))
-    return steps
 
 
 def default_chunks(shape: Sequence[int], plane_bytes: int) -> Shape:
@@ -74,60 +46,35 @@ def default_chunks(shape: Sequence[int], plane_bytes: int) -> Shape:
     return depth, min(side, shape[1]), min(side, shape[2])
 
 
-def downsample(values: NDArray[Any], factors: Shape, method: str = "mean") -> NDArray[Any]:
-    """Halve the last three axes where the factor is 2.
-
-    Parameters
-    ----------
-    values : array (..., z, y, x)
-    factors : tuple of int
-        1 or 2 per axis.
-    method : str
-        "mean": mean of the voxels (an odd last voxel counts twice), integers rounded half up;
-        "nearest": the first voxel of each pair.
-
-    Returns
-    -------
-    array
-        Same type, ``ceil(n / factor)`` voxels per axis.
-    """
-    if method == "nearest":
-        return np.ascontiguousarray(values[..., :: factors[0], :: factors[1], :: factors[2]])
-    if max(factors) == 1:
-        return values
-    exact = values.dtype.kind in "iu"
-    narrow = values.dtype.itemsize <= 2
-    total = values.astype((np.int32 if narrow else np.int64) if exact else values.dtype, copy=False)
-    for axis, factor in zip((-3, -2, -1), factors, strict=True):
-        if factor == 2:
-            total = _pair_sums(total, axis)
-    count = int(np.prod(factors))
-    if exact:
-        return ((total + count // 2) >> (count.bit_length() - 1)).astype(values.dtype)
-    return (total / values.dtype.type(count)).astype(values.dtype, copy=False)
-
-
-def _pair_sums(values: NDArray[Any], axis: int) -> NDArray[Any]:
-    even = [slice(None)] * values.ndim
-    odd = [slice(None)] * values.ndim
-    even[axis], odd[axis] = slice(0, None, 2), slice(1, None, 2)
-    first, second = values[tuple(even)], values[tuple(odd)]
-    if first.shape[axis] == second.shape[axis]:
-        return first + second
-    last = [slice(None)] * values.ndim
-    last[axis] = slice(-1, None)
-    return np.concatenate([np.delete(first, -1, axis=axis) + second, first[tuple(last)] * 2], axis=axis)
-
-
 class _LevelSink:
     """One level being written: collects slabs of `depth` planes, writes them, feeds the next level."""
 
-    def __init__(self, array: Any, depth: int, factors: Shape | None, halve: Halve, verify: bool) -> None:
-        self.array, self.depth, self.factors, self.halve, self.verify = array, depth, factors, halve, verify
+    def __init__(
+        self,
+        number: int,
+        array: Any,
+        depth: int,
+        factors: Shape | None,
+        halve: Halve,
+        shards: ShardWriter | None,
+        verify: bool,
+        journal: ConversionJournal | None,
+    ) -> None:
+        self.number, self.array, self.depth, self.factors, self.halve = number, array, depth, factors, halve
+        self.shards, self.verify, self.journal = shards, verify, journal
         self.next: _LevelSink | None = None
         self.z = 0
         self._waiting: list[NDArray[Any]] = []
         self._n_waiting = 0
+
+    @property
+    def planes_taken(self) -> int:
+        return self.z + self._n_waiting
+
+    def stored(self, start: int, stop: int) -> NDArray[Any]:
+        """Planes (c, n, y, x) that have been written."""
+        values = np.asarray(self.array[..., start:stop, :, :])
+        return values if values.ndim == 4 else values[None]
 
     def push(self, slab: NDArray[Any]) -> None:
         """Take planes (c, n, y, x) that follow those taken before."""
@@ -152,17 +99,23 @@ class _LevelSink:
 
     def _write(self, slab: NDArray[Any]) -> None:
         stop = self.z + slab.shape[1]
-        planes = (slice(None),) * (self.array.ndim - 3) + (slice(self.z, stop),)
-        self.array[planes] = slab if self.array.ndim == 4 else slab[0]
-        if self.verify:
-            self._compare(planes, slab)
+        files: dict[str, int | None] = {}
+        if self.shards is not None:
+            files = self.shards.write(self.z, slab)
+        else:
+            planes = (slice(None),) * (self.array.ndim - 3) + (slice(self.z, stop),)
+            self.array[planes] = slab if self.array.ndim == 4 else slab[0]
+            if self.verify:
+                self._compare(planes, slab)
+        if self.journal is not None:
+            self.journal.record(self.number, self.z, stop, files)
         self.z = stop
         if self.next is not None and self.factors is not None:
             self.next.push(self.halve(slab, self.factors))
 
     def _compare(self, planes: tuple[slice, ...], slab: NDArray[Any]) -> None:
         """Read what was written, in strips of whole files, and compare."""
-        rows = (self.array.shards or self.array.chunks)[-2]
+        rows = self.array.chunks[-2]
         for y in range(0, slab.shape[2], rows):
             stored = self.array[(*planes, slice(y, y + rows))]
             written = slab[:, :, y : y + rows]
@@ -188,6 +141,9 @@ class VolumeWriter:
         See `brainmap.volume.write_volume`; shards "auto" are one chunk high and 1024 x 1024 in plane.
     verify : bool
         Read every slab back and compare.
+    journal : ConversionJournal, optional
+        Write (with shards) where it says, note every finished slab there, and go on after those that are
+        noted: `planes_taken` is the first plane to append. What is finished stays there on an error.
 
     Raises
     ------
@@ -214,6 +170,7 @@ class VolumeWriter:
         origin_um: Sequence[float] = (0.0, 0.0, 0.0),
         overwrite: bool = False,
         verify: bool = False,
+        journal: ConversionJournal | None = None,
     ) -> None:
         self.path = Path(path).expanduser().absolute()
         self.dtype = np.dtype(dtype).newbyteorder("=")
@@ -224,16 +181,17 @@ class VolumeWriter:
         plane_bytes = self.shape[1] * self.shape[2] * self.dtype.itemsize * self.n_channels
         self.chunks = _shape3(chunks, "chunks") if chunks else default_chunks(self.shape, plane_bytes)
         self.shards = self._chosen_shards(shards)
-        self._verify = verify
+        self._verify, self._journal = verify, journal
         self.method, self.overwrite = method, overwrite
         self._check()
+        if journal is not None and self.shards is None:
+            raise UsageError(f"{self.path}: only an image with shards is written with a journal")
         self.factors = pyramid_factors(self.shape, voxel_um, levels)
         datasets = _datasets(voxel_um, origin_um, self.factors, method)
         names = None if self.channel_names is None else list(self.channel_names)
         self._attributes = image_attributes(
             zarr_format, self.path.name, datasets, names, orientation, method, _display_range(self.dtype)
         )
-        self._atomic = atomic_path(self.path)
         self._sinks: list[_LevelSink] = []
 
     def _chosen_shards(self, shards: Sequence[int] | Literal["auto"] | None) -> Shape | None:
@@ -263,36 +221,63 @@ class VolumeWriter:
         try:
             with ExitStack() as undo:
                 undo.callback(self._pool.shutdown)
-                self._temporary = undo.enter_context(self._atomic)
-                self._create()
+                if self._journal is None:
+                    self._temporary = undo.enter_context(atomic_path(self.path))
+                else:
+                    self._temporary = self._journal.image
+                self._create(self._journal.finished(self._pool) if self._journal else {})
                 self._undo = undo.pop_all()
         except OSError as error:
             raise self._refused(error) from error
         return self
 
-    def _create(self) -> None:
+    def _create(self, finished: dict[int, int]) -> None:
+        """Make the levels, or open them where planes of them are finished already."""
         import zarr
 
-        zarr.create_group(self._temporary, zarr_format=self._format, attributes=self._attributes)
+        if not finished:
+            zarr.create_group(
+                self._temporary, zarr_format=self._format, attributes=self._attributes, overwrite=True
+            )
         size = self.shape
         for number, factors in enumerate([*self.factors, None]):
-            array = self._create_array(str(number), size)
-            unit = (array.shards or array.chunks)[-3]
-            # Pairs of planes must not be torn apart between slabs.
-            depth = unit * 2 if factors and factors[0] == 2 and unit % 2 else unit
-            sink = _LevelSink(array, depth, factors, self._halved, self._verify)
+            name = str(number)
+            if finished:
+                array = zarr.open_array(self._temporary / name, mode="r")
+            else:
+                array = self._create_array(name, size)
+            sink = self._sink(number, array, factors)
+            sink.z = finished.get(number, 0)
             if self._sinks:
                 self._sinks[-1].next = sink
             self._sinks.append(sink)
             if factors:
                 size = (-(-size[0] // factors[0]), -(-size[1] // factors[1]), -(-size[2] // factors[2]))
+        self._refill()
+
+    def _sink(self, number: int, array: Any, factors: Shape | None) -> _LevelSink:
+        unit = (array.shards or array.chunks)[-3]
+        # Pairs of planes must not be torn apart between slabs.
+        depth = unit * 2 if factors and factors[0] == 2 and unit % 2 else unit
+        shards = None
+        if array.shards is not None:
+            shards = ShardWriter(array, self._temporary / str(number), self._verify, self._pool)
+        return _LevelSink(number, array, depth, factors, self._halved, shards, self._verify, self._journal)
+
+    def _refill(self) -> None:
+        """Make again the planes that waited in the coarser levels for a full slab.
+
+        They come from finished planes of the level before. Deepest level first: planes that fill a slab on
+        the way are handed on to levels that have theirs already.
+        """
+        for fine, coarse in reversed(list(zip(self._sinks, self._sinks[1:], strict=False))):
+            assert fine.factors is not None
+            first, end = coarse.z * fine.factors[0], fine.z
+            for z in range(first, end, fine.depth):
+                coarse.push(self._halved(fine.stored(z, min(z + fine.depth, end)), fine.factors))
 
     def _halved(self, slab: NDArray[Any], factors: Shape) -> NDArray[Any]:
-        """`downsample` in strips, by all processors."""
-        rows = 2 * -(-slab.shape[2] // 32)
-        strips = [slab[:, :, y : y + rows] for y in range(0, slab.shape[2], rows)]
-        halved = self._pool.map(lambda strip: downsample(strip, factors, self.method), strips)
-        return np.concatenate(list(halved), axis=2)
+        return downsample_by(self._pool, slab, factors, self.method)
 
     @property
     def slab_depth(self) -> int:
@@ -306,7 +291,7 @@ class VolumeWriter:
     def _create_array(self, name: str, size: Shape) -> Any:
         import numcodecs
         import zarr
-        from zarr.codecs import BloscCodec, BloscShuffle
+        from zarr.codecs import BloscCodec
 
         chunks: tuple[int, ...] = tuple(min(c, n) for c, n in zip(self.chunks, size, strict=True))
         shards: tuple[int, ...] | None = None
@@ -323,9 +308,9 @@ class VolumeWriter:
             shards = None if shards is None else (1, *shards)
         v2 = self.zarr_format == 2
         compressor = (
-            numcodecs.Blosc(cname="zstd", clevel=1, shuffle=numcodecs.Blosc.SHUFFLE)
+            numcodecs.Blosc(CODEC, LEVEL, numcodecs.Blosc.BITSHUFFLE)
             if v2
-            else BloscCodec(cname="zstd", clevel=1, shuffle=BloscShuffle.shuffle)
+            else BloscCodec(cname=CODEC, clevel=LEVEL, shuffle="bitshuffle")
         )
         return zarr.create_array(
             self._temporary,
@@ -363,7 +348,7 @@ class VolumeWriter:
     @property
     def planes_taken(self) -> int:
         """Planes appended so far."""
-        return self._sinks[0].z + self._sinks[0]._n_waiting
+        return self._sinks[0].planes_taken
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -385,9 +370,14 @@ class VolumeWriter:
             raise DataError(f"{self.path}: {self.planes_taken} planes came, {self.shape[0]} were announced")
         for sink in self._sinks:
             sink.flush()
+        if self._journal is not None:
+            self._journal.publish()
 
     def _refused(self, error: OSError) -> DataError:
-        return DataError(f"{self.path} cannot be written: {error.strerror or error}")
+        text = f"{self.path} cannot be written: {error.strerror or error}"
+        if self._journal is not None:
+            text += "; what is finished is kept, and the same command goes on from there"
+        return DataError(text)
 
 
 def _may_be_replaced(path: Path) -> bool:

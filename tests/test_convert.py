@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,8 +15,10 @@ import tifffile
 import zarr
 from numpy.typing import NDArray
 
+from brainmap import shards
 from brainmap.convert import convert
-from brainmap.errors import DataError, NotFoundError, UsageError
+from brainmap.errors import DataError, MissingExtraError, NotFoundError, UsageError
+from brainmap.shards import ShardWriter
 from brainmap.stacks import open_stack
 from brainmap.volume import Volume, write_volume
 
@@ -231,14 +235,16 @@ def test_an_ome_zarr_is_rewritten(pixels: NDArray[np.uint16], tmp_path: Path) ->
 # ---- bad input ----------------------------------------------------------------------------------
 
 
-def refused(error: type[Exception], part: str, source: Path, dest: Path, voxel: Any = VOXEL) -> None:
-    """The conversion fails with one sentence and leaves nothing beside the sources."""
+def refused(error: type[Exception], text: str, source: Path, dest: Path, voxel: Any = VOXEL) -> None:
+    """The conversion fails with one sentence; `dest` stays as it was, and only a finished part may stay."""
     before = sorted(dest.parent.iterdir())
     with pytest.raises(error) as caught:
         convert(source, dest, voxel, chunks=(2, 16, 16), shards=(2, 16, 16))
-    assert part in str(caught.value)
+    assert text in str(caught.value)
     assert "\n" not in str(caught.value)
-    assert sorted(dest.parent.iterdir()) == before
+    part = dest.with_name(f".converting-{dest.name}")
+    assert [path for path in sorted(dest.parent.iterdir()) if path != part] == before
+    assert not part.exists() or len((part / "journal.jsonl").read_text().splitlines()) > 1
 
 
 def test_missing_and_foreign_sources(tmp_path: Path) -> None:
@@ -246,9 +252,8 @@ def test_missing_and_foreign_sources(tmp_path: Path) -> None:
     refused(NotFoundError, "does not exist", tmp_path / "nothing.tif", dest)
     (tmp_path / "empty").mkdir()
     refused(DataError, "holds no TIFF files", tmp_path / "empty", dest)
-    for name in ("text.tif", "brain.czi"):
-        (tmp_path / name).write_text("this is not a TIFF")
-        refused(DataError, "is not a readable TIFF", tmp_path / name, dest)
+    (tmp_path / "text.tif").write_text("this is not a TIFF")
+    refused(DataError, "is not a readable TIFF", tmp_path / "text.tif", dest)
     (tmp_path / "nothing.tif").write_bytes(b"")
     refused(DataError, "is not a readable TIFF", tmp_path / "nothing.tif", dest)
     (tmp_path / "a.npy").write_bytes(b"not numpy")
@@ -289,6 +294,10 @@ def test_unreadable_sections(pixels: NDArray[np.uint16], tmp_path: Path) -> None
     refused(DataError, "brain_9.tif cannot be read", folder, tmp_path / "a.zarr")
     tifffile.imwrite(folder / "brain_9.tif", pixels[:2])
     refused(DataError, "brain_9.tif holds 2 pages", folder, tmp_path / "a.zarr")
+    tifffile.imwrite(folder / "brain_9.tif", pixels[9])
+    (folder / "brain_6.tif").write_bytes((folder / "brain_6.tif").read_bytes()[:-200])
+    refused(DataError, "brain_6.tif is truncated", folder, tmp_path / "a.zarr")
+    assert not (tmp_path / ".converting-a.zarr").exists(), "found before anything was written"
     stack = tmp_path / "stacks"
     stack.mkdir()
     tifffile.imwrite(stack / "a.tif", pixels)
@@ -328,16 +337,83 @@ def test_unfit_images(pixels: NDArray[np.uint16], tmp_path: Path) -> None:
         convert(source, dest, VOXEL, ["a", "b"])
 
 
+@pytest.mark.parametrize(
+    "harm", [lambda p: p.unlink(), lambda p: p.write_bytes(p.read_bytes()[:-9] + b"damage!!!")]
+)
 def test_what_was_written_is_compared(
+    harm: Callable[[Path], Any], pixels: NDArray[np.uint16], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that loses or damages a file is noticed."""
+    original = ShardWriter._encode
+
+    def unsound(writer: ShardWriter, values: NDArray[Any], path: Path) -> int | None:
+        value = original(writer, values, path)
+        if path.name == "1":
+            harm(path)
+        return value
+
+    monkeypatch.setattr(ShardWriter, "_encode", unsound)
+    refused(
+        DataError, "differs from what was written", plain(tmp_path / "a.tif", pixels), tmp_path / "a.zarr"
+    )
+
+
+def test_full_disk(pixels: NDArray[np.uint16], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Said in one sentence; with room again the same command goes on."""
+    original, room = shards._write_all, [20]
+
+    def filling(file: Any, data: bytes) -> None:
+        room[0] -= 1
+        if room[0] < 0:
+            raise OSError(28, "No space left on device")
+        original(file, data)
+
+    source, dest = plain(tmp_path / "a.tif", pixels), tmp_path / "a.zarr"
+    monkeypatch.setattr(shards, "_write_all", filling)
+    with pytest.raises(DataError, match=r"a\.zarr cannot be written: No space left .* goes on from there"):
+        convert(source, dest, VOXEL, chunks=(2, 16, 16), shards=(2, 16, 16))
+    assert not dest.exists()
+    room[0] = 10**6
+    volume = convert(source, dest, VOXEL, chunks=(2, 16, 16), shards=(2, 16, 16))
+    np.testing.assert_array_equal(whole(volume), pixels)
+
+
+# ---- other formats ------------------------------------------------------------------------------
+
+
+def test_other_formats_need_bioio(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "brain.czi").write_text("this is not a TIFF")
+    monkeypatch.setitem(sys.modules, "bioio", None)
+    refused(MissingExtraError, "pip install", tmp_path / "brain.czi", tmp_path / "a.zarr")
+
+
+def test_other_formats_through_bioio(
     pixels: NDArray[np.uint16], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A disk that loses a file is noticed."""
-    from zarr.storage import _local
+    both = np.stack([pixels, pixels // 2])
 
-    original = _local._put
+    class Lazy:
+        def __init__(self, plane: NDArray[Any]) -> None:
+            self.plane = plane
 
-    def forgetful(path: Path, *args: Any, **options: Any) -> Any:
-        return None if path.name == "1" and path.parent.name == "0" else original(path, *args, **options)
+        def compute(self, scheduler: str) -> NDArray[Any]:
+            return self.plane
 
-    monkeypatch.setattr(_local, "_put", forgetful)
-    refused(DataError, "differ from what was written", plain(tmp_path / "a.tif", pixels), tmp_path / "a.zarr")
+    class BioImage:
+        def __init__(self, path: Path) -> None:
+            if path.name == "damaged.czi":
+                raise RuntimeError("no plug-in reads this")
+            self.dims = SimpleNamespace(T=1, C=2, Z=11, Y=30, X=41)
+            self.dtype, self.channel_names = pixels.dtype, ["auto", "cfos"]
+            self.physical_pixel_sizes = SimpleNamespace(Z=5.0, Y=2.0, X=1.5)
+
+        def get_image_dask_data(self, order: str, T: int, C: int, Z: int) -> Lazy:
+            return Lazy(both[C, Z])
+
+    monkeypatch.setitem(sys.modules, "bioio", SimpleNamespace(BioImage=BioImage))
+    for name in ("brain.czi", "damaged.czi"):
+        (tmp_path / name).write_text("this is not a TIFF")
+    volume = convert(tmp_path / "brain.czi", tmp_path / "a.zarr")
+    assert (volume.voxel_um, volume.channel_names) == (VOXEL, ("auto", "cfos"))
+    np.testing.assert_array_equal(whole(volume.with_channel(1)), both[1])
+    refused(DataError, "no plug-in reads this", tmp_path / "damaged.czi", tmp_path / "b.zarr")

@@ -59,9 +59,20 @@ def test_downsampling_is_the_mean(dtype: str, factors: tuple[int, int, int]) -> 
 
 
 def test_downsampling_does_not_overflow() -> None:
-    for dtype in (np.uint16, np.uint8, np.int32, np.uint32):
-        values = np.full((2, 2, 2), np.iinfo(dtype).max, dtype)
-        assert downsample(values, (2, 2, 2)).item() == np.iinfo(dtype).max
+    for dtype in (np.uint8, np.int8, np.uint16, np.int16, np.int32, np.uint32, np.int64, np.uint64):
+        for extreme in (np.iinfo(dtype).max, np.iinfo(dtype).min):
+            values = np.full((2, 2, 2), extreme, dtype)
+            assert downsample(values, (2, 2, 2)).item() == extreme
+
+
+@pytest.mark.parametrize("dtype", ["i1", "u2", "i2", "u4", "i8", "u8", ">u2"])
+def test_means_are_exact_over_the_whole_range(dtype: str) -> None:
+    """Against Python's integers, which have no range."""
+    limits = np.iinfo(dtype)
+    values = np.random.default_rng(3).integers(limits.min, limits.max, (4, 6, 8), dtype[-2:], endpoint=True)
+    blocks = values.astype(object).reshape(2, 2, 3, 2, 4, 2).sum(axis=(1, 3, 5))
+    means = downsample(values.astype(dtype), (2, 2, 2)).tolist()
+    assert means == ((blocks + 4) // 8).tolist()
 
 
 def test_factors_make_voxels_cubic() -> None:
