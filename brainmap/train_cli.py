@@ -80,19 +80,25 @@ def import_tiles(
 def generator(
     tiles: TilesFolder,
     work: Work,
+    gt: Annotated[
+        Path | None, typer.Option(help="Ground truth of the tiles: place cells as there.", metavar="DIR")
+    ] = None,
     config: Config = None,
     steps: Annotated[int | None, typer.Option(help="Steps in all.", metavar="N")] = None,
     seed: Seed = None,
     device: Device = "cpu",
     as_json: AsJson = False,
 ) -> None:
-    """Train a generator of tissue background on unlabelled tiles."""
+    """Train a generator of tissue background on tiles; they need no labels."""
     _need_torch("train a generator")
     from brainmap.tiles import Tiles
+    from brainmap.train.commands import learn_cells
     from brainmap.train.generator import read_generator_config, train_generator
 
     settings = read_generator_config(config, steps=steps, seed=seed)
-    _print_checkpoint(train_generator(settings, work, Tiles.open(tiles), device), as_json)
+    opened = Tiles.open(tiles)
+    discs = learn_cells(opened, gt)[0] if gt else None
+    _print_checkpoint(train_generator(settings, work, opened, device, discs), as_json)
 
 
 @command(app, "synthesize")
@@ -107,7 +113,9 @@ def synthesize(
     ] = None,
     gt: Annotated[
         Path | None,
-        typer.Option(help="Ground truth of the tiles of --like: place cells as there.", metavar="DIR"),
+        typer.Option(
+            help="Ground truth of the tiles of --like: place and draw cells as there.", metavar="DIR"
+        ),
     ] = None,
     config: Config = None,
     seed: Seed = None,

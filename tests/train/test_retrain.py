@@ -250,7 +250,7 @@ def test_what_is_not_better_is_not_written(
     monkeypatch.setattr(module, "write_full_evaluation", lambda *a: None)
     monkeypatch.setattr(steps, "prepare_pool", lambda folder, config, grid: asked.append(config.volumes))
     monkeypatch.setattr(steps, "load_pool", lambda files, config: SimpleNamespace(volumes=[volume]))
-    teach = replace(TEACH, steps=1, learning_rate=1e-9, consistency=1.0)
+    teach = replace(TEACH, steps=1, learning_rate=1e-9, consistency=RetrainSettings().finetune.consistency)
     still = replace(SETTINGS, rehearsal=2, finetune=teach)
     start = made.request.work_folder / "final" / "checkpoint.pt"
     request = request_for(data, tmp_path, start=str(start), settings=still, unlabelled=data / "tiles")
@@ -258,6 +258,7 @@ def test_what_is_not_better_is_not_written(
     assert asked == [2, 2, 2]
     trained = json.loads((request.work_folder / "final" / "checkpoint.json").read_text())["inputs"]
     assert (trained["rehearsed_volumes"], len(trained["unlabelled_tiles"])) == (1, 4)
+    assert still.finetune.consistency == 0.3
     assert result.detector is None
     assert not result.outcome["switch"]
     assert not request.out.exists()
