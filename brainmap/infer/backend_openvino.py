@@ -13,6 +13,8 @@ from brainmap.infer.detector import Detector
 
 __all__ = ["OpenVinoBackend", "load"]
 
+_first_call = threading.Lock()
+
 
 class OpenVinoBackend:
     """One compiled network, one stream per calling thread, one infer request per thread.
@@ -72,4 +74,9 @@ def load(
         "ENABLE_CPU_PINNING": False,
     }
     compiled = core.compile_model(model, "CPU", settings)
-    return OpenVinoBackend(compiled, "bf16" if fast else "f32", detector.spec.stride)
+    backend = OpenVinoBackend(compiled, "bf16" if fast else "f32", detector.spec.stride)
+    # The binding sets itself up in a process's first call and gives up the GIL meanwhile; a second thread
+    # that then makes its own first call waits for that set-up without giving up the GIL: both stop for ever.
+    with _first_call:
+        backend.infer(np.zeros((1, detector.spec.channels, *tile), np.float32))
+    return backend

@@ -143,15 +143,16 @@ def calibration_knots(judged: list[Judged], n_knots: int = 25) -> tuple[tuple[fl
     return tuple((float(a), round(float(v), 4)) for a, v in zip(at, value, strict=True))
 
 
-def best_threshold(judged: list[Judged], flat: float = 0.007) -> tuple[float, float]:
+def best_threshold(*groups: list[Judged], flat: float = 0.007) -> tuple[float, float]:
     """The threshold on the logit, and the mean F1 over volumes that hold cells there.
 
-    F1 is flat around its best: of all thresholds within `flat` of it the highest is taken, because a false
-    cell on somebody else's tissue is more likely than on simulated one.
+    Every group of volumes weighs the same, however many it holds. F1 is flat around its best: of all
+    thresholds within `flat` of it the highest is taken, because a false cell on somebody else's tissue is
+    more likely than on simulated one.
     """
     candidates = np.linspace(-4, 4, 161)
-    with_cells = [j for j in judged if j.n_true >= 10]
-    means = np.array([np.mean([j.f1(c) for j in with_cells]) for c in candidates])
+    with_cells = [kept for group in groups if (kept := [j for j in group if j.n_true >= 10])]
+    means = np.array([np.mean([np.mean([j.f1(c) for j in g]) for g in with_cells]) for c in candidates])
     chosen = int(np.flatnonzero(means >= means.max() - flat)[-1])
     return float(candidates[chosen]), float(means[chosen])
 
