@@ -15,7 +15,8 @@ from brainmap.errors import DataError, UsageError  # noqa: E402
 from brainmap.infer.detector import Detector, load_backend  # noqa: E402
 from brainmap.train.calibrate import Judged, best_threshold, calibration_knots, judge  # noqa: E402
 from brainmap.train.centernet import CenterNet, CenterNetConfig  # noqa: E402
-from brainmap.train.export import export_detector, receptive_radius  # noqa: E402
+from brainmap.train.export import check_export, export_detector, receptive_radius  # noqa: E402
+from brainmap.train.loop import load_network  # noqa: E402
 from brainmap.train.pool import PoolConfig  # noqa: E402
 from brainmap.train.pretrain import PretrainConfig, load_model, pretrain  # noqa: E402
 from brainmap.train.recipe import Recipe  # noqa: E402
@@ -115,7 +116,12 @@ def test_exported_network_is_the_trained_one(stride: int, tmp_path: Path) -> Non
     detector = export_detector(
         model, GridSettings(), tmp_path / "d", "tiny", "1", 0.5, ((-4.0, 0.0), (4.0, 1.0)), {}, "card"
     )  # fmt: skip
-    assert sorted(p.name for p in (tmp_path / "d").iterdir()) == ["card.md", "detector.json", "model.onnx"]
+    files = ["card.md", "detector.json", "model.onnx", "weights.pt"]
+    assert sorted(p.name for p in (tmp_path / "d").iterdir()) == files
+    further, grid = load_network(tmp_path / "d")
+    assert grid == GridSettings()
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(further.state_dict()[name], value, rtol=0, atol=0)
     again = Detector.open(tmp_path / "d")
     assert again.spec == detector.spec
     assert again.spec.stride == stride
@@ -126,6 +132,19 @@ def test_exported_network_is_the_trained_one(stride: int, tmp_path: Path) -> Non
         expected = model(torch.from_numpy(image))
     np.testing.assert_allclose(logit, expected[0].numpy(), atol=1e-3)
     np.testing.assert_allclose(offset, expected[1].numpy(), atol=1e-3)
+
+
+def test_a_detector_that_is_not_the_network_is_refused(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = CenterNet(CenterNetConfig(slices=3, widths=(8, 12))).eval()
+    detector = export_detector(
+        model, GridSettings(), tmp_path, "tiny", "1", 0.5, ((-4.0, 0.0), (4.0, 1.0)), {}, "card"
+    )  # fmt: skip
+    check_export(model, detector)
+    with torch.no_grad():
+        model.heat[0].bias += 0.01
+    with pytest.raises(DataError, match="differs from the trained one"):
+        check_export(model, detector)
 
 
 def test_nothing_beyond_the_halo_changes_an_output() -> None:
