@@ -44,7 +44,7 @@ Centre-point detector (CenterNet, U-Net of {parameters} parameters, output strid
 labelled cell bodies or nuclei about {diameter:g} um across in mouse-brain tissue; other sizes by
 `--cell-diameter`. It sees {slices} slices about {z:g} um apart at {pixel:g} um per pixel.
 
-**Made from** {made_from}, by `python -m brainmap.train.recipe`.
+**Made from** {made_from}, by `python -m brainmap.train.recipe`.{sources}
 
 **Threshold** {threshold:.2f} on the calibrated score: mean F1 {f1:.3f} over {calibrated} volumes and sections of
 all looks, those included whose cells nobody could see; each kind below weighs the same.
@@ -129,6 +129,8 @@ class Recipe:
     ----------
     name, version : str
         Of the detector.
+    sources : str
+        Whose images were used and under which terms, for the card.
     calibration : Calibration
     pretrain : PretrainConfig
     rounds : tuple of Round
@@ -139,6 +141,7 @@ class Recipe:
 
     name: str = "default"
     version: str = "1"
+    sources: str = ""
     calibration: Calibration = dataclasses.field(default_factory=Calibration)
     pretrain: PretrainConfig = dataclasses.field(default_factory=PretrainConfig)
     rounds: tuple[Round, ...] = ()
@@ -221,7 +224,7 @@ def build_detector(
     card = CARD.format(
         name=recipe.name, version=recipe.version, parameters=sum(p.numel() for p in model.parameters()),
         stride=config.network.stride, diameter=config.grid.cell_diameter_um, slices=config.network.slices,
-        z=config.grid.z_target_um, pixel=config.grid.pixel_um, made_from=_made_from(recipe),
+        z=config.grid.z_target_um, pixel=config.grid.pixel_um, made_from=_made_from(recipe), sources=f"\n{recipe.sources}" * bool(recipe.sources),
         threshold=threshold, f1=f1, calibrated=len(everything), rows=rows,
     )  # fmt: skip
     training = {
