@@ -50,6 +50,8 @@ def key_numbers(run: Run) -> list[tuple[str, object]]:
         )
         share = 100 * run.regions.outside / max(run.summary.n if run.summary else 0, 1)
         values.append(("cells outside the atlas", f"{share:.1f} %"))
+    if (agree := results.get("regions_agree")) is not None:
+        values.append(("same region mapped either way", f"{100 * agree:.1f} % of the cells"))
     values.append(("time", _duration(seconds)))
     if rate:
         values.append(("million voxels per second", f"{rate / 1e6:.1f}"))
