@@ -224,7 +224,8 @@ def build_detector(
     card = CARD.format(
         name=recipe.name, version=recipe.version, parameters=sum(p.numel() for p in model.parameters()),
         stride=config.network.stride, diameter=config.grid.cell_diameter_um, slices=config.network.slices,
-        z=config.grid.z_target_um, pixel=config.grid.pixel_um, made_from=_made_from(recipe), sources=f"\n{recipe.sources}" * bool(recipe.sources),
+        z=config.grid.z_target_um, pixel=config.grid.pixel_um, made_from=_made_from(recipe),
+        sources=f"\n{recipe.sources}" * bool(recipe.sources),
         threshold=threshold, f1=f1, calibrated=len(everything), rows=rows,
     )  # fmt: skip
     training = {

@@ -112,7 +112,8 @@ def test_report_shows_the_key_numbers(tmp_path: Path, brain: Volume) -> None:
     assert path == run / "report.html"
     text, source = _text(path), path.read_text(encoding="utf-8")
     for expected in ("1,234", "17.2", "1.00 GiB", "93.4 % of the cells", "61.0 s", "complete", "0.42",
-                     "Thalamus", "16777217", "5 × 2 × 2 µm", "12 total, 10 done, 2 empty", "some cpu", "abc123", "psl"):  # fmt: skip
+                     "Thalamus", "16777217", "5 × 2 × 2 µm", "12 total, 10 done, 2 empty",
+                     "some cpu", "abc123", "psl"):  # fmt: skip
         assert expected in text, expected
     # Three slices, close-ups, histograms, depth, two region charts.
     assert source.count("<img") >= 3 + 3 + 2 + 2
