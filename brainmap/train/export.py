@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -61,7 +62,25 @@ def to_onnx(model: CenterNet, tile: tuple[int, int] = TILE) -> bytes:
             external_data=False,
             verbose=False,
         )
-        return path.read_bytes()
+        return _without_traces(path)
+
+
+def _without_traces(path: Path) -> bytes:
+    """The file without the exporter's notes, which name the folders of the machine it ran on."""
+    record = onnx.load(path)
+    graph = record.graph
+    for part in (
+        record,
+        graph,
+        *graph.node,
+        *graph.initializer,
+        *graph.value_info,
+        *graph.input,
+        *graph.output,
+    ):
+        del part.metadata_props[:]
+        part.doc_string = ""
+    return bytes(record.SerializeToString())
 
 
 def receptive_radius(model: CenterNet, size: int = 256) -> int:
@@ -115,10 +134,10 @@ def export_detector(
         onnx_sha256="",
         training=training,
     )
-    onnx = to_onnx(model)
+    network = to_onnx(model)
     with tempfile.TemporaryDirectory() as trial:
-        check_export(model, write_detector(trial, onnx, spec, card))
-    detector = write_detector(folder, onnx, spec, card)
+        check_export(model, write_detector(trial, network, spec, card))
+    detector = write_detector(folder, network, spec, card)
     weights = {"network": model.config.to_dict(), "grid": asdict(grid), "average": model.state_dict()}
     with atomic_path(folder / WEIGHTS) as part:
         torch.save(weights, part)

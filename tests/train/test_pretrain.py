@@ -118,6 +118,7 @@ def test_exported_network_is_the_trained_one(stride: int, tmp_path: Path) -> Non
     )  # fmt: skip
     files = ["card.md", "detector.json", "model.onnx", "weights.pt"]
     assert sorted(p.name for p in (tmp_path / "d").iterdir()) == files
+    assert str(Path(__file__).parents[2]).encode() not in (tmp_path / "d" / "model.onnx").read_bytes()
     further, grid = load_network(tmp_path / "d")
     assert grid == GridSettings()
     for name, value in model.state_dict().items():
