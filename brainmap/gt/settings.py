@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from brainmap.errors import NotFoundError, UsageError
+from brainmap.config import read_table
+from brainmap.errors import UsageError
 
 __all__ = ["METHODS", "GtSettings", "read_gt_settings"]
 
@@ -73,17 +73,7 @@ def read_gt_settings(path: str | Path | None, **overrides: Any) -> GtSettings:
     NotFoundError, UsageError
         No such file; not TOML, an unknown key, or a value out of its range or of another type.
     """
-    values: dict[str, Any] = {}
-    if path is not None:
-        try:
-            document = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-        except FileNotFoundError as error:
-            raise NotFoundError(f"no settings file {path}") from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise UsageError(f"{path} is not TOML: {error}") from error
-        if set(document) - {"gt"}:
-            raise UsageError(f"{path}: unknown table {sorted(set(document) - {'gt'})[0]!r}; expected [gt]")
-        values = document.get("gt", {})
+    values = read_table(path, "gt")
     values = {**values, **{k: v for k, v in overrides.items() if v is not None}}
     return GtSettings(**{key: _typed(key, value) for key, value in values.items()})
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from brainmap.config import check_keys
 from brainmap.errors import UsageError
 
 __all__ = ["CenterNet", "CenterNetConfig"]
@@ -55,7 +56,11 @@ class CenterNetConfig:
 
     @classmethod
     def from_dict(cls, record: dict[str, Any]) -> CenterNetConfig:
-        return cls(**{**record, "widths": tuple(record["widths"])})
+        check_keys(cls, record, "the network")
+        settings: dict[str, Any] = dict(record)
+        if "widths" in settings:
+            settings["widths"] = tuple(settings["widths"])
+        return cls(**settings)
 
 
 def _conv(c_in: int, c_out: int, kernel: int = 3) -> nn.Sequential:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from brainmap.config import check_keys
 from brainmap.errors import DataError, UsageError
 from brainmap.gt.truth import GroundTruth
 from brainmap.provenance import fingerprint
@@ -120,9 +121,7 @@ class FinetuneConfig:
     @classmethod
     def from_dict(cls, record: dict[str, Any]) -> FinetuneConfig:
         """From a dict as TOML or a checkpoint holds it; an unknown key is an error."""
-        unknown = set(record) - {f.name for f in fields(cls)}
-        if unknown:
-            raise UsageError(f"unknown setting {sorted(unknown)[0]!r} for fine-tuning")
+        check_keys(cls, record, "fine-tuning")
         record = dict(record)
         if "scales" in record:
             record["scales"] = tuple(float(s) for s in record["scales"])

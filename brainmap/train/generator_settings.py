@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-import tomllib
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from brainmap.errors import NotFoundError, UsageError
+from brainmap.config import check_keys, read_table
+from brainmap.errors import UsageError
 
 __all__ = ["FITS", "LOOKS", "PRECISIONS", "GeneratorConfig", "read_generator_config"]
 
@@ -115,9 +115,7 @@ class GeneratorConfig:
     @classmethod
     def from_dict(cls, record: dict[str, Any]) -> GeneratorConfig:
         """From a dict as TOML or a checkpoint holds it; an unknown key is an error."""
-        unknown = set(record) - {f.name for f in fields(cls)}
-        if unknown:
-            raise UsageError(f"unknown setting {sorted(unknown)[0]!r} for the generator")
+        check_keys(cls, record, "the generator's settings")
         values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in record.items()}
         try:
             return cls(**values)
@@ -135,15 +133,6 @@ def read_generator_config(path: str | Path | None, **overrides: Any) -> Generato
     NotFoundError, UsageError
         No such file; not TOML, an unknown key, or a value out of its range or of another type.
     """
-    document: dict[str, Any] = {}
-    if path is not None:
-        try:
-            document = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise NotFoundError(f"there is no settings file {path}") from None
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise UsageError(f"{path} is not valid TOML: {error}") from error
-        if set(document) - {"generator"} or not isinstance(document.get("generator", {}), dict):
-            raise UsageError(f"{path} may hold one table, [generator]")
+    table = read_table(path, "generator")
     given = {name: value for name, value in overrides.items() if value is not None}
-    return GeneratorConfig.from_dict({**document.get("generator", {}), **given})
+    return GeneratorConfig.from_dict({**table, **given})

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+from brainmap.config import check_keys
 from brainmap.errors import DataError, UsageError
 from brainmap.provenance import read_json, write_json
 from brainmap.train.point_process import CoxProcess, Shape
@@ -217,11 +218,10 @@ def from_table(kind: type[Any], record: Mapping[str, Any], what: str) -> Any:
     UsageError
         An unknown or missing key, or a list of another length than the default.
     """
+    check_keys(kind, record, what)
     known = {f.name: f.default for f in fields(kind)}
     values = {}
     for key, value in record.items():
-        if key not in known:
-            raise UsageError(f"unknown setting {key!r} in {what}; known are {', '.join(known)}")
         default = known[key]
         if isinstance(default, tuple) and not (
             isinstance(value, (list, tuple)) and len(value) == len(default)

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from brainmap.config import check_keys
 from brainmap.errors import DataError, UsageError
 from brainmap.train.inserted import Background, insert_cells
 from brainmap.train.samples import GridSettings, NetVolume, load_volumes, net_volume, save_volumes
@@ -80,6 +81,7 @@ class PoolConfig:
     @classmethod
     def from_dict(cls, record: dict[str, object]) -> PoolConfig:
         """From TOML or a checkpoint; lists become tuples."""
+        check_keys(cls, record, "the pool")
         values = dict(record)
         values["backgrounds"] = tuple(values.get("backgrounds", ()))  # type: ignore[arg-type]
         sizes = values.get("background_voxel_um", ())

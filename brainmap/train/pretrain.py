@@ -8,7 +8,7 @@ it had.
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from brainmap.config import check_keys
 from brainmap.errors import UsageError
 from brainmap.provenance import fingerprint
 from brainmap.train.centernet import CenterNet, CenterNetConfig
@@ -89,11 +90,10 @@ class PretrainConfig:
     @classmethod
     def from_dict(cls, record: dict[str, Any]) -> PretrainConfig:
         """From a dict as TOML or a checkpoint holds it; an unknown key is an error."""
-        unknown = set(record) - {f.name for f in fields(cls)}
-        if unknown:
-            raise UsageError(f"unknown setting {sorted(unknown)[0]!r} for pre-training")
+        check_keys(cls, record, "pre-training")
         record = dict(record)
         if "grid" in record:
+            check_keys(GridSettings, record["grid"], "the grid")
             record["grid"] = GridSettings(**record["grid"])
         if "pool" in record:
             record["pool"] = PoolConfig.from_dict(record["pool"])

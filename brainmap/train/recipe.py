@@ -9,14 +9,12 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import logging
-import tomllib
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from brainmap.errors import UsageError
+from brainmap.config import check_keys, read_settings
 from brainmap.gt.aggregate import aggregate
 from brainmap.gt.truth import GroundTruth
 from brainmap.tiles import Tiles, import_tiles
@@ -160,28 +158,17 @@ class Recipe:
     @classmethod
     def read(cls, path: Path) -> Recipe:
         """From a TOML file; an unknown key is an error."""
-        with path.open("rb") as file:
-            record = tomllib.load(file)
-        _check_keys(path, record, cls)
+        record = read_settings(path, [f.name for f in dataclasses.fields(cls)])
         if "pretrain" in record:
             record["pretrain"] = PretrainConfig.from_dict(record["pretrain"])
         for part in (parts := record.pop("rounds", [])):
-            _check_keys(path, part, Round)
+            check_keys(Round, part, "a round")
         record["rounds"] = tuple(Round(**part) for part in parts)
         for key, kind in (("calibration", Calibration), ("polish", Polish)):
             if key in record:
-                _check_keys(path, record[key], kind)
+                check_keys(kind, record[key], key)
                 record[key] = kind(**record[key])
         return cls(**record)
-
-
-def _check_keys(path: Path, record: dict[str, Any], kind: type) -> None:
-    fields = dataclasses.fields(kind)
-    if unknown := sorted(set(record) - {f.name for f in fields}):
-        raise UsageError(f"{path}: unknown setting {unknown[0]!r} for {kind.__name__.lower()}")
-    needed = {f.name for f in fields if f.default is f.default_factory is dataclasses.MISSING}
-    if missing := sorted(needed - set(record)):
-        raise UsageError(f"{path}: {kind.__name__.lower()} lacks the setting {missing[0]!r}")
 
 
 def build_detector(

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import csv
 import logging
-import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -23,7 +22,8 @@ import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
 
-from brainmap.errors import NotFoundError, UsageError
+from brainmap.config import read_table
+from brainmap.errors import UsageError
 from brainmap.provenance import atomic_path, versions, write_json
 from brainmap.tiles import Tiles, check_target, write_tiles
 from brainmap.train.cell_images import CellLook, draw_cells
@@ -126,18 +126,7 @@ def read_synthesis_settings(path: str | Path | None, **overrides: Any) -> Synthe
     NotFoundError, UsageError
         No such file; not TOML, an unknown key, or a value out of its range.
     """
-    values: dict[str, Any] = {}
-    if path is not None:
-        try:
-            document = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-        except FileNotFoundError as error:
-            raise NotFoundError(f"no settings file {path}") from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise UsageError(f"{path} is not TOML: {error}") from error
-        if set(document) - {"synthesis"}:
-            other = sorted(set(document) - {"synthesis"})[0]
-            raise UsageError(f"{path}: unknown table {other!r}; expected [synthesis]")
-        values = document.get("synthesis", {})
+    values = read_table(path, "synthesis")
     return SynthesisSettings.from_dict({**values, **{k: v for k, v in overrides.items() if v is not None}})
 
 

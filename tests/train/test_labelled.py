@@ -78,9 +78,9 @@ def test_the_shipped_recipe_can_be_read() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (("folds = 2", "fold = 2"), "unknown setting 'fold' for polish"),
-        (("cell_diameter_um = 15.0\n", "\n"), "polish lacks the setting 'cell_diameter_um'"),
-        (("[calibration]", "[calibrate]"), "unknown setting 'calibrate' for recipe"),
+        (("folds = 2", "fold = 2"), "unknown setting 'fold' in polish"),
+        (("cell_diameter_um = 15.0\n", "\n"), "'cell_diameter_um' is missing in polish"),
+        (("[calibration]", "[calibrate]"), "unknown setting 'calibrate'"),
     ],
 )
 def test_bad_recipes(change: tuple[str, str], message: str, tmp_path: Path) -> None:

@@ -252,14 +252,14 @@ def test_shipped_settings_are_the_defaults(repository: Path) -> None:
     ("text", "message"),
     [
         ("[synthesis]\nstrid = 2", "unknown setting 'strid'"),
-        ("[other]\nx = 1", "unknown table 'other'"),
+        ("[other]\nx = 1", "one table"),
         ("[synthesis]\nstride = 3", "1, 2 or 4"),
         ("[synthesis]\nstride = 4\nheight = 510", "multiple of the stride"),
         ("[synthesis]\nbrightness = [1.2, 0.8]", "brightness"),
         ("[synthesis]\nvoxel_um = [1, 0, 1]", "voxel_um"),
         ("[synthesis.cells]\nlook = 'odd'", "look"),
         ("[synthesis.placement]\nclusters = [3]", "placement.clusters"),
-        ("stride =", "not TOML"),
+        ("stride =", "not valid TOML"),
     ],
 )
 def test_bad_settings(tmp_path: Path, text: str, message: str) -> None:
