@@ -13,7 +13,7 @@ import itertools
 import json
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -29,6 +29,7 @@ from zarr.storage import FsspecStore, LocalStore, WrapperStore
 
 from brainmap.errors import BrainmapError, DataError, MissingExtraError, NotFoundError
 from brainmap.local_reader import LocalChunks
+from brainmap.tensorstore_reader import TensorStoreChunks
 
 __all__ = ["ArrayInfo", "Node", "Reader", "ZarrFormat", "locate", "open_reader", "read_node"]
 
@@ -311,12 +312,16 @@ class ZarrReader:
         )
 
     @functools.cached_property
-    def _local(self) -> LocalChunks | None:
-        """The direct way to chunks of a local array, if its codecs are the usual ones."""
+    def _local(self) -> LocalChunks | TensorStoreChunks | None:
+        """A quicker way to chunks of a local array, where there is one."""
         if is_url(self.location):
             return None
-        stored_key: Callable[[str], str] = self._array.store.stored_key
-        return LocalChunks.of(self._array, Path(self.location) / self.path, stored_key)
+        store: _CheckedStore = self._array.store
+        folder = Path(self.location) / self.path
+        direct = LocalChunks.of(self._array, folder, store.stored_key)
+        if direct is not None or store.nested:
+            return direct
+        return TensorStoreChunks.of(folder, self._array.metadata.zarr_format)
 
     def read(self, index: Index) -> NDArray[Any]:
         """See `Reader.read`."""

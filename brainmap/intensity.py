@@ -137,18 +137,49 @@ class Intensity:
     ) -> NDArray[np.float32]:
         """Background on a separable grid of level-0 voxel coordinates; shape (len(z), len(y), len(x))."""
         part = self.background
-        axes = []
-        for axis, vox in enumerate((z_vox, y_vox, x_vox)):
+        # The single slices of a block are mixed first and the rows, the longest pass, last.
+        for axis, vox in ((0, z_vox), (2, x_vox), (1, y_vox)):
             low, weight, first, stop = _linear(vox, self.bin_vox[axis], self.background.shape[axis])
             part = part[(slice(None),) * axis + (slice(first, stop),)]
-            axes.append((low - first, weight))
-        for axis, (low, weight) in reversed(list(enumerate(axes))):
             shape = [1, 1, 1]
             shape[axis] = -1
-            high = np.minimum(low + 1, part.shape[axis] - 1)
+            high = np.minimum(low - first + 1, part.shape[axis] - 1)
             w = weight.reshape(shape)
-            part = part.take(low, axis) * (1 - w) + part.take(high, axis) * w
+            upper = part.take(high, axis)
+            part = part.take(low - first, axis)
+            upper -= part
+            upper *= w
+            part += upper
         return part
+
+    def scale_at(self, background: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Noise expected in tissue of a background, grey levels."""
+        light = max(self.typical - self.dark, 0.0) + 3 * self.noise
+        ratio = (background - np.float32(self.dark - 3 * self.noise)) * np.float32(1 / light)
+        np.clip(ratio, 0.25, 4.0, out=ratio)
+        np.power(ratio, np.float32(_NOISE_EXPONENT), out=ratio)
+        ratio *= np.float32(self.noise)
+        return ratio
+
+    def contrast_near(
+        self, values: NDArray[Any], z_vox: float, y_vox: NDArray[Any], x_vox: NDArray[Any]
+    ) -> NDArray[np.float32]:
+        """Contrast at single places of a slice.
+
+        Parameters
+        ----------
+        values : ndarray, shape (n,)
+            Raw grey levels.
+        z_vox : float
+            The slice, level-0 voxel coordinate.
+        y_vox, x_vox : ndarray of float, shape (n,)
+            Level-0 voxel coordinates.
+        """
+        at = [np.broadcast_to(np.asarray(v, np.float64), values.shape) for v in (z_vox, y_vox, x_vox)]
+        place = [(v + 0.5) / w - 0.5 for v, w in zip(at, self.bin_vox, strict=True)]
+        background = ndimage.map_coordinates(self.background, place, order=1, mode="nearest")
+        contrast = (values - background) / self.scale_at(background)
+        return np.nan_to_num(contrast.astype(np.float32, copy=False), copy=False)
 
     def contrast(
         self, values: NDArray[Any], z_vox: NDArray[Any], y_vox: NDArray[Any], x_vox: NDArray[Any]
@@ -168,11 +199,13 @@ class Intensity:
             Same shape; 0 is background, 1 one standard deviation of the tissue's noise.
         """
         background = self.background_at(z_vox, y_vox, x_vox)
-        light = max(self.typical - self.dark, 0.0) + 3 * self.noise
-        ratio = np.clip((background - (self.dark - 3 * self.noise)) / light, 0.25, 4.0)
-        scale = np.float32(self.noise) * ratio.astype(np.float32) ** np.float32(_NOISE_EXPONENT)
-        contrast = (values - background) / scale
-        return np.nan_to_num(contrast.astype(np.float32, copy=False), copy=False)
+        contrast = values - background
+        contrast /= self.scale_at(background)
+        contrast = contrast.astype(np.float32, copy=False)
+        # A sum is much quicker than a search for values that hardly any volume has.
+        if not np.isfinite(contrast.sum(dtype=np.float64)):
+            np.nan_to_num(contrast, copy=False)
+        return contrast
 
     def normalise(
         self, values: NDArray[Any], z_vox: NDArray[Any], y_vox: NDArray[Any], x_vox: NDArray[Any]

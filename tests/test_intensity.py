@@ -155,3 +155,24 @@ def test_noise_is_measured_below_the_median() -> None:
     assert noise_of(image) == pytest.approx(7, rel=0.1)
     image[:, ::9, ::9] += 400
     assert noise_of(image) < 40
+
+
+def test_contrast_at_single_places_is_that_of_the_grid() -> None:
+    image = tissue() + np.linspace(0, 80, 240, dtype=np.float32)
+    intensity = fit(image)
+    axes = everywhere(image.shape)
+    whole = intensity.contrast(image, *axes)
+    y, x = np.array([0, 17, 199, 100]), np.array([0, 230, 239, 120])
+    near = intensity.contrast_near(image[5, y, x], 5.0, y.astype(float), x.astype(float))
+    np.testing.assert_allclose(near, whole[5, y, x], atol=2e-3)
+    assert intensity.contrast_near(np.zeros(0, np.float32), 5.0, np.zeros(0), np.zeros(0)).shape == (0,)
+
+
+def test_values_that_are_no_numbers_count_as_background() -> None:
+    image = tissue()
+    intensity = fit(image)
+    broken = image.copy()
+    broken[3, 50, 60] = np.nan
+    contrast = intensity.contrast(broken, *everywhere(image.shape))
+    assert contrast[3, 50, 60] == 0
+    assert np.isfinite(contrast).all()

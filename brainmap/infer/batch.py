@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 import time
 from collections import defaultdict
@@ -33,7 +34,7 @@ class BatchReport:
     failed : dict
         Block -> reason.
     cells, read_voxels, net_pixels : int
-        Sums over the done blocks.
+        Sums over the done blocks; voxels of whole storage chunks, each time they are decoded.
     seconds : dict
         Seconds per stage.
     process, peak_bytes
@@ -92,6 +93,7 @@ def _write(job: Job, done: dict[int, dict[str, Any]]) -> int:
     for span in results.ranges(sorted(done)):
         parts = [done[i] for i in range(*span)]
         columns = {name: np.concatenate([p[name] for p in parts]) for name in process.COLUMNS}
+        columns[results.BLOCK_COLUMN] = np.repeat(np.arange(*span), [len(p["z"]) for p in parts])
         try:
             results.write_batch(Path(job.run_dir), span, columns)
         except OSError as error:
@@ -109,6 +111,12 @@ def process_name() -> str:
 
 def peak_memory() -> int:
     """Largest resident memory of this process so far, bytes."""
+    status = Path("/proc/self/status")
+    if status.is_file():
+        # Linux: `getrusage` would also count what the process that started this one held.
+        found = re.search(r"^VmHWM:\s*(\d+) kB", status.read_text(), re.MULTILINE)
+        if found:
+            return int(found[1]) * 1024
     try:
         import resource
     except ImportError:  # Windows

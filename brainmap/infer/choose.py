@@ -13,13 +13,13 @@ from brainmap.volume import Volume
 
 __all__ = ["BlockCost", "block_cost", "choose_block"]
 
-# Seconds per unit on one core of a 2024 server, measured; only their ratio matters for the choice.
-_INFER_S = 1 / 7.0e6  # network pixel
-_DECODE_S = 1 / 250e6  # stored voxel
-_PIXEL_S = 60e-9  # pixel of a resampled slice
-# Bytes per thread that a block may need, and the longest time a kill may cost.
+# Seconds per unit on one core of a 2024 server, measured (docs/speed.md); only their ratio matters for the choice.
+_INFER_S = 1 / 8.2e6  # network pixel
+_DECODE_S = 1 / 450e6  # stored voxel
+_PIXEL_S = 25e-9  # pixel of a resampled slice
+# Bytes per thread that a block may need, and the time of one core that a kill may cost.
 _BLOCK_BYTES = 1 << 30
-_BLOCK_S = 60.0
+_BLOCK_S = 120.0
 _SIZES = (256, 384, 512, 640, 768, 896, 992, 1984, 3968)
 _DEPTHS = (8, 16, 32, 48, 64, 96, 128, 256, 512)
 
@@ -60,10 +60,10 @@ def block_cost(volume: Volume, blocks: Blocks, layout: Layout) -> BlockCost:
     slices = window.read_k[1] - window.read_k[0]
     seconds = decoded * _DECODE_S + net * _INFER_S + slices * area * _PIXEL_S
     # A run of slices; the slices around the one at work, twice; heat, offsets and their neighbours;
-    # voxels being read; activations of the network (about 100 floats per input pixel).
+    # voxels being read; activations of the network (190 bytes per input pixel in single precision).
     run = min(slices, max(16, -(-volume.chunks[0] // grid.group)), (400 << 20) // (4 * area) + 1)
     held = 4 * area * (run + 4 * layout.context + 16) + (128 << 20)
-    return BlockCost(seconds, decoded, net, held + 400 * layout.tile[0] * layout.tile[1])
+    return BlockCost(seconds, decoded, net, held + 190 * layout.tile[0] * layout.tile[1])
 
 
 def _middle(blocks: Blocks) -> int:
@@ -88,8 +88,7 @@ def choose_block(
         blocks = partition(grid, size, roi)
         cost = block_cost(volume, blocks, make_layout(spec, blocks))
         rounds = math.ceil(len(blocks) / threads)
-        too_long = cost.seconds > _BLOCK_S and len(blocks) < 4 * threads
-        if cost.peak_bytes > _BLOCK_BYTES or too_long:
+        if cost.peak_bytes > _BLOCK_BYTES or cost.seconds > _BLOCK_S:
             continue
         if rounds * cost.seconds < least:
             best, least = size, rounds * cost.seconds

@@ -5,9 +5,13 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
+import shutil
+import subprocess
+import tempfile
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -31,6 +35,8 @@ _SETTINGS = {
     # Python 3.11 collects garbage in the middle of taking them (CPython issue 106883).
     "distributed.worker.profile.enabled": False,
     "distributed.comm.timeouts.connect": "30s",
+    # Its logs of messages hold the tasks themselves: a thousand of them are kept by default, of each kind.
+    "distributed.admin.low-level-log-length": 20,
     # A task whose worker died comes back at once: the engine decides what is tried again, and how.
     "distributed.scheduler.allowed-failures": 0,
 }
@@ -66,7 +72,9 @@ def _quiet() -> Iterator[None]:
 
 
 @contextmanager
-def connect(workers: int | None = None, scheduler: str | None = None) -> Iterator[Client]:
+def connect(
+    workers: int | None = None, scheduler: str | None = None, device: str | None = None
+) -> Iterator[Client]:
     """Yield a client with at least one worker, and close what was started for it.
 
     Parameters
@@ -77,11 +85,13 @@ def connect(workers: int | None = None, scheduler: str | None = None) -> Iterato
         Address of a running scheduler (tcp://host:8786), or `slurm:FILE` with a TOML file of
         dask-jobqueue settings. Under Python 3.11, start the workers of a running scheduler with
         DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED=False: see `_SETTINGS`.
+    device : str, optional
+        What the workers will compute on; "cuda" with a `slurm:FILE` that asks for no GPU is refused.
 
     Raises
     ------
     UsageError
-        If both are given, or one makes no sense.
+        If both are given, or one makes no sense; if SLURM has no nodes like those that are asked for.
     DataError
         If the scheduler does not answer or has no workers, or workers here do not start.
     MissingExtraError
@@ -98,7 +108,7 @@ def connect(workers: int | None = None, scheduler: str | None = None) -> Iterato
         if scheduler is None:
             yield from _local(workers)
         elif scheduler.startswith("slurm:"):
-            yield from _slurm(Path(scheduler.removeprefix("slurm:")))
+            yield from _slurm(Path(scheduler.removeprefix("slurm:")), device)
         else:
             yield from _running(scheduler)
 
@@ -162,37 +172,70 @@ def _wait(client: Client, what: str, seconds: float, advice: str) -> None:
         raise DataError(f"{what} has no workers; {advice}") from error
 
 
-def _slurm(path: Path) -> Iterator[Client]:
+def _slurm(path: Path, device: str | None) -> Iterator[Client]:
     if importlib.util.find_spec("dask_jobqueue") is None:
         raise MissingExtraError("dask-jobqueue", "slurm", "start workers through SLURM")
     options = read_slurm_file(path)
+    jobs, gpus = options.pop("jobs"), options.pop("gpus")
+    if device == "cuda" and not gpus:
+        raise UsageError(f"{path} asks for no GPU, which --device cuda needs; add: gpus = 1")
+    if shutil.which("sbatch") is None:
+        raise DataError(
+            f"--scheduler slurm:{path} needs the command sbatch; run this on a node that submits jobs"
+        )
     from dask_jobqueue import SLURMCluster
+    from dask_jobqueue.core import Job, JobQueueCluster
+    from dask_jobqueue.slurm import SLURMJob
     from distributed import Client
 
-    jobs = options.pop("jobs")
+    # Found here by name: a cluster that fails half made leaves threads and warnings behind.
+    known = {name for c in (SLURMCluster, JobQueueCluster, SLURMJob, Job) for name in signature(c).parameters}
+    if unknown := sorted(set(options) - known):
+        raise UsageError(
+            f"{path} has keys that dask_jobqueue.SLURMCluster does not know: {', '.join(unknown)}"
+        )
     options["job_script_prologue"] = [*_worker_exports(), *options["job_script_prologue"]]
+    if gpus:
+        options["job_extra_directives"] = [*options["job_extra_directives"], "--gres=gpu:1"]
     try:
         cluster = SLURMCluster(**options)
     except (TypeError, ValueError) as error:
         raise UsageError(f"{path} is not a valid SLURM cluster: {error}") from error
-    with cluster, Client(cluster) as client:
-        cluster.adapt(minimum_jobs=jobs[0], maximum_jobs=jobs[1])
-        log.info("dashboard: %s", _dashboard(cluster))
-        _wait(client, f"the SLURM cluster of {path}", _WAIT_QUEUE_S, "see its queue and the logs of its jobs")
-        yield client
+    with cluster:
+        _check_satisfiable(path, cluster.job_script())
+        with Client(cluster) as client:
+            cluster.adapt(minimum_jobs=jobs[0], maximum_jobs=jobs[1])
+            log.info("dashboard: %s", _dashboard(cluster))
+            advice = "see its queue and the logs of its jobs"
+            _wait(client, f"the SLURM cluster of {path}", _WAIT_QUEUE_S, advice)
+            yield client
+
+
+def _check_satisfiable(path: Path, script: str) -> None:
+    """Ask SLURM whether it could ever run such a job: one that it cannot would wait in silence."""
+    with tempfile.NamedTemporaryFile("w", suffix=".sh", encoding="utf-8") as file:
+        file.write(script)
+        file.flush()
+        asked = subprocess.run(
+            ["sbatch", "--test-only", file.name], capture_output=True, text=True, check=False
+        )
+    if asked.returncode:
+        lines = [line.strip() for line in asked.stderr.splitlines() if line.strip()]
+        reason = lines[-1] if lines else f"exit code {asked.returncode}"
+        raise UsageError(f"SLURM cannot run the jobs that {path} asks for: {reason}")
 
 
 def _worker_exports() -> list[str]:
     """Shell lines that give workers started by a script the settings of workers started here."""
     return [
-        f"export DASK_{name.upper().replace('.', '__')}={value}"
+        f"export DASK_{name.upper().replace('.', '__').replace('-', '_')}={value}"
         for name, value in _SETTINGS.items()
-        if name.startswith("distributed.worker.")
+        if not name.startswith("distributed.scheduler.")
     ]
 
 
 def read_slurm_file(path: Path) -> dict[str, Any]:
-    """Settings of dask_jobqueue.SLURMCluster, and `jobs = [min, max]`, from a TOML file."""
+    """Settings of dask_jobqueue.SLURMCluster, `jobs = [min, max]` and `gpus` (0 or 1 per job), from a TOML file."""
     if not path.is_file():
         raise NotFoundError(f"--scheduler slurm:{path}: there is no such file")
     try:
@@ -205,7 +248,12 @@ def read_slurm_file(path: Path) -> dict[str, Any]:
     for name in ("cores", "memory"):
         if name not in options:
             raise UsageError(f"{path} lacks {name!r}, which SLURM needs for each job")
+    if options.setdefault("gpus", 0) not in (0, 1):
+        raise UsageError(
+            f"{path}: gpus is {options['gpus']!r}; a job is one worker on one GPU: give gpus = 1 and more jobs"
+        )
     options.setdefault("processes", 1)
-    if not isinstance(options.setdefault("job_script_prologue", []), list):
-        raise UsageError(f"{path}: job_script_prologue is not a list of shell lines")
+    for name in ("job_script_prologue", "job_extra_directives"):
+        if not isinstance(options.setdefault(name, []), list):
+            raise UsageError(f"{path}: {name} is not a list of lines")
     return options

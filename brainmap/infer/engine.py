@@ -9,10 +9,8 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-import secrets
 import threading
 import time
-from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -21,15 +19,16 @@ from typing import TYPE_CHECKING, Any
 
 from brainmap.errors import BrainmapError, DataError, UsageError
 from brainmap.infer import process, results
-from brainmap.infer.batch import BatchReport, peak_memory, process_batch, process_name
+from brainmap.infer.batch import peak_memory, process_name
 from brainmap.infer.blocks import Grid, Roi, block_in_net, partition
 from brainmap.infer.choose import choose_block
 from brainmap.infer.cluster import connect, cores
 from brainmap.infer.detector import Detector, choose_backend
+from brainmap.infer.dispatch import Dispatcher
 from brainmap.infer.layout import make_layout
 from brainmap.infer.process import Job
 from brainmap.infer.progress import Progress
-from brainmap.infer.tally import EMPTY, LEFT, BlockStates, Tally
+from brainmap.infer.tally import EMPTY, LEFT, Tally
 from brainmap.intensity import Intensity
 from brainmap.volume import Volume
 
@@ -41,13 +40,6 @@ __all__ = ["DetectionResult", "RunOptions", "make_job", "run_detection"]
 log = logging.getLogger(__name__)
 
 INTENSITY_FILE = "intensity.npz"
-ATTEMPTS = 3
-# Small blocks share a task and a file, until a task is about a second of work.
-_BATCH_PIXELS = 1 << 23
-_BATCH_BLOCKS = 256
-# Tasks in flight per worker thread: one at work, one waiting.
-_WINDOW = 2
-_SAVE_EVERY_S = 5.0
 # A run without any worker for so long is given up.
 _PATIENCE_S = 180.0
 
@@ -178,7 +170,7 @@ def run_detection(
         if isinstance(error, BrainmapError):
             raise
         raise DataError(f"cannot write to {run_dir}: {error.strerror or error}") from error
-    tally = Tally.of(job, BlockStates.of(job, intensity))
+    tally = Tally.of(job, intensity)
     started = time.perf_counter()
     status = "running"
     try:
@@ -264,10 +256,13 @@ def _run_blocks(job: Job, tally: Tally, options: RunOptions) -> None:
         # Loaded here for the threads of this process: what is missing shows before a cluster is started.
         job = dataclasses.replace(job, threads=cores())
         process.backend_of(job)
-    with connect(options.workers, options.scheduler) as client, Progress(total, options.progress) as bar:
+    with (
+        connect(options.workers, options.scheduler, job.device) as client,
+        Progress(total, options.progress) as bar,
+    ):
         job = dataclasses.replace(job, threads=max(client.nthreads().values()))
         process.cancelled.discard(job.run_dir)
-        dispatcher = _Dispatcher(client, job, tally, bar)
+        dispatcher = Dispatcher(client, job, tally, bar)
         # A queue of a cluster may well have nobody at work for hours.
         queued = (options.scheduler or "").startswith("slurm:")
         try:
@@ -302,97 +297,3 @@ def _no_one_left(client: Client, futures: dict[str, Future]) -> Iterator[None]:
     finally:
         over.set()
         thread.join()
-
-
-class _Dispatcher:
-    """Keeps a bounded window of batches at the workers, and deals with what comes back."""
-
-    def __init__(self, client: Client, job: Job, tally: Tally, bar: Progress) -> None:
-        self.client, self.job, self.tally, self.bar = client, job, tally, bar
-        self.left = tally.states.batches(batch_size(job, tally.states.count(LEFT), job.threads))
-        self.again: deque[tuple[tuple[int, ...], int]] = deque()
-        # Blocks that were at work on workers that died, more than once.
-        self.suspects: deque[tuple[tuple[int, ...], int]] = deque()
-        self.alone: str | None = None
-        self.active: dict[str, tuple[tuple[int, ...], int]] = {}
-        self.futures: dict[str, Future] = {}
-        self.token = secrets.token_hex(4)
-        self.started = self.saved = time.monotonic()
-
-    def run(self) -> None:
-        """Process everything; raise what no block could survive."""
-        from distributed import as_completed
-
-        completed = as_completed([])
-        self._fill(completed)
-        for future in completed:
-            indices, attempt = self.active.pop(future.key)
-            self.futures.pop(future.key)
-            self._receive(future, indices, attempt)
-            # Released before the next wait: the scheduler forgets the task.
-            del future
-            self._fill(completed)
-            self._show()
-
-    def _fill(self, completed: Any) -> None:
-        window = _WINDOW * max(1, sum(self.client.nthreads().values()))
-        if self.suspects or self.alone in self.active:
-            # Alone, so that only the block that kills its worker is blamed for it.
-            window = 1
-        while len(self.active) < window and (batch := self._next()) is not None:
-            indices, attempt = batch
-            suspect = window == 1 and not self.active
-            key = f"blocks-{self.token}-{indices[0]}-{indices[-1]}-{attempt}"
-            future = self.client.submit(process_batch, self.job, indices, key=key, pure=False)
-            self.active[key] = batch
-            self.futures[key] = future
-            self.alone = key if suspect else self.alone
-            completed.add(future)
-
-    def _next(self) -> tuple[tuple[int, ...], int] | None:
-        for retries in (self.suspects, self.again):
-            if retries:
-                return retries.popleft()
-        indices = next(self.left, None)
-        return None if indices is None else (indices, 1)
-
-    def _receive(self, future: Future, indices: tuple[int, ...], attempt: int) -> None:
-        from distributed import KilledWorker
-
-        if future.status == "finished":
-            report: BatchReport = future.result()
-            self.tally.add(report)
-            for index, reason in report.failed.items():
-                self._retry(index, attempt, reason)
-        elif future.status == "error" and isinstance(error := future.exception(), KilledWorker):
-            log.debug("batch %s: %s", indices, error)
-            for index in indices:
-                self._retry(index, attempt, "its worker died, perhaps out of memory", died=True)
-        elif future.status == "error":
-            raise future.exception()
-        else:
-            raise DataError("all workers or the scheduler are gone; run the same command again to go on")
-
-    def _retry(self, index: int, attempt: int, reason: str, died: bool = False) -> None:
-        if attempt == ATTEMPTS:
-            self.tally.fail(index, reason)
-        elif died and attempt == ATTEMPTS - 1:
-            self.suspects.append(((index,), attempt + 1))
-        else:
-            self.again.append(((index,), attempt + 1))
-
-    def _show(self) -> None:
-        now = time.monotonic()
-        tally = self.tally
-        self.bar.update(tally.voxels, tally.cells, len(tally.failed), now - self.started)
-        # Writing the list takes longer the more blocks there are: at most a hundredth of the time.
-        if now - self.saved > _SAVE_EVERY_S * max(1.0, len(tally.states.values) / 1e5):
-            tally.save("running")
-            self.saved = time.monotonic()
-
-
-def batch_size(job: Job, left: int, threads: int) -> int:
-    """Blocks per task: about a second of work, and enough tasks for all threads."""
-    groups, rows, columns = job.blocks.size
-    work = max(1, groups * rows * columns)
-    return max(1, min(_BATCH_PIXELS // work, left // (4 * threads), _BATCH_BLOCKS))

@@ -22,8 +22,8 @@ __all__ = ["Estimate", "estimate"]
 
 # The share of tissue is judged by at most this many blocks, evenly spaced.
 _SAMPLES = 2000
-_DECODE_BYTES_PER_S = 500e6
-_PIXEL_S = 60e-9
+_DECODE_BYTES_PER_S = 1e9
+_PIXEL_S = 25e-9
 
 
 @dataclass(frozen=True)

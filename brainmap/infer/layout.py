@@ -19,7 +19,7 @@ from brainmap.infer.peaks import margin_cells
 __all__ = ["Layout", "Window", "make_layout"]
 
 # Larger tiles waste less on halos, but gain nothing in the network and need more memory.
-MAX_TILE = 1024
+MAX_TILE = 1664
 
 
 @dataclass(frozen=True)

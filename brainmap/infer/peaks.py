@@ -65,25 +65,23 @@ def find_peaks(
         cell's centre in cells, within one cell); `dz` (float64, in groups, within half of one).
     """
     logit, offset = here
-    padded = [_pad(s, logit.shape) for s in (below, logit, above)]
-    row, column = np.nonzero(logit >= lowest_logit)
+    place = np.flatnonzero(logit >= lowest_logit)
+    row, column = np.divmod(place, logit.shape[1])
     value = logit[row, column]
     peak = np.isfinite(value)
+    slices = (below, logit, above)
     for step in _NEIGHBOURS:
-        other = padded[step[0] + 1]
-        if other is None:
+        if (other := slices[step[0] + 1]) is None:
             continue
-        near = other[row[peak] + 1 + step[1], column[peak] + 1 + step[2]]
+        near = _at(other, row[peak] + step[1], column[peak] + step[2])
         wins = value[peak] > near if step < (0, 0, 0) else value[peak] >= near
         peak[peak] = wins
     row, column, value = row[peak], column[peak], value[peak]
     if subpixel == "offset":
         dy, dx = np.clip(offset[:, row, column].astype(np.float64), -1, 1)
     else:
-        mid = padded[1]
-        assert mid is not None
-        dy = _vertex(mid[row, column + 1], value, mid[row + 2, column + 1])
-        dx = _vertex(mid[row + 1, column], value, mid[row + 1, column + 2])
+        dy = _vertex(_at(logit, row - 1, column), value, _at(logit, row + 1, column))
+        dx = _vertex(_at(logit, row, column - 1), value, _at(logit, row, column + 1))
     # Beyond the volume's faces nothing is known: the centre stays in the last slice.
     missing = np.full(len(value), -np.inf, np.float32)
     sides = [missing if s is None else s[row, column] for s in (below, above)]
@@ -91,12 +89,14 @@ def find_peaks(
     return {"row": row, "column": column, "logit": value, "dy": dy, "dx": dx, "dz": dz_refined}
 
 
-def _pad(logit: NDArray[np.float32] | None, shape: tuple[int, ...]) -> NDArray[np.float32] | None:
-    if logit is None:
-        return None
-    padded = np.full((shape[0] + 2, shape[1] + 2), -np.inf, np.float32)
-    padded[1:-1, 1:-1] = logit
-    return padded
+def _at(
+    logit: NDArray[np.float32], row: NDArray[np.integer], column: NDArray[np.integer]
+) -> NDArray[np.float32]:
+    """Values at places; -inf beyond the rim."""
+    rows, columns = logit.shape
+    inside = (row >= 0) & (row < rows) & (column >= 0) & (column < columns)
+    values = logit[np.clip(row, 0, rows - 1), np.clip(column, 0, columns - 1)]
+    return np.where(inside, values, np.float32(-np.inf))
 
 
 def _vertex(

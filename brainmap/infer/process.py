@@ -8,10 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
-import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,13 +16,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from brainmap.infer.blocks import Block, Blocks, Roi, Span
+from brainmap.infer.blocks import Block, Blocks, Roi
 from brainmap.infer.detector import Backend, Detector, DetectorSpec, load_backend
 from brainmap.infer.layout import Layout, Window
 from brainmap.infer.measure import diameters, mean_around
+from brainmap.infer.net_slices import Stages, net_slices
 from brainmap.infer.peaks import Heat, Peaks, find_peaks, suppress
-from brainmap.infer.resample import axis_operator, resample_band
-from brainmap.infer.tissue import atom_mask, cell_mask
+from brainmap.infer.stack import SliceStack
+from brainmap.infer.tissue import atom_mask, cell_mask, touches
 from brainmap.intensity import Intensity
 from brainmap.volume import Volume
 
@@ -36,13 +34,6 @@ COLUMNS = {
     "z": "float64", "y": "float64", "x": "float64",
     "score": "float32", "intensity": "float32", "snr": "float32", "diameter_um": "float32",
 }  # fmt: skip
-
-# Bounds on what one block holds at a time: resampled slices of one run, voxels of one read.
-_SLAB_BYTES = 400 << 20
-_BAND_BYTES = 64 << 20
-_RUN_GROUPS = 16
-
-Slice = tuple[int, NDArray[np.float32]]
 
 
 class BlockCancelledError(RuntimeError):
@@ -90,23 +81,6 @@ class Job:
     device: str | None = None
     precision: str = "auto"
     threads: int = 1
-
-
-@dataclass
-class Stages:
-    """Seconds spent per stage, and bytes read; summed over blocks."""
-
-    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
-    raw_voxels: int = 0
-    net_pixels: int = 0
-
-    @contextmanager
-    def time(self, stage: str) -> Iterator[None]:
-        started = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[stage] += time.perf_counter() - started
 
 
 @dataclass
@@ -166,117 +140,81 @@ def process_block(job: Job, block: Block) -> tuple[dict[str, NDArray[Any]], Stag
         return finder.finish(), stages
 
 
-def _net_slices(job: Job, window: Window, stages: Stages) -> Iterator[Slice]:
-    """Resampled slices (group, image of the window's readable part), in z order."""
-    grid, volume = job.blocks.grid, job.volume
-    rows, columns = axis_operator(grid, 1, window.read_y), axis_operator(grid, 2, window.read_x)
-    shape = (window.read_y[1] - window.read_y[0], window.read_x[1] - window.read_x[0])
-    x = slice(*columns.span)
-    for run in _runs(window.read_k, grid.group, volume.chunks[0], 4 * shape[0] * shape[1]):
-        slab = np.zeros((run[1] - run[0], *shape), np.float32)
-        z = grid.voxel_span(run, 0)
-        row_bytes = (z[1] - z[0]) * (x.stop - x.start) * volume.dtype.itemsize
-        for band in _bands(rows.span, volume.chunks[1], row_bytes):
-            with stages.time("read"):
-                raw = volume.read(slice(*z), slice(*band), x)
-            stages.raw_voxels += raw.size
-            with stages.time("resample"):
-                resample_band(slab, raw, z, band[0], grid, run[0], rows, columns)
-            del raw
-        for i in range(len(slab)):
-            # A copy, or the few slices kept by the caller would keep this slab beside the next.
-            yield run[0] + i, slab[i].copy()
-        del slab
-
-
-def _runs(k: Span, group: int, chunk: int, slice_bytes: int) -> Iterator[Span]:
-    """Cut groups into runs that end where storage chunks end, so that none is decoded twice."""
-    most = max(1, _SLAB_BYTES // slice_bytes)
-    step = max(chunk, _RUN_GROUPS * group // chunk * chunk)
-    if step > most * group:
-        step = max(chunk, most * group // chunk * chunk)
-    start = k[0]
-    while start < k[1]:
-        stop = max(start + 1, ((start * group) // step + 1) * step // group)
-        stop = min(stop, start + most, k[1])
-        yield start, stop
-        start = stop
-
-
-def _bands(rows: Span, chunk: int, row_bytes: int) -> Iterator[Span]:
-    """Cut voxel rows into bands of whole storage chunks, anchored at the volume."""
-    step = max(chunk, _BAND_BYTES // max(row_bytes, 1) // chunk * chunk)
-    for start in range(rows[0] // step * step, rows[1], step):
-        yield max(start, rows[0]), min(start + step, rows[1])
-
-
 def _heat_slices(
     job: Job, window: Window, stages: Stages
 ) -> Iterator[tuple[int, NDArray[np.float32], Heat | None]]:
     """Resampled slice and heat of each needed group; heat is None where there is no tissue."""
-    intensity, grid = intensity_of(job), job.blocks.grid
-    masks = atom_mask(intensity, grid, window.k, window.y, window.x)
-    context = job.layout.context
+    intensity, context = intensity_of(job), job.layout.context
+    masks = atom_mask(intensity, job.blocks.grid, window.k, window.y, window.x)
     used = {k + d for k, m in masks.items() if m is None or m.any() for d in range(-context, context + 1)}
-    empty = np.full(window.padded, job.spec.fill, np.float32)
+    top, left = window.read_y[0] - window.corner[0], window.read_x[0] - window.corner[1]
+    rows, columns = (s[1] - s[0] for s in (window.read_y, window.read_x))
+    inside = (slice(top, top + rows), slice(left, left + columns))
+    stack = SliceStack(job.spec.channels, window.padded, inside, job.spec.fill)
+    source = net_slices(job.volume, job.blocks.grid, window, stages)
     raws: dict[int, NDArray[np.float32]] = {}
-    inputs: dict[int, NDArray[np.float32]] = {}
-    source = _net_slices(job, window, stages)
-    for k in range(*window.k):
-        while (got := max(raws, default=window.read_k[0] - 1)) < min(k + context, window.read_k[1] - 1):
-            _, raws[got + 1] = next(source)
-            if got + 1 in used:
+    for seen in range(window.k[0] - context, window.k[1] + context):
+        image = None
+        if window.read_k[0] <= seen < window.read_k[1]:
+            _, raws[seen] = next(source)
+            if seen in used:
                 with stages.time("normalise"):
-                    inputs[got + 1] = _network_input(job, window, intensity, got + 1, raws[got + 1])
-        for old in [i for i in raws if i < k - context]:
-            raws.pop(old)
-            inputs.pop(old, None)
+                    image = _normalised(job, window, intensity, seen, raws[seen])
+        stack.push(image, job.spec.offset)
+        k = seen - context
+        if k < window.k[0]:
+            continue
         if job.run_dir in cancelled:
             raise BlockCancelledError(job.run_dir)
-        mask = masks[k]
-        heat = None
+        heat, mask = None, masks[k]
         if mask is None or mask.any():
-            stack = [inputs.get(i, empty) for i in range(k - context, k + context + 1)]
-            heat = _infer(job, window, stack, stages)
-            if mask is not None:
-                heat[0][~cell_mask(mask, window.y, window.x, job.spec.stride)] = -np.inf
-        yield k, raws[k], heat
+            heat = _infer(job, window, stack.latest, mask, stages)
+        yield k, raws.pop(k), heat
 
 
-def _network_input(
+def _normalised(
     job: Job, window: Window, intensity: Intensity, k: int, raw: NDArray[np.float32]
 ) -> NDArray[np.float32]:
-    """One normalised slice in the padded window, the fill value around it."""
+    """One slice of the window's readable part, as the network knows it."""
     grid = job.blocks.grid
-    z = grid.group_z(np.array([k]))
     y = grid.to_vox(np.arange(*window.read_y, dtype=np.float64), 1)
     x = grid.to_vox(np.arange(*window.read_x, dtype=np.float64), 2)
-    image = np.full(window.padded, job.spec.fill, np.float32)
-    top, left = window.read_y[0] - window.corner[0], window.read_x[0] - window.corner[1]
-    inside = image[top : top + raw.shape[0], left : left + raw.shape[1]]
-    inside[...] = intensity.normalise(raw[None], z, y, x)[0]
-    inside -= np.float32(job.spec.offset)
-    return image
+    return intensity.normalise(raw[None], grid.group_z(np.array([k])), y, x)[0]
 
 
-def _infer(job: Job, window: Window, stack: list[NDArray[np.float32]], stages: Stages) -> Heat:
-    """Heat of the needed window from the slices around it, tile by tile."""
-    stride, halo, (height, width) = job.spec.stride, job.layout.halo, job.layout.tile
-    core = ((height - 2 * halo) // stride, (width - 2 * halo) // stride)
-    cells = [-(-(s[1] - s[0]) // stride) for s in (window.y, window.x)]
+def _infer(
+    job: Job, window: Window, stack: NDArray[np.float32], mask: NDArray[np.bool_] | None, stages: Stages
+) -> Heat:
+    """Heat of the needed window from the slices around it, tile by tile; tiles without tissue are skipped."""
+    stride, halo, tile = job.spec.stride, job.layout.halo, job.layout.tile
+    core = (tile[0] - 2 * halo, tile[1] - 2 * halo)
+    inner = tuple(slice(halo // stride, (halo + c) // stride) for c in core)
+    cells = tuple(slice(0, -(-(s[1] - s[0]) // stride)) for s in (window.y, window.x))
     full = [(p - 2 * halo) // stride for p in window.padded]
-    logit, offset = np.empty(full, np.float32), np.empty((2, *full), np.float32)
-    inner = (slice(halo // stride, halo // stride + core[0]), slice(halo // stride, halo // stride + core[1]))
     backend = backend_of(job)
+    parts: list[tuple[tuple[slice, slice], Heat]] = []
     for row, column in window.tiles:
+        corner = (window.y[0] + row, window.x[0] + column)
+        if mask is not None and not touches(mask, window.y[0], window.x[0], corner, core):
+            continue
         with stages.time("infer"):
-            batch = np.stack([s[row : row + height, column : column + width] for s in stack])[None]
-            one, two = backend.infer(batch)
-            top, left = row // stride, column // stride
-            target = (slice(top, top + core[0]), slice(left, left + core[1]))
-            logit[target], offset[:, *target] = one[0, 0][inner], two[0][:, *inner]
-        stages.net_pixels += height * width
-    return logit[: cells[0], : cells[1]], offset[:, : cells[0], : cells[1]]
+            part = stack[:, row : row + tile[0], column : column + tile[1]]
+            one, two = backend.infer(np.ascontiguousarray(part)[None])
+        target = tuple(
+            slice(a // stride, (a + c) // stride) for a, c in zip((row, column), core, strict=True)
+        )
+        parts.append((target, (one[0, 0][inner], two[0][:, *inner])))  # type: ignore[arg-type]
+        stages.net_pixels += tile[0] * tile[1]
+    if len(window.tiles) == 1:
+        logit, offset = parts[0][1]
+    else:
+        logit, offset = np.full(full, -np.inf, np.float32), np.zeros((2, *full), np.float32)
+        for target, heat in parts:
+            logit[target], offset[:, *target] = heat
+    logit = logit[cells]
+    if mask is not None:
+        np.copyto(logit, -np.inf, where=~cell_mask(mask, window.y, window.x, stride))
+    return logit, offset[:, *cells]
 
 
 class _PeakFinder:
@@ -330,12 +268,13 @@ class _PeakFinder:
         self, k: int, raw: NDArray[np.float32], row: NDArray[np.floating], column: NDArray[np.floating]
     ) -> dict[str, NDArray[Any]]:
         grid, spec = self.grid, self.job.spec
-        y = grid.to_vox(np.arange(*self.window.read_y, dtype=np.float64), 1)
-        x = grid.to_vox(np.arange(*self.window.read_x, dtype=np.float64), 2)
-        contrast = intensity_of(self.job).contrast(raw[None], grid.group_z(np.array([k])), y, x)[0]
+        intensity = mean_around(raw, row, column)
+        y = grid.to_vox(row + self.window.read_y[0], 1)
+        x = grid.to_vox(column + self.window.read_x[0], 2)
+        z = float(grid.group_z(np.array([k]))[0])
         return {
-            "intensity": mean_around(raw, row, column),
-            "snr": mean_around(contrast, row, column),
+            "intensity": intensity,
+            "snr": intensity_of(self.job).contrast_near(intensity, z, y, x),
             "diameter_um": diameters(raw, row, column, spec.pixel_um, spec.cell_diameter_um),
         }
 

@@ -1,31 +1,34 @@
 """What is on disk about a run's blocks: one Parquet file per batch, named after the blocks it finishes.
 
-`RUN/blocks/000000012-000000019.parquet` holds the cells of blocks 12 to 19. The name alone says which
-blocks are done, and a file appears only when it is complete: that is what makes a run resumable.
-`RUN/blocks/plan.json` says what the numbers mean.
+`RUN/blocks/000000012-000000019-321.parquet` holds the 321 cells of blocks 12 to 19, each with its block.
+A file appears only when it is complete, and the names alone say which blocks are done: a run with a
+million blocks is resumed from the listing of one folder. `RUN/blocks/plan.json` says what the numbers mean.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from brainmap.errors import DataError, NotFoundError, UsageError
+from brainmap.errors import NotFoundError, UsageError
 from brainmap.infer.blocks import Span
+from brainmap.infer.ordered import SCRATCH, Sorter
 from brainmap.points import Points
 from brainmap.provenance import read_json, to_jsonable, write_json
 
-__all__ = ["clear", "finished", "iter_results", "open_plan", "ranges", "write_batch"]
+__all__ = ["cells_in", "clear", "finished", "iter_results", "open_plan", "ranges", "write_batch"]
 
 BLOCKS_DIR, PLAN_FILE = "blocks", "plan.json"
-_NAME = re.compile(r"(\d+)-(\d+)\.parquet")
-_ROWS = 1_000_000
+BLOCK_COLUMN = "block"
+_NAME = re.compile(r"(\d+)-(\d+)-(\d+)\.parquet")
 
 
 def open_plan(run_dir: Path, plan: dict[str, Any]) -> bool:
@@ -50,6 +53,8 @@ def open_plan(run_dir: Path, plan: dict[str, Any]) -> bool:
     """
     path = run_dir / BLOCKS_DIR / PLAN_FILE
     plan = to_jsonable(plan)
+    for left in path.parent.glob(f"{SCRATCH}*"):
+        shutil.rmtree(left, ignore_errors=True)
     if not path.is_file():
         if finished(run_dir):
             raise UsageError(
@@ -79,28 +84,58 @@ def clear(run_dir: Path) -> None:
 
 
 def write_batch(run_dir: Path, span: Span, columns: dict[str, NDArray[Any]]) -> Path:
-    """Write the cells of the blocks start..stop-1, in z order; replaces an equal file of a retry."""
-    path = run_dir / BLOCKS_DIR / f"{span[0]:09d}-{span[1] - 1:09d}.parquet"
+    """Write the cells of the blocks start..stop-1; replaces an equal file of a retry.
+
+    Parameters
+    ----------
+    run_dir : Path
+        The run folder.
+    span : (start, stop)
+        Blocks.
+    columns : dict of ndarray
+        As `process.COLUMNS`, and `block`: the number of each cell's block, rising.
+    """
+    rows = len(columns[BLOCK_COLUMN])
+    path = run_dir / BLOCKS_DIR / f"{span[0]:09d}-{span[1] - 1:09d}-{rows}.parquet"
     Points(columns).write(path)
     return path
 
 
 def finished(run_dir: Path) -> list[tuple[Span, Path]]:
-    """Finished spans of blocks (start, stop) and their files, in order, none twice.
+    """Spans of finished blocks (start, stop) and the files that hold them, in order, none twice.
 
-    A retry after a lost worker can leave two files about the same blocks; the wider one counts.
+    A worker that was taken for dead, or one of an earlier command, can leave further files about the same
+    blocks, cut otherwise: every block is taken from one file only, and a span may be shorter than its file's.
     """
-    found = [
-        ((int(match[1]), int(match[2]) + 1), path)
-        for path in (run_dir / BLOCKS_DIR).glob("*.parquet")
-        if (match := _NAME.fullmatch(path.name))
-    ]
-    found.sort(key=lambda item: (item[0][0], -item[0][1]))
+    found = []
+    with suppress(FileNotFoundError):
+        with os.scandir(run_dir / BLOCKS_DIR) as entries:
+            matches = [match for entry in entries if (match := _NAME.fullmatch(entry.name))]
+        found = sorted((int(match[1]), -int(match[2]) - 1, match[0]) for match in matches)
     kept: list[tuple[Span, Path]] = []
-    for span, path in found:
-        if not kept or span[0] >= kept[-1][0][1]:
-            kept.append((span, path))
+    end = 0
+    for start, stop, name in found:
+        if -stop > end:
+            kept.append(((max(start, end), -stop), run_dir / BLOCKS_DIR / name))
+            end = -stop
     return kept
+
+
+def cells_in(span: Span, path: Path) -> int:
+    """Number of cells of a span as `finished` gives it; from the name alone where the span is the file's."""
+    match = _NAME.fullmatch(path.name)
+    if match is not None and span == (int(match[1]), int(match[2]) + 1):
+        return int(match[3])
+    return len(_read(span, path))
+
+
+def _read(span: Span, path: Path) -> Points:
+    """The cells of a span, without the column of blocks."""
+    points = Points.read(path)
+    block = points[BLOCK_COLUMN]
+    columns = {name: values for name, values in points.columns.items() if name != BLOCK_COLUMN}
+    first, last = np.searchsorted(block, span)
+    return Points(columns).take(slice(int(first), int(last)))
 
 
 def ranges(indices: Iterable[int]) -> list[Span]:
@@ -117,8 +152,8 @@ def ranges(indices: Iterable[int]) -> list[Span]:
 def iter_results(run_dir: str | Path) -> Iterator[Points]:
     """All cells of a run in exact z, y, x order, in tables of at most a million rows.
 
-    Memory is bounded by the cells of one layer of blocks: a cell can be handed out once no later block
-    can hold a smaller z.
+    Memory is bounded, whatever the number of cells: what is too much to sort at once is sorted in parts that
+    wait on disk, beside the blocks.
 
     Raises
     ------
@@ -129,30 +164,7 @@ def iter_results(run_dir: str | Path) -> Iterator[Points]:
     path = run_dir / BLOCKS_DIR / PLAN_FILE
     if not path.is_file():
         raise NotFoundError(f"{run_dir} holds no detection: {path} does not exist")
-    plan = read_json(path)
-    try:
-        layer, depth, group = plan["block_count"], plan["block_size"][0], plan["group"]
-        first = plan["block_first"][0]
-    except (KeyError, TypeError, IndexError):
-        raise DataError(f"{path} is damaged; run detect again with --overwrite") from None
-    per_layer = layer[1] * layer[2]
-    files = finished(run_dir)
-    parts: list[Points] = []
-    for i, (_, file) in enumerate(files):
-        parts.append(Points.read(file))
-        layers = [files[j][0][0] // per_layer for j in (i, i + 1) if j < len(files)]
-        if layers[0] == layers[-1] and len(layers) == 2:
-            continue
-        held = Points.concat(parts)
-        # Refinement moves a centre by half a group at most, from the first slice of its block.
-        limit = ((first + layers[1]) * depth - 1) * group if len(layers) == 2 else np.inf
-        ready = held["z"] < limit
-        parts = [held.take(~ready)]
-        if ready.any():
-            yield from _sorted_tables(held.take(ready))
-
-
-def _sorted_tables(points: Points) -> Iterator[Points]:
-    order = np.lexsort((points["x"], points["y"], points["z"]))
-    for start in range(0, len(order), _ROWS):
-        yield points.take(order[start : start + _ROWS])
+    with Sorter(run_dir / BLOCKS_DIR) as sorter:
+        for span, file in finished(run_dir):
+            sorter.add(_read(span, file))
+        yield from sorter.tables()

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import logging
+import math
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from brainmap.infer import results
 from brainmap.infer.batch import BatchReport
-from brainmap.infer.blocks import Blocks
+from brainmap.infer.blocks import Block, Blocks, Span
 from brainmap.infer.process import Job
 from brainmap.infer.tissue import TissueSource, has_tissue
 from brainmap.provenance import RunRecord
@@ -27,11 +29,20 @@ log = logging.getLogger(__name__)
 LEFT, DONE, EMPTY, FAILED = 0, 1, 2, 3
 
 
-def block_voxels(blocks: Blocks, index: int) -> int:
-    """Voxels of the box that a block owns."""
-    block = blocks[index]
-    sides = [blocks.grid.voxel_span(span, axis) for axis, span in enumerate((block.k, block.y, block.x))]
-    return (sides[0][1] - sides[0][0]) * (sides[1][1] - sides[1][0]) * (sides[2][1] - sides[2][0])
+def block_voxels(blocks: Blocks, indices: NDArray[np.integer]) -> NDArray[np.int64]:
+    """Voxels of the boxes that blocks own."""
+    place = np.unravel_index(indices, blocks.count)
+    z, y, x = (_side(blocks, axis)[place[axis]] for axis in range(3))
+    return z * y * x
+
+
+@functools.lru_cache(maxsize=12)
+def _side(blocks: Blocks, axis: int) -> NDArray[np.int64]:
+    """Voxels along an axis of each block in a row of blocks."""
+    size, end = blocks.size[axis], blocks.grid.net_shape[axis]
+    starts = (np.arange(blocks.count[axis]) + blocks.first[axis]) * size
+    spans = [blocks.grid.voxel_span((int(s), min(int(s) + size, end)), axis) for s in starts]
+    return np.array([stop - start for start, stop in spans], np.int64)
 
 
 @dataclass(frozen=True)
@@ -41,17 +52,11 @@ class BlockStates:
     values: NDArray[np.uint8]
 
     @classmethod
-    def of(cls, job: Job, tissue: TissueSource) -> BlockStates:
-        """The states at the start of a run: what is on disk is done."""
-        values = np.zeros(len(job.blocks), np.uint8)
-        for (start, stop), _ in results.finished(Path(job.run_dir)):
+    def of(cls, blocks: Blocks, tissue: TissueSource, done: Iterable[Span] = ()) -> BlockStates:
+        """The states at the start of a run, of whose blocks some spans are done."""
+        values = np.where(_without_tissue(blocks, tissue), EMPTY, LEFT).astype(np.uint8)
+        for start, stop in done:
             values[start:stop] = DONE
-        grid = job.blocks.grid
-        z, y, x = (slice(0, n) for n in grid.shape)
-        if tissue.tissue_fraction(z, y, x) < 1:
-            for index in np.flatnonzero(values == LEFT):
-                if not has_tissue(tissue, grid, job.blocks[int(index)]):
-                    values[index] = EMPTY
         return cls(values)
 
     def count(self, state: int) -> int:
@@ -63,11 +68,42 @@ class BlockStates:
         edges = np.flatnonzero(np.diff(np.pad(self.values == state, 1).astype(np.int8)))
         return [(int(a), int(b)) for a, b in edges.reshape(-1, 2)]
 
-    def batches(self, size: int) -> Iterator[tuple[int, ...]]:
-        """The blocks left, in batches of neighbours."""
+    def batches(self, size: Callable[[], int]) -> Iterator[tuple[int, ...]]:
+        """The blocks left now, in batches of neighbours; `size` is asked before each."""
         for start, stop in self.ranges(LEFT):
-            for first in range(start, stop, size):
-                yield tuple(range(first, min(first + size, stop)))
+            while start < stop:
+                end = min(start + size(), stop)
+                yield tuple(range(start, end))
+                start = end
+
+
+def _without_tissue(blocks: Blocks, tissue: TissueSource) -> NDArray[np.bool_]:
+    """Which blocks hold no tissue.
+
+    Boxes of many blocks are looked at first, and divided only where the border of the tissue runs through
+    them: of a million blocks, most are never looked at.
+    """
+    empty = np.zeros(blocks.count, bool)
+    boxes = [tuple((0, n) for n in blocks.count)]
+    while boxes:
+        box = boxes.pop()
+        spans = [_net_span(blocks, axis, span) for axis, span in enumerate(box)]
+        if not has_tissue(tissue, blocks.grid, Block(-1, *spans)):
+            empty[tuple(slice(*span) for span in box)] = True
+            continue
+        if math.prod(b - a for a, b in box) == 1:
+            continue
+        voxels = (slice(*blocks.grid.voxel_span(span, axis)) for axis, span in enumerate(spans))
+        if tissue.tissue_fraction(*voxels) < 1:
+            halves = [{(a, (a + b) // 2), ((a + b) // 2, b)} - {(a, a)} for a, b in box]
+            boxes += itertools.product(*halves)
+    return empty.ravel()
+
+
+def _net_span(blocks: Blocks, axis: int, span: Span) -> Span:
+    """What a row of blocks owns of the net grid."""
+    size, first = blocks.size[axis], blocks.first[axis]
+    return (first + span[0]) * size, min((first + span[1]) * size, blocks.grid.net_shape[axis])
 
 
 @dataclass
@@ -86,16 +122,18 @@ class Tally:
     peaks: dict[str, int] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, job: Job, states: BlockStates) -> Tally:
-        """A tally that starts with the blocks of earlier runs of the same command."""
-        files = [path for _, path in results.finished(Path(job.run_dir))]
-        cells = sum(pq.read_metadata(path).num_rows for path in files)
+    def of(cls, job: Job, tissue: TissueSource) -> Tally:
+        """A tally that starts with what earlier runs of the same command left on disk."""
+        found = results.finished(Path(job.run_dir))
+        states = BlockStates.of(job.blocks, tissue, (span for span, _ in found))
+        cells = sum(results.cells_in(span, path) for span, path in found)
         return cls(job, states, resumed=states.count(DONE), cells=cells)
 
     def add(self, report: BatchReport) -> None:
         """Add the done blocks of a report; failed ones are the engine's business."""
-        self.states.values[list(report.done)] = DONE
-        self.voxels += sum(block_voxels(self.job.blocks, i) for i in report.done)
+        done = np.array(report.done, np.int64)
+        self.states.values[done] = DONE
+        self.voxels += int(block_voxels(self.job.blocks, done).sum())
         self.cells += report.cells
         self.read_voxels += report.read_voxels
         self.net_pixels += report.net_pixels
@@ -105,8 +143,7 @@ class Tally:
 
     def voxels_left(self) -> int:
         """Voxels of the blocks left."""
-        left = np.flatnonzero(self.states.values == LEFT)
-        return sum(block_voxels(self.job.blocks, int(i)) for i in left)
+        return int(block_voxels(self.job.blocks, np.flatnonzero(self.states.values == LEFT)).sum())
 
     def fail(self, index: int, reason: str) -> None:
         """Give a block up."""

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from brainmap.infer.blocks import Block, Grid, Span
 
-__all__ = ["ATOM", "TissueSource", "atom_mask", "has_tissue"]
+__all__ = ["ATOM", "TissueSource", "atom_mask", "cell_mask", "has_tissue", "touches"]
 
 # Groups, rows, columns of an atom.
 ATOM = (4, 32, 32)
@@ -79,3 +79,23 @@ def cell_mask(mask: NDArray[np.bool_], y: Span, x: Span, stride: int) -> NDArray
     rows = np.arange(y[0] // stride, -(-y[1] // stride)) * stride // ATOM[1] - y[0] // ATOM[1]
     columns = np.arange(x[0] // stride, -(-x[1] // stride)) * stride // ATOM[2] - x[0] // ATOM[2]
     return mask[np.ix_(rows, columns)]
+
+
+def touches(
+    mask: NDArray[np.bool_], y0: int, x0: int, corner: tuple[int, int], size: tuple[int, int]
+) -> bool:
+    """Whether any atom with tissue lies under a box of net pixels.
+
+    Parameters
+    ----------
+    mask : ndarray of bool
+        Atoms of a window that starts at net pixel (y0, x0).
+    corner, size : (row, column)
+        The box, net pixels; parts beyond the window do not count.
+    """
+    spans = []
+    for axis, start in enumerate((y0, x0)):
+        step = ATOM[axis + 1]
+        first = corner[axis] // step - start // step
+        spans.append(slice(first, -(-(corner[axis] + size[axis]) // step) - start // step))
+    return bool(mask[spans[0], spans[1]].any())

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -95,19 +99,82 @@ def test_slurm_settings_are_read(tmp_path: Path) -> None:
         "queue": "gpu",
         "jobs": [0, 4],
         "processes": 1,
+        "gpus": 0,
         "job_script_prologue": [],
+        "job_extra_directives": [],
     }
     for text, words in (
         ("cores = 8", "memory"),
         ("cores =", "TOML"),
         ('cores=1\nmemory="1GB"\njobs=[3,1]', "jobs"),
         ('cores=1\nmemory="1GB"\njob_script_prologue="module load x"', "prologue"),
+        ('cores=1\nmemory="1GB"\ngpus=4', "gpus is 4"),
     ):
         path.write_text(text)
         with pytest.raises(UsageError, match=words):
             read_slurm_file(path)
     with pytest.raises(NotFoundError, match="no such file"):
         read_slurm_file(tmp_path / "none.toml")
+
+
+def test_the_example_in_the_guide_is_valid(tmp_path: Path, repository: Path) -> None:
+    guide = (repository / "docs" / "clusters.md").read_text(encoding="utf-8")
+    path = tmp_path / "slurm.toml"
+    path.write_text(guide.split("```toml\n")[1].split("```")[0], encoding="utf-8")
+    options = read_slurm_file(path)
+    assert (options["gpus"], options["jobs"]) == (1, [1, 16])
+
+
+SBATCH = """#!/bin/sh
+# A node with one GPU: jobs run at once, here.
+[ "$1" = --test-only ] || {{ sh "$1" > {log} 2>&1 & echo $! >> {started}; echo "Submitted batch job $!"; exit; }}
+grep -q -e "-p moon" "$2" || exit 0
+echo "allocation failure: Requested node configuration is not available" >&2
+exit 1
+"""
+
+
+@pytest.fixture
+def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A file of settings, beside the commands of a SLURM that has this machine as its only node."""
+    pytest.importorskip("dask_jobqueue", reason="workers through SLURM need the extra slurm")
+    started = tmp_path / "started"
+    commands = {
+        "sbatch": SBATCH.format(log=tmp_path / "job.log", started=started),
+        "scancel": '#!/bin/sh\nkill "$1" 2> /dev/null || true\n',
+    }
+    for name, script in commands.items():
+        (tmp_path / name).write_text(script)
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    path = tmp_path / "slurm.toml"
+    path.write_text('cores = 1\nmemory = "1GB"\ngpus = 1\njobs = [1, 1]\n')
+    yield path
+    for number in started.read_text().split() if started.exists() else ():
+        with suppress(ProcessLookupError):
+            os.kill(int(number), signal.SIGKILL)
+
+
+def test_jobs_of_slurm_work(slurm: Path) -> None:
+    with connect(scheduler=f"slurm:{slurm}", device="cuda") as client:
+        assert client.submit(sum, [1, 3], pure=False).result() == 4
+        assert "#SBATCH --gres=gpu:1" in client.cluster.job_script()
+        assert "export DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED=False" in client.cluster.job_script()
+
+
+def test_jobs_that_slurm_cannot_run_are_refused_at_once(slurm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(words: str, error: type[Exception] = UsageError) -> None:
+        with pytest.raises(error, match=words), connect(scheduler=f"slurm:{slurm}", device="cuda"):
+            pass
+
+    slurm.write_text('cores = 1\nmemory = "1GB"\ngpus = 1\nqueue = "moon"\n')
+    refused("SLURM cannot run the jobs that .* asks for: .*not available")
+    slurm.write_text('cores = 1\nmemory = "1GB"\n')
+    refused("asks for no GPU")
+    slurm.write_text('cores = 1\nmemory = "1GB"\ngpus = 1\nwalltme = "1:00:00"\n')
+    refused("walltme")
+    monkeypatch.setenv("PATH", "")
+    refused("needs the command sbatch", DataError)
 
 
 def test_progress_bar_shows_rate_and_cells(capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,7 +19,7 @@ import pytest
 from scipy import ndimage
 
 from brainmap.errors import DataError, MissingExtraError, UsageError
-from brainmap.infer import engine, process
+from brainmap.infer import dispatch, engine, net_slices, process
 from brainmap.infer.detector import Detector, DetectorSpec, load_backend
 from brainmap.infer.engine import RunOptions, run_detection
 from brainmap.infer.peaks import suppress
@@ -415,15 +415,15 @@ def test_a_run_whose_workers_are_gone_ends(
     brain: Brain, toy: Detector, run_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engine, "_PATIENCE_S", 2.0)
-    dispatch = engine._Dispatcher.run
+    run = dispatch.Dispatcher.run
 
-    def without_workers(self: engine._Dispatcher) -> None:
+    def without_workers(self: dispatch.Dispatcher) -> None:
         self.client.cluster.scale(0)
         while self.client.nthreads():
             time.sleep(0.05)
-        dispatch(self)
+        run(self)
 
-    monkeypatch.setattr(engine._Dispatcher, "run", without_workers)
+    monkeypatch.setattr(dispatch.Dispatcher, "run", without_workers)
     with pytest.raises(DataError, match="run the same command again"):
         run_detection(brain[0], brain[1], toy, run_dir, RunOptions(block=(16, 96, 96), workers=1))
 
@@ -432,16 +432,16 @@ def test_no_more_than_a_window_of_tasks_is_in_flight(
     brain: Brain, toy: Detector, run_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     volume, intensity, _ = brain
-    monkeypatch.setattr(engine, "_BATCH_BLOCKS", 1)
+    monkeypatch.setattr(dispatch, "_BATCH_BLOCKS", 1)
     most = []
-    show = engine._Dispatcher._show
+    show = dispatch.Dispatcher._show
 
-    def spy(self: engine._Dispatcher) -> None:
+    def spy(self: dispatch.Dispatcher) -> None:
         held = len(self.client.futures)
         most.append((len(self.active), held))
         show(self)
 
-    monkeypatch.setattr(engine._Dispatcher, "_show", spy)
+    monkeypatch.setattr(dispatch.Dispatcher, "_show", spy)
     result = run_detection(volume, intensity, toy, run_dir, RunOptions(block=(8, 64, 64)))
     window = 2 * engine.cores()
     assert len(most) == result.blocks > 5 * window
@@ -451,7 +451,7 @@ def test_no_more_than_a_window_of_tasks_is_in_flight(
 
 def test_memory_of_a_block_does_not_grow_with_its_depth() -> None:
     k = (0, 1000)
-    runs = list(process._runs(k, 2, 64, 4 * 1100 * 1100))
+    runs = list(net_slices._runs(k, 2, 64, 4 * 1100 * 1100))
     assert runs[0][0] == 0
     assert runs[-1][1] == 1000
     assert all(a[1] == b[0] for a, b in itertools.pairwise(runs))
@@ -462,7 +462,7 @@ def test_memory_of_a_block_does_not_grow_with_its_depth() -> None:
 
 @pytest.mark.parametrize(("group", "chunk"), [(1, 1), (1, 1000), (4, 64), (3, 64), (5, 7)])
 def test_runs_cover_all_groups(group: int, chunk: int) -> None:
-    runs = list(process._runs((3, 90), group, chunk, 5 << 20))
+    runs = list(net_slices._runs((3, 90), group, chunk, 5 << 20))
     assert [r for a, b in runs for r in range(a, b)] == list(range(3, 90))
 
 

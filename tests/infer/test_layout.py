@@ -12,7 +12,8 @@ import pytest
 from brainmap.infer.blocks import Grid, partition
 from brainmap.infer.choose import block_cost, choose_block
 from brainmap.infer.detector import Detector, DetectorSpec
-from brainmap.infer.engine import RunOptions, batch_size
+from brainmap.infer.dispatch import batch_size
+from brainmap.infer.engine import RunOptions
 from brainmap.infer.estimate import estimate
 from brainmap.infer.layout import MAX_TILE, make_layout
 from brainmap.infer.tissue import atom_mask, cell_mask, has_tissue
@@ -82,7 +83,7 @@ def test_default_block_keeps_memory_and_waste_small(
 
 def test_small_blocks_share_a_task() -> None:
     job = SimpleNamespace(blocks=SimpleNamespace(size=(4, 64, 64)))
-    assert batch_size(job, 100_000, 2) == 256
+    assert batch_size(job, 100_000, 2) == 512
     assert batch_size(job, 40, 2) == 5
     assert batch_size(SimpleNamespace(blocks=SimpleNamespace(size=(64, 1024, 1024))), 40, 2) == 1
 

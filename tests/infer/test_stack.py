@@ -1,0 +1,29 @@
+"""The store of network inputs: always the last slices, in order, whatever was pushed before."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from brainmap.infer.stack import SliceStack
+
+INSIDE = (slice(1, 4), slice(2, 6))
+
+
+@pytest.mark.parametrize("channels", [1, 3, 5])
+def test_latest_are_the_last_slices_in_order(channels: int) -> None:
+    stack = SliceStack(channels, (5, 8), INSIDE, fill=-1.0)
+    rng = np.random.default_rng(0)
+    whole = [np.full((5, 8), -1, np.float32) for _ in range(channels)]
+    for turn in range(25):
+        image = None if turn % 4 == 3 else rng.normal(size=(3, 4)).astype(np.float32)
+        stack.push(image, 0.25)
+        whole.append(np.full((5, 8), -1, np.float32))
+        if image is not None:
+            whole[-1][INSIDE] = image - np.float32(0.25)
+        np.testing.assert_array_equal(stack.latest, np.stack(whole[-channels:]))
+        assert stack.latest.flags.c_contiguous
+
+
+def test_a_new_stack_is_empty() -> None:
+    assert (SliceStack(5, (5, 8), INSIDE, fill=0.5).latest == 0.5).all()
