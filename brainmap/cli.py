@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from brainmap import __version__, gt_cli, train_cli
+from brainmap import __version__, atlas_cli, gt_cli, train_cli
 from brainmap.console import (
     EXIT_FAILED,
     EXIT_INTERRUPTED,
@@ -22,7 +22,7 @@ from brainmap.console import (
     print_pairs,
     report_error,
 )
-from brainmap.errors import BrainmapError, IncompleteRunError
+from brainmap.errors import BrainmapError, IncompleteRunError, UsageError
 
 if TYPE_CHECKING:
     from brainmap.config import DetectRequest
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["app", "main"]
 
 app = new_app("brainmap", "Whole-brain cell detection: a brain in, a table of cells per atlas region out.")
+app.add_typer(atlas_cli.app)
 app.add_typer(gt_cli.app)
 app.add_typer(train_cli.app)
 command(app, "retrain")(train_cli.retrain)
@@ -40,10 +41,21 @@ VoxelSize = Annotated[
 ]
 Orientation = Annotated[
     str | None,
-    typer.Option(help="Side where each stored axis starts, e.g. asr; or auto.", metavar="LETTERS"),
+    typer.Option(
+        help="Side where each stored axis starts, e.g. asr; auto finds it, a dot finds one letter (..l).",
+        metavar="LETTERS",
+    ),
 ]
 AtlasName = Annotated[
     str | None, typer.Option(help="Atlas name or folder [default: allen_mouse_50um].", metavar="NAME|DIR")
+]
+SummaryLevel = Annotated[
+    str | None,
+    typer.Option(
+        help="Regions of regions_summary.csv: summary, divisions, leaf, all, a depth, acronyms separated by commas, "
+        "or a CSV set,structure [default: summary].",
+        metavar="LEVEL",
+    ),
 ]
 Mask = Annotated[Path | None, typer.Option(help="Image of the tissue to analyse.", metavar="FILE")]
 
@@ -136,6 +148,7 @@ def detect(
             metavar="KIND",
         ),
     ] = None,
+    level: SummaryLevel = None,
     config: Annotated[
         Path | None, typer.Option(help="Settings; the command line wins.", metavar="FILE.toml")
     ] = None,
@@ -187,6 +200,14 @@ def register(
     channel: Channel = None,
     voxel_size: VoxelSize = None,
     mask: Mask = None,
+    landmarks: Annotated[
+        Path | None,
+        typer.Option(
+            help="CSV of point pairs to meet: z,y,x or z_um,y_um,x_um and atlas_z_um,atlas_y_um,atlas_x_um. With "
+            "--overwrite, the alignment in --out is kept.",
+            metavar="FILE.csv",
+        ),
+    ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a registration made otherwise.")
     ] = False,
@@ -204,12 +225,15 @@ def register(
         channel=channel,
         voxel_size=parse_voxel_size(voxel_size) if voxel_size else None,
         mask=mask,
+        landmarks=landmarks,
         overwrite=overwrite,
     )
     if as_json:
         print_json(registration.record)
     else:
-        typer.echo(f"registration  {registration.folder}")
+        print_pairs(registration.lines())
+    for warning in registration.warnings:
+        typer.echo(f"brainmap: {warning}", err=True)
 
 
 @command(app, "regions")
@@ -218,12 +242,21 @@ def regions(
     registration: Annotated[
         Path | None, typer.Option(help="Registration to use [default: the run's own].", metavar="DIR")
     ] = None,
+    level: SummaryLevel = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Write the summary here, and nothing else.", metavar="FILE.csv")
+    ] = None,
 ) -> None:
-    """Count a run's cells per region anew, say after a better registration."""
-    from brainmap.counting import recount
+    """Count a run's cells per region anew, say after a better registration; with --level write only its summary."""
+    from brainmap.counting import REGIONS_CSV, recount, summarise_run
 
-    table = recount(run, registration)
-    typer.echo(f"{run / 'regions.csv'}  {int(table['count'][0])} cells outside the atlas")
+    if registration is None and (level is not None or out is not None):
+        typer.echo(str(summarise_run(run, level, out)))
+        return
+    if out is not None:
+        raise UsageError("--out writes a summary alone: it cannot go with --registration")
+    table = recount(run, registration, level)
+    typer.echo(f"{run / REGIONS_CSV}  {int(table['count'][0])} cells outside the atlas")
 
 
 @command(app, "view")
@@ -301,7 +334,8 @@ def compare(
     level: Annotated[
         str,
         typer.Option(
-            help="Regions: summary, leaf, all, a depth, acronyms separated by commas, or a CSV set,structure.",
+            help="Regions: summary, divisions, leaf, all, a depth, acronyms separated by commas, "
+            "or a CSV set,structure.",
             metavar="LEVEL",
         ),
     ] = "summary",

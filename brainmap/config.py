@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from brainmap.coords import parse_orientation
+from brainmap.coords import parse_known_letters
 from brainmap.errors import NotFoundError, UsageError
 
 __all__ = [
@@ -51,7 +51,7 @@ EXPORT_KINDS = (
 RUN_SUFFIX = ".brainmap"
 
 # Options that say how a run is computed, not what it computes: they may differ when it resumes.
-EXECUTION = ("out", "workers", "scheduler", "overwrite", "dry_run", "exports", "progress")
+EXECUTION = ("out", "workers", "scheduler", "overwrite", "dry_run", "exports", "level", "progress")
 
 
 # Options that name a file or folder, or may.
@@ -162,7 +162,8 @@ class DetectRequest:
     channel, registration_channel : int or None
         Channel to detect in; channel to register (None: the same).
     orientation : str or None
-        Three letters naming where each axis starts, "auto", or None (the image's own).
+        Three letters naming where each axis starts, a dot for each that is to be found; "auto" finds all;
+        None is the image's own.
     voxel_um : (z, y, x) or None
         Overrides the image's voxel size.
     atlas : str or None
@@ -188,6 +189,8 @@ class DetectRequest:
     overwrite, dry_run : bool
     exports : tuple of str
         Of `EXPORT_KINDS`.
+    level : str
+        Regions of the summary, see `brainmap.atlas.region_sets`.
     progress : bool or None
         Whether to draw a progress bar; None does so on a terminal.
     """
@@ -214,6 +217,7 @@ class DetectRequest:
     overwrite: bool = False
     dry_run: bool = False
     exports: tuple[str, ...] = ()
+    level: str = "summary"
     progress: bool | None = None
 
     def __post_init__(self) -> None:
@@ -223,8 +227,11 @@ class DetectRequest:
         ):
             if channel is not None and channel < 0:
                 raise UsageError(f"--{option} counts from 0, it cannot be {channel}")
-        if self.orientation not in (None, "auto"):
-            object.__setattr__(self, "orientation", parse_orientation(self.orientation or ""))
+        if self.orientation is not None:
+            known = parse_known_letters(self.orientation)
+            object.__setattr__(self, "orientation", "auto" if known == "..." else known)
+        if self.finds_orientation and not self.wants_regions:
+            raise UsageError(f"--orientation {self.orientation} needs an atlas: leave --no-atlas out")
         if self.threshold is not None and not 0 <= self.threshold <= 1:
             raise UsageError(f"--threshold must lie between 0 and 1, not {self.threshold}")
         diameter = self.cell_diameter_um
@@ -232,6 +239,8 @@ class DetectRequest:
             raise UsageError(f"--cell-diameter must be positive micrometres, not {diameter}")
         if self.workers is not None and self.workers < 1:
             raise UsageError(f"--workers must be at least 1, not {self.workers}")
+        if self.level.lower().endswith(".csv"):
+            object.__setattr__(self, "level", str(Path(self.level).absolute()))
         _choice("--backend", self.backend, BACKENDS)
         if self.device is not None:
             _choice("--device", self.device, DEVICES)
@@ -249,6 +258,11 @@ class DetectRequest:
         """Whether cells are to be mapped to an atlas."""
         return self.atlas is not None or self.registration is not None
 
+    @property
+    def finds_orientation(self) -> bool:
+        """Whether letters of the orientation are to be found by registration."""
+        return self.orientation is not None and (self.orientation == "auto" or "." in self.orientation)
+
     def parameters(self) -> dict[str, Any]:
         """The options that decide the result: equal ones may resume a run.
 
@@ -263,7 +277,7 @@ class DetectRequest:
 
     def execution(self) -> dict[str, Any]:
         """The options that may differ between the commands of one run."""
-        return {name: getattr(self, name) for name in ("workers", "scheduler", "exports")}
+        return {name: getattr(self, name) for name in ("workers", "scheduler", "exports", "level")}
 
 
 def _absolute(value: str | Path | None) -> str | None:
@@ -299,6 +313,7 @@ _DETECT_OPTIONS: dict[str, tuple[str, Any]] = {
     "scheduler": ("scheduler", str),
     "overwrite": ("overwrite", bool),
     "dry-run": ("dry_run", bool),
+    "level": ("level", str),
     "export": ("exports", lambda value: tuple(_as_list(value))),
 }
 DETECT_SETTINGS = frozenset(_DETECT_OPTIONS) | {"no-atlas", "out"}

@@ -26,7 +26,7 @@ __all__ = ["convert"]
 log = logging.getLogger(__name__)
 
 # Part of what an unfinished conversion must agree with: raise it when the same settings give other files.
-_FORMAT = 1
+_FORMAT = 2
 
 
 def convert(

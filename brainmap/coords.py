@@ -36,7 +36,10 @@ __all__ = [
     "axis_map",
     "edge_um_to_mm",
     "edge_um_to_vox",
+    "matching_orientations",
+    "mirrored",
     "mm_to_edge_um",
+    "parse_known_letters",
     "parse_orientation",
     "reorient",
     "um_to_vox",
@@ -91,6 +94,53 @@ def parse_orientation(text: str) -> str:
     return letters
 
 
+def parse_known_letters(text: str) -> str:
+    """Check orientation letters of which some may be unknown.
+
+    Parameters
+    ----------
+    text : str
+        Three letters as `parse_orientation` reads them, with a dot for each that is not known; ``"auto"``
+        knows none.
+
+    Returns
+    -------
+    str
+        The letters in lower case; ``"..."`` for ``"auto"``.
+
+    Raises
+    ------
+    UsageError
+        If no orientation has these letters.
+    """
+    letters = str(text).strip().lower()
+    known = "..." if letters == "auto" else letters
+    if "." not in known:
+        return parse_orientation(text)
+    if not matching_orientations(known):
+        raise UsageError(
+            f"orientation {text!r} is not valid: give three letters, one of a/p, one of s/i and one of r/l, with a "
+            "dot for each that is not known (for example '..l'), or 'auto'"
+        )
+    return known
+
+
+def matching_orientations(known: str) -> tuple[str, ...]:
+    """Return the orientations that have the known letters (``"."`` fits any)."""
+    if len(known) != 3:
+        return ()
+    return tuple(
+        o for o in ORIENTATIONS if all(k in (".", letter) for k, letter in zip(known, o, strict=True))
+    )
+
+
+def mirrored(orientation: str) -> str:
+    """Return the orientation with left and right exchanged."""
+    return "".join(
+        _OPPOSITE[letter] if letter in "rl" else letter for letter in parse_orientation(orientation)
+    )
+
+
 @dataclass(frozen=True)
 class AxisMap:
     """How the axes of one orientation become those of another.
@@ -115,6 +165,14 @@ class AxisMap:
         """Return a view of a 3-D array with its axes permuted and flipped."""
         flips = tuple(slice(None, None, -1) if f else slice(None) for f in self.flip)
         return volume.transpose(self.order)[flips]
+
+    @property
+    def matrix(self) -> Floats:
+        """Signed permutation (3, 3): direction along the source axes -> along the target axes."""
+        made = np.zeros((3, 3))
+        for axis, (source, flipped) in enumerate(zip(self.order, self.flip, strict=True)):
+            made[axis, source] = -1.0 if flipped else 1.0
+        return made
 
     def vox(self, points: ArrayLike, source_shape: tuple[int, int, int]) -> Floats:
         """Move voxel indices with the array: index i of an axis of n voxels becomes n - 1 - i if flipped.

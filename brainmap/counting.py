@@ -16,6 +16,7 @@ from brainmap.errors import NotFoundError
 from brainmap.mask import Mask
 from brainmap.points import COLUMNS, POINTS_PARQUET, Points, PointsWriter, iter_points
 from brainmap.provenance import RunRecord
+from brainmap.report.region_rows import SUMMARY_CSV
 from brainmap.volume import Volume
 
 if TYPE_CHECKING:
@@ -24,7 +25,10 @@ if TYPE_CHECKING:
     from brainmap.atlas.regions import RegionCounter, RegionTable
     from brainmap.atlas.registration import Registration
 
-__all__ = ["REGIONS_CSV", "Mapped", "analysed_volumes", "recount", "write_points"]
+__all__ = [
+    "REGIONS_CSV", "REGISTRATION_DIR", "SUMMARY_CSV", "Mapped", "count_in_regions", "recount", "summarise_run",
+    "write_points",
+]  # fmt: skip
 
 REGISTRATION_DIR, REGIONS_CSV = "registration", "regions.csv"
 ATLAS_COLUMNS = ("atlas_z_um", "atlas_y_um", "atlas_x_um")
@@ -110,7 +114,9 @@ def _ordered(points: Points) -> Points:
     return Points({name: points[name] for name in names}, points.meta)
 
 
-def recount(run: str | Path, registration_dir: str | Path | None = None) -> RegionTable:
+def recount(
+    run: str | Path, registration_dir: str | Path | None = None, level: str | None = None
+) -> RegionTable:
     """Map a run's cells to the atlas again and rewrite its tables and report.
 
     Parameters
@@ -119,16 +125,18 @@ def recount(run: str | Path, registration_dir: str | Path | None = None) -> Regi
         A finished run folder.
     registration_dir : path, optional
         A finished registration of the same brain; by default the run's own.
+    level : str, optional
+        Regions of the summary, see `brainmap.atlas.region_sets`; by default the run's.
 
     Raises
     ------
     NotFoundError
         If the run has no table of cells, or there is no registration.
     UsageError
-        If the registration is of another brain.
+        If the registration is of another brain, or the atlas has no such level.
     """
     from brainmap.atlas.atlas import Atlas
-    from brainmap.atlas.regions import write_regions
+    from brainmap.atlas.region_sets import check_level
     from brainmap.atlas.registration import Registration
     from brainmap.report.run_report import write_run_report
 
@@ -146,21 +154,95 @@ def recount(run: str | Path, registration_dir: str | Path | None = None) -> Regi
     )  # fmt: skip
     registration.check_belongs(volume)
     atlas = Atlas.open(registration.atlas_folder)
+    level = _level(level, record)
+    check_level(level, atlas.structures)
     mask = Mask.open(record.parameters["mask"]) if record.parameters.get("mask") else None
     meta = meta | {"atlas": registration.atlas_name, "registration": registration.fingerprint}
     mapped = write_points(table, iter_points(table), meta, atlas, registration)
     assert mapped.counter is not None
-    regions = mapped.counter.table(analysed_volumes(registration, atlas, _roi_of(record), volume, mask))
-    write_regions(regions, folder / REGIONS_CSV)
-    if mapped.regions_agree is not None:
-        results = record.results | {"regions_agree": mapped.regions_agree}
-        record.updated(results=results).save(folder)
+    regions = count_in_regions(
+        folder, mapped.counter, registration, atlas, volume, roi=_roi_of(record), mask=mask, level=level
+    )
+    agree = {} if mapped.regions_agree is None else {"regions_agree": mapped.regions_agree}
+    record.updated(results=record.results | agree, execution=record.execution | {"level": level}).save(folder)
     write_run_report(folder)
     return regions
 
 
-def analysed_volumes(
-    registration: Registration, atlas: Atlas, roi: Roi | None, volume: Volume, mask: Mask | None
+def summarise_run(run: str | Path, level: str | None = None, out: str | Path | None = None) -> Path:
+    """Write the summary of a counted run anew, at a level of choice; nothing is mapped again.
+
+    Parameters
+    ----------
+    run : path
+        Run folder with a table of regions.
+    level : str, optional
+        See `brainmap.atlas.region_sets`; by default the run's.
+    out : path, optional
+        CSV file to write; by default the run's own summary.
+
+    Raises
+    ------
+    NotFoundError, DataError, UsageError
+        If there is no table of regions, or its atlas has no such level.
+    """
+    from brainmap.atlas.regions import read_region_table, write_regions
+    from brainmap.atlas.summary import summarise
+
+    folder = Path(run)
+    record = RunRecord.load(folder)
+    level = _level(level, record)
+    target = folder / SUMMARY_CSV if out is None else Path(out)
+    write_regions(summarise(read_region_table(folder / REGIONS_CSV), level), target)
+    if out is None:
+        record.updated(execution=record.execution | {"level": level}).save(folder)
+    return target
+
+
+def count_in_regions(
+    folder: Path,
+    counter: RegionCounter,
+    registration: Registration,
+    atlas: Atlas,
+    volume: Volume,
+    *,
+    roi: Roi | None,
+    mask: Mask | None,
+    level: str,
+) -> RegionTable:
+    """Write the tables of regions of a run: all structures, and the summary at a level.
+
+    Parameters
+    ----------
+    folder : Path
+        Run folder.
+    counter : RegionCounter
+        With the run's cells.
+    registration, atlas, volume
+        Of the run.
+    roi, mask
+        What was analysed; None is everything.
+    level : str
+        Regions of the summary, see `brainmap.atlas.region_sets`.
+
+    Returns
+    -------
+    RegionTable
+        All structures.
+    """
+    from brainmap.atlas.regions import atlas_volumes, write_regions
+    from brainmap.atlas.summary import summarise
+
+    whole = registration.volumes_mm3(atlas)
+    analysed = whole if roi is None and mask is None else _analysed(registration, atlas, volume, roi, mask)
+    table = counter.table(analysed, atlas_mm3=atlas_volumes(atlas), whole_mm3=whole)
+    write_regions(table, folder / REGIONS_CSV)
+    write_regions(summarise(table, level), folder / SUMMARY_CSV)
+    return table
+
+
+def _analysed(
+    registration: Registration, atlas: Atlas, volume: Volume, roi: Roi | None, mask: Mask | None
 ) -> NDArray[np.float64]:
     """Volume of each structure inside the region of interest and the mask."""
     box = None
@@ -175,6 +257,12 @@ def analysed_volumes(
 
         inside = resample_volume(mask.volume, registration.grid) > 0.5
     return registration.volumes_mm3(atlas, mask=inside, box_um=box)  # type: ignore[arg-type]
+
+
+def _level(asked: str | None, record: RunRecord) -> str:
+    """The level asked for, or else the run's; files by their absolute path, as the record keeps it."""
+    level = asked or str(record.execution.get("level") or "summary")
+    return str(Path(level).absolute()) if level.lower().endswith(".csv") else level
 
 
 def _roi_of(record: RunRecord) -> Roi | None:

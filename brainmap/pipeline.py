@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from brainmap.config import DetectRequest
-from brainmap.coords import vox_to_um
-from brainmap.counting import REGIONS_CSV, REGISTRATION_DIR, analysed_volumes, write_points
+from brainmap.coords import parse_known_letters, vox_to_um
+from brainmap.counting import REGIONS_CSV, REGISTRATION_DIR, SUMMARY_CSV, count_in_regions, write_points
 from brainmap.errors import BrainmapError, DataError, IncompleteRunError, UsageError
 from brainmap.exports import export_points
 from brainmap.infer.detector import Detector
@@ -104,26 +104,31 @@ class _Inputs:
 
     @classmethod
     def open(cls, request: DetectRequest) -> _Inputs:
-        if request.orientation == "auto":
-            raise UsageError("--orientation auto is not supported yet; give three letters such as asr")
-        volume = Volume.open(
-            request.brain, channel=request.channel, voxel_um=request.voxel_um, orientation=request.orientation
-        )
+        volume = Volume.open(request.brain, channel=request.channel, voxel_um=request.voxel_um)
+        if request.orientation is not None:
+            # What is asked for replaces what the image says, also where it is still to be found.
+            letters = None if request.finds_orientation else request.orientation
+            volume = dataclasses.replace(volume, orientation=letters)
         registration = atlas = None
         if request.registration is not None:
             from brainmap.atlas.registration import Registration
 
             registration = Registration.load(request.registration)
-            registration.check_belongs(volume, request.orientation)
+            registration.check_belongs(volume)
+            if request.finds_orientation:
+                registration.check_orientation(parse_known_letters(str(request.orientation)))
+                volume = dataclasses.replace(volume, orientation=registration.grid.orientation)
         if request.wants_regions:
             from brainmap.atlas.atlas import Atlas
+            from brainmap.atlas.region_sets import check_level
 
-            if registration is None and volume.orientation is None:
+            if volume.orientation is None and registration is None and not request.finds_orientation:
                 raise UsageError(
                     f"the orientation of {volume.name} is not known; give --orientation with three letters that name "
-                    "the side where its z, y and x axes start (such as asr), or --no-atlas"
+                    "the side where its z, y and x axes start (such as asr), --orientation auto, or --no-atlas"
                 )
             atlas = Atlas.open(registration.atlas_folder) if registration else Atlas.open(str(request.atlas))
+            check_level(request.level, atlas.structures)
         elif needless := sorted({"brainmapper", "brainrender"} & set(request.exports)):
             raise UsageError(f"--export {needless[0]} needs an atlas; leave --no-atlas out")
         detector = Detector.open(request.detector)
@@ -187,6 +192,7 @@ class _Run:
         self.began = time.perf_counter()
         self.seconds: dict[str, float] = {}
         self.warnings: list[str] = []
+        self.verdict: str | None = None
         self.record = self._open_record()
 
     def all(self) -> DetectSummary:
@@ -240,8 +246,11 @@ class _Run:
         return result
 
     def _register(self) -> Registration | None:
-        if self.inputs.atlas is None or self.inputs.registration is not None:
-            return self.inputs.registration
+        given = self.inputs.registration
+        if given is not None:
+            self._note(given)
+        if self.inputs.atlas is None or given is not None:
+            return given
         from brainmap.atlas.registration import register
 
         request, volume = self.request, self.inputs.volume
@@ -259,12 +268,20 @@ class _Run:
             image,
             self.inputs.atlas,
             self.folder / REGISTRATION_DIR,
-            orientation=volume.orientation,
+            orientation=request.orientation or volume.orientation,
             mask=None if self.inputs.mask is None else self.inputs.mask.volume,
         )
-        if registration.judgement.verdict != "good":
-            self.warnings.append(registration.judgement.sentence())
+        self._note(registration)
+        self.warnings += registration.orientation_warnings
+        if request.finds_orientation:
+            found = dataclasses.replace(volume, orientation=registration.grid.orientation)
+            self.inputs = dataclasses.replace(self.inputs, volume=found)
         return registration
+
+    def _note(self, registration: Registration) -> None:
+        """Carry a registration's verdict and warnings into the record of the run."""
+        self.verdict = registration.judgement.verdict
+        self.warnings += registration.warnings
 
     def _fit_intensity(self) -> Intensity:
         saved = self.folder / BLOCKS_DIR / INTENSITY_FILE
@@ -295,13 +312,10 @@ class _Run:
         self._compare_size(sizes)
         if mapped.counter is None or registration is None or self.inputs.atlas is None:
             return None
-        from brainmap.atlas.regions import write_regions
-
-        volumes = analysed_volumes(
-            registration, self.inputs.atlas, self.request.roi, self.inputs.volume, self.inputs.mask
-        )
-        regions = mapped.counter.table(volumes)
-        write_regions(regions, self.folder / REGIONS_CSV)
+        regions = count_in_regions(
+            self.folder, mapped.counter, registration, self.inputs.atlas, self.inputs.volume,
+            roi=self.request.roi, mask=self.inputs.mask, level=self.request.level,
+        )  # fmt: skip
         return int(regions["count"][0])
 
     def _pieces(self, sizes: NDArray[np.int64]) -> Iterator[Points]:
@@ -363,11 +377,14 @@ class _Run:
             timings = self.record.timings_s
         numbers: dict[str, Any] = {
             "cells": self.cells,
+            "orientation": self.inputs.volume.orientation,
             "outside_atlas": outside,
             "regions_agree": self.regions_agree,
+            "registration_verdict": self.verdict,
             "voxels": result.voxels,
             "voxels_per_second": result.voxels / result.seconds if result.voxels else None,
             "read_voxels": result.read_voxels,
+            "read_amplification": result.read_voxels / result.voxels if result.voxels else None,
             "peak_memory_bytes": result.peak_memory_bytes,
         }
         spec = self.inputs.detector.spec
@@ -418,5 +435,5 @@ def _clear(folder: Path) -> None:
     """Remove what an earlier run left; other files in the folder stay."""
     for name in (BLOCKS_DIR, REGISTRATION_DIR, "exports"):
         shutil.rmtree(folder / name, ignore_errors=True)
-    for name in ("run.json", POINTS_PARQUET, REGIONS_CSV, REPORT):
+    for name in ("run.json", POINTS_PARQUET, REGIONS_CSV, SUMMARY_CSV, REPORT):
         (folder / name).unlink(missing_ok=True)

@@ -23,7 +23,7 @@ from brainmap.errors import DataError, UsageError
 from brainmap.ngff import Dataset, Triple, image_attributes
 from brainmap.provenance import atomic_path
 from brainmap.pyramid import Shape, downsample, downsample_by, pyramid_factors
-from brainmap.shards import CODEC, LEVEL, ShardWriter
+from brainmap.shards import BLOCK_BYTES, CODEC, LEVEL, ShardWriter
 
 __all__ = ["VolumeWriter", "default_chunks", "downsample", "pyramid_factors"]
 
@@ -308,9 +308,9 @@ class VolumeWriter:
             shards = None if shards is None else (1, *shards)
         v2 = self.zarr_format == 2
         compressor = (
-            numcodecs.Blosc(CODEC, LEVEL, numcodecs.Blosc.BITSHUFFLE)
+            numcodecs.Blosc(CODEC, LEVEL, numcodecs.Blosc.BITSHUFFLE, BLOCK_BYTES)
             if v2
-            else BloscCodec(cname=CODEC, clevel=LEVEL, shuffle="bitshuffle")
+            else BloscCodec(cname=CODEC, clevel=LEVEL, shuffle="bitshuffle", blocksize=BLOCK_BYTES)
         )
         return zarr.create_array(
             self._temporary,

@@ -145,7 +145,7 @@ def test_every_option_either_decides_the_result_or_not() -> None:
     names = {item.name for item in dataclasses.fields(DetectRequest)}
     assert (
         set(made.parameters())
-        | {"out", "workers", "scheduler", "overwrite", "dry_run", "exports", "progress"}
+        | {"out", "workers", "scheduler", "overwrite", "dry_run", "exports", "level", "progress"}
         == names
     )
     # Resuming may use other workers and exports; anything else is another run.

@@ -15,7 +15,7 @@ import pytest
 
 from brainmap.config import DetectRequest, Roi
 from brainmap.coords import vox_to_um
-from brainmap.counting import recount
+from brainmap.counting import recount, summarise_run
 from brainmap.errors import IncompleteRunError, NotFoundError, UsageError
 from brainmap.evaluation import evaluate_files
 from brainmap.phantom import Phantom, write_phantom
@@ -60,6 +60,7 @@ def test_the_run_folder_is_what_the_contract_says(run: Path) -> None:
         "run.json",
         "points.parquet",
         "regions.csv",
+        "regions_summary.csv",
         "report.html",
         "registration/registration.json",
     ):
@@ -97,6 +98,35 @@ def test_every_cell_is_in_the_table_once(run: Path) -> None:
         assert int(row["count"]) == int(row["count_direct"]) + sum(int(child["count"]) for child in children)
         sides = count[row["region_id"], "left"] + count[row["region_id"], "right"]
         assert int(row["count"]) == sides
+
+
+def test_the_summary_adds_up_and_follows_the_level(run: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    sets = tmp_path / "sets.csv"
+    with (run / "regions.csv").open() as file:
+        leaf = next(row for row in [*csv.DictReader(file)][::-1] if row["hemisphere"] == "both")
+    sets.write_text(f"set,structure\nmine,{leaf['acronym']}\n")
+    for level in (None, "leaf", "1", str(sets)):
+        path = copy / "regions_summary.csv" if level is None else summarise_run(copy, level)
+        with path.open() as file:
+            rows = [row for row in csv.DictReader(file) if row["hemisphere"] == "both"]
+        assert sum(int(row["count"]) for row in rows) == len(cells(run)), level
+        assert (rows[0]["acronym"], rows[-1]["acronym"]) == ("outside", "other")
+    assert [row["acronym"] for row in rows] == ["outside", "mine", "other"]
+    assert rows[1]["count"] == leaf["count"]
+    # Counting again keeps the level; another file leaves the run alone.
+    before = (copy / "regions_summary.csv").read_bytes()
+    assert summarise_run(copy, "leaf", tmp_path / "leaf.csv") == tmp_path / "leaf.csv"
+    recount(copy)
+    assert (copy / "regions_summary.csv").read_bytes() == before
+    assert RunRecord.load(copy).execution["level"] == str(sets)
+
+
+def test_a_wrong_level_is_refused_before_anything_is_computed(phantom: Phantom, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no structure 'nowhere'"):
+        detect_brain(request_for(phantom, tmp_path / "run", atlas=str(phantom.atlas), level="nowhere"))
+    assert not (tmp_path / "run").exists()
 
 
 def test_cells_land_in_their_regions(run: Path, phantom: Phantom) -> None:

@@ -36,7 +36,7 @@ class Metric:
     Attributes
     ----------
     name : str
-        ``Mattes``, ``CC`` or ``MeanSquares``.
+        ``Mattes`` or ``CC``.
     pair : str
         Which pair of images (`StageImages.fixed` / `moving`) it compares.
     parameter : int
@@ -53,7 +53,7 @@ class Metric:
     weight: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.name not in ("Mattes", "CC", "MeanSquares"):
+        if self.name not in ("Mattes", "CC"):
             raise ValueError(f"unknown metric {self.name}")
 
 
@@ -177,10 +177,10 @@ def run_stage(
     work.rmdir()
     if done.returncode != 0:
         words = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]
-        raise DataError(
-            f"the registration failed in ANTs (exit status {done.returncode}): "
-            f"{' / '.join(words[-3:]) or 'no output'}"
-        )
+        ended = f"exit status {done.returncode}"
+        if done.returncode < 0:
+            ended = f"stopped by signal {-done.returncode}, most often because memory ran out"
+        raise DataError(f"the registration failed in ANTs ({ended}): {' / '.join(words[-3:]) or 'no output'}")
     return sorted(path for path in prefix.parent.iterdir() if path.name.startswith(prefix.name))
 
 

@@ -124,7 +124,13 @@ class Atlas:
     def hemispheres(self) -> NDArray[np.uint8]:
         """1 = left, 2 = right, 0 = neither, (z, y, x), asr: from the atlas, or by the BrainGlobe rule."""
         if self.files.has("hemispheres"):
-            return self._array("hemispheres").astype(np.uint8)
+            stored = self._array("hemispheres")
+            if stored.size and (stored.min() < UNDECIDED or stored.max() > RIGHT):
+                raise DataError(
+                    f"{self.files.where('hemispheres')}: hemispheres must be 0 (none), 1 (left) or 2 (right), "
+                    f"not {stored.min()} to {stored.max()}"
+                )
+            return stored.astype(np.uint8)
         return np.broadcast_to(self._hemisphere_of_column, self.shape)
 
     @cached_property

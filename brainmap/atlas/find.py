@@ -7,7 +7,7 @@ A name such as ``allen_mouse_50um`` is looked up, in this order, in
    ``BRAINGLOBE_CONFIG_DIR`` or ``~/.config/brainglobe``),
 3. ``~/.brainglobe``,
 
-as a folder ``<name>_v<version>`` or ``<name>`` (BrainGlobe v2 layout), or as
+as a folder ``<name>_v<version>`` or ``<name>`` (BrainGlobe v2 layout, or `brainmap.atlas.plain_folder`), or as
 ``brainglobe-atlasapi/atlases/<name>/<version>`` (v3 layout; the folder ``brainglobe-atlasapi`` itself may
 be listed too); the newest version wins. What is nowhere is downloaded by brainglobe-atlasapi where that
 is installed (`brainmap.atlas.download`).
@@ -21,6 +21,7 @@ import re
 from pathlib import Path
 
 from brainmap.atlas.layout import MANIFEST, v3_name
+from brainmap.atlas.plain_folder import ATLAS_JSON
 from brainmap.errors import NotFoundError
 
 __all__ = ["ATLASES_VARIABLE", "atlas_roots", "find_atlas_folder", "list_atlases"]
@@ -29,6 +30,9 @@ ATLASES_VARIABLE = "BRAINMAP_ATLASES"
 
 #: Where a root of atlases holds those of the v3 layout.
 _V3_PLACES = (f"brainglobe-atlasapi/atlases/*/*/{MANIFEST}", f"atlases/*/*/{MANIFEST}")
+
+#: Files by which a folder is known as an atlas: BrainGlobe v2, one of one's own.
+_MARKERS = ("structures.json", ATLAS_JSON)
 
 _VERSIONED = re.compile(r"(?P<name>.+)_v(?P<version>\d+(?:\.\d+)*)")
 
@@ -45,8 +49,9 @@ def list_atlases() -> dict[str, Path]:
     """Return the atlases found on this machine: name with version -> folder, in search order."""
     found: dict[str, Path] = {}
     for root in atlas_roots():
-        for marker in sorted(root.glob("*/structures.json")):
-            found.setdefault(marker.parent.name, marker.parent)
+        for pattern in _MARKERS:
+            for marker in sorted(root.glob(f"*/{pattern}")):
+                found.setdefault(marker.parent.name, marker.parent)
         for name, folder in _v3_folders(root).items():
             found.setdefault(name, folder)
     return found
@@ -82,14 +87,15 @@ def _advice(name: str) -> str:
     return (
         f"atlas {name!r} was not found: put its folder {name}_v<version> (metadata.json, structures.json, "
         f"reference.tiff, annotation.tiff) into {atlas_roots()[0]}, give the folder itself, or list the folder "
-        f"that holds your atlases in {ATLASES_VARIABLE}; found here: {', '.join(known) if known else 'none'}"
+        f"that holds your atlases in {ATLASES_VARIABLE}; with a network, pip install brainglobe-atlasapi fetches "
+        f"BrainGlobe's by name; found here: {', '.join(known) if known else 'none'}"
     )
 
 
 def _newest(name: str) -> Path | None:
     for root in atlas_roots():
         exact = root / name
-        if (exact / "structures.json").is_file():
+        if any((exact / marker).is_file() for marker in _MARKERS):
             return exact
         shared = _v3_folders(root)
         if name in shared:

@@ -1,4 +1,7 @@
-"""How an atlas lies on disk. A layout answers the few questions of `AtlasFiles`; here: BrainGlobe v2 and v3."""
+"""How an atlas lies on disk. A layout answers the few questions of `AtlasFiles`; here: BrainGlobe v2 and v3.
+
+An atlas of one's own: `brainmap.atlas.plain_folder`.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from brainmap.atlas.plain_folder import ATLAS_JSON, PlainFolder
 from brainmap.atlas.structures import Structures
 from brainmap.coords import parse_orientation
 from brainmap.errors import DataError, NotFoundError, UsageError
@@ -73,14 +77,23 @@ def open_layout(folder: Path) -> AtlasFiles:
     """
     if (folder / MANIFEST).is_file():
         return BrainGlobeV3.open(folder)
+    if (folder / ATLAS_JSON).is_file():
+        return PlainFolder.open(folder)
     needed = ("metadata.json", "structures.json", "annotation.tiff", "reference.tiff")
     missing = [name for name in needed if not (folder / name).is_file()]
     if missing:
         raise DataError(
             f"{folder} is not an atlas folder in BrainGlobe v2 layout: {', '.join(missing)} "
-            f"{'is' if len(missing) == 1 else 'are'} missing (nor in v3 layout: it has no {MANIFEST})"
+            f"{'is' if len(missing) == 1 else 'are'} missing (nor in v3 layout: it has no {MANIFEST}; nor one of "
+            f"your own: it has no {ATLAS_JSON}){_inside(folder)}"
         )
     return BrainGlobeV2.open(folder)
+
+
+def _inside(folder: Path) -> str:
+    """A hint where the folder holds atlases instead of being one."""
+    found = sorted(path.parent.name for path in folder.glob("*/structures.json"))
+    return f"; it holds {', '.join(found)}: give one of these folders" if found else ""
 
 
 def v3_name(folder: Path) -> str:

@@ -13,16 +13,20 @@ from numpy.typing import ArrayLike, NDArray
 
 from brainmap.atlas.atlas import LEFT, RIGHT, UNDECIDED, Atlas
 from brainmap.atlas.structures import OUTSIDE_ID, Structures
-from brainmap.errors import DataError
+from brainmap.errors import DataError, NotFoundError
 from brainmap.provenance import atomic_path
 
 __all__ = [
     "COLUMNS",
+    "HEMISPHERES",
     "RegionCounter",
     "RegionTable",
     "assign_regions",
+    "atlas_volumes",
     "count_regions",
+    "density",
     "label_volumes",
+    "read_region_table",
     "write_regions",
 ]
 
@@ -38,10 +42,17 @@ COLUMNS = (
     "density_per_mm3",
     "count_direct",
     "volume_direct_mm3",
+    "atlas_volume_mm3",
+    "density_per_atlas_mm3",
+    "atlas_volume_direct_mm3",
 )
 
-_HEMISPHERES = ("left", "right", "both")
+HEMISPHERES = ("left", "right", "both")
 _UM3_PER_MM3 = 1e9
+_INTEGERS = ("region_id", "parent_id", "depth", "count", "count_direct")
+_TEXTS = ("acronym", "name", "hemisphere", "shares_cells_with")
+# Of a structure's volume in the sample: with less analysed, its count cannot be set against its volume in the atlas.
+_WHOLE = 0.99
 
 
 def assign_regions(points_atlas_um: ArrayLike, atlas: Atlas) -> tuple[NDArray[np.int64], NDArray[np.int8]]:
@@ -65,13 +76,13 @@ def assign_regions(points_atlas_um: ArrayLike, atlas: Atlas) -> tuple[NDArray[np
 
 @dataclass(frozen=True)
 class RegionTable:
-    """One row per structure and hemisphere, as ``regions.csv`` holds it.
+    """One row per structure and hemisphere, as ``regions.csv`` holds it (or ``regions_summary.csv``).
 
     Attributes
     ----------
     columns : dict of arrays
-        The columns `COLUMNS`, equal length; the first row is ``0,outside``. Volumes and densities are
-        NaN where no volumes were given.
+        The columns `COLUMNS`, equal length; the first row is ``0,outside``, then three rows (left, right, both)
+        per structure. Volumes and densities are NaN where they are not known.
     """
 
     columns: dict[str, NDArray[Any]]
@@ -142,36 +153,61 @@ class RegionCounter:
         """Points counted so far, outside included."""
         return int(self.direct.sum())
 
-    def table(self, volumes_mm3: NDArray[np.float64] | None = None) -> RegionTable:
+    def table(
+        self,
+        volumes_mm3: NDArray[np.float64] | None = None,
+        *,
+        atlas_mm3: NDArray[np.float64] | None = None,
+        whole_mm3: NDArray[np.float64] | None = None,
+    ) -> RegionTable:
         """Return the table of everything counted so far.
 
         Parameters
         ----------
         volumes_mm3 : float array (n + 1, 3), optional
-            Direct volumes as `label_volumes` returns them.
+            Direct volumes of what was analysed in the sample, as `label_volumes` returns them.
+        atlas_mm3 : float array (n + 1, 3), optional
+            Direct volumes in the atlas, see `atlas_volumes`.
+        whole_mm3 : float array (n + 1, 3), optional
+            Direct volumes in the sample, analysed or not; by default all was analysed. Structures of which a part
+            was left out get no density by atlas volume.
         """
         n = len(self.structures)
-        direct = self.direct[:n]
-        volume = np.full((n, 3), np.nan) if volumes_mm3 is None else np.asarray(volumes_mm3, dtype=float)[:n]
-        roll_up = self.structures.roll_up
-        measures = {
-            "count": roll_up(direct),
-            "volume_mm3": roll_up(volume),
-            "count_direct": direct,
-            "volume_direct_mm3": volume,
-        }
-        # Rows left, right, both per structure; "both" includes what has no hemisphere.
+        direct, roll_up = self.direct[:n], self.structures.roll_up
+        volume, atlas = _known(volumes_mm3, n), _known(atlas_mm3, n)
         wide = {
-            k: np.stack([v[:, LEFT], v[:, RIGHT], v.sum(axis=1)], axis=1).ravel() for k, v in measures.items()
+            "count": _sides(roll_up(direct)),
+            "volume_mm3": _sides(roll_up(volume)),
+            "count_direct": _sides(direct),
+            "volume_direct_mm3": _sides(volume),
+            "atlas_volume_mm3": _sides(roll_up(atlas)),
+            "atlas_volume_direct_mm3": _sides(atlas),
         }
+        wide["density_per_mm3"] = density(wide["count"], wide["volume_mm3"])
+        wide["density_per_atlas_mm3"] = density(wide["count"], wide["atlas_volume_mm3"])
+        if whole_mm3 is not None:
+            part = wide["volume_mm3"] < _WHOLE * _sides(roll_up(_known(whole_mm3, n)))
+            wide["density_per_atlas_mm3"][part] = np.nan
         outside = int(self.direct[n].sum())
-        first = {"count": outside, "volume_mm3": np.nan, "count_direct": outside, "volume_direct_mm3": np.nan}
+        first = dict.fromkeys(wide, np.nan) | {"count": outside, "count_direct": outside}
         columns = {name: np.concatenate([[first[name]], values]) for name, values in wide.items()}
         columns |= _names(self.structures)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            density = columns["count"] / columns["volume_mm3"]
-        columns["density_per_mm3"] = np.where(columns["volume_mm3"] > 0, density, np.nan)
         return RegionTable({name: columns[name] for name in COLUMNS})
+
+
+def density(count: NDArray[Any], volume_mm3: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Cells per mm3; NaN where the volume is unknown or zero."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(volume_mm3 > 0, count / volume_mm3, np.nan)
+
+
+def _known(volumes_mm3: NDArray[np.float64] | None, n: int) -> NDArray[np.float64]:
+    return np.full((n, 3), np.nan) if volumes_mm3 is None else np.asarray(volumes_mm3, dtype=float)[:n]
+
+
+def _sides(values: NDArray[Any]) -> NDArray[Any]:
+    """Rows left, right, both per structure, shape (3n,); "both" includes what has no hemisphere."""
+    return np.stack([values[:, LEFT], values[:, RIGHT], values.sum(axis=1)], axis=1).ravel()
 
 
 def _names(structures: Structures) -> dict[str, NDArray[Any]]:
@@ -186,7 +222,7 @@ def _names(structures: Structures) -> dict[str, NDArray[Any]]:
         "name": column("outside", structures.name),
         "parent_id": column(OUTSIDE_ID, structures.parent_id).astype(np.int64),
         "depth": column(0, structures.depth).astype(np.int64),
-        "hemisphere": np.array(["both", *_HEMISPHERES * n], dtype=object),
+        "hemisphere": np.array(["both", *HEMISPHERES * n], dtype=object),
     }
 
 
@@ -237,23 +273,75 @@ def label_volumes(
         weight = plane_weight * wz[z]
         if mask is not None:
             weight = weight * mask[z]
-        rows = structures.rows_of(annotation[z])
-        cells = np.where(rows < 0, n, rows) * 3 + hemispheres[z]
-        total += np.bincount(cells.ravel(), weights=weight.ravel(), minlength=total.size)
+        labels, sides = annotation[z].ravel(), hemispheres[z].ravel()
+        # Runs of equal voxels: an id is looked up once for each.
+        new = (labels[1:] != labels[:-1]) | (sides[1:] != sides[:-1])
+        starts = np.concatenate([[0], np.flatnonzero(new) + 1])
+        rows = structures.rows_of(labels[starts])
+        cells = np.where(rows < 0, n, rows) * 3 + sides[starts]
+        lengths = np.add.reduceat(weight.ravel(), starts)
+        total += np.bincount(cells, weights=lengths, minlength=total.size)
     return total.reshape(n + 1, 3) / _UM3_PER_MM3
 
 
+def atlas_volumes(atlas: Atlas) -> NDArray[np.float64]:
+    """Volume directly labelled with each structure in the atlas itself, per hemisphere; see `label_volumes`."""
+    lengths = [np.full(n, step) for n, step in zip(atlas.shape, atlas.resolution_um, strict=True)]
+    weights = (lengths[0], lengths[1], lengths[2])
+    return label_volumes(atlas.annotation, atlas.hemispheres, atlas.structures, weights)
+
+
 def write_regions(table: RegionTable, path: str | Path) -> None:
-    """Write ``regions.csv``: header `COLUMNS`; counts as integers, unknown volumes and densities empty."""
+    """Write ``regions.csv``: counts as integers, unknown volumes and densities empty."""
     with atomic_path(Path(path)) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        writer.writerows(zip(*(_cells(name, table[name]) for name in COLUMNS), strict=True))
+        writer.writerow(table.columns)
+        writer.writerows(zip(*(_cells(*column) for column in table.columns.items()), strict=True))
 
 
 def _cells(name: str, values: NDArray[Any]) -> list[Any]:
-    if name in ("region_id", "parent_id", "depth", "count", "count_direct"):
+    if name in _INTEGERS:
         return [int(v) for v in values]
-    if values.dtype.kind == "f":
-        return ["" if np.isnan(v) else f"{v:.9g}" for v in values]
-    return [str(v) for v in values]
+    if name in _TEXTS:
+        return [str(v) for v in values]
+    return ["" if np.isnan(v) else f"{v:.9g}" for v in values]
+
+
+def read_region_table(path: str | Path) -> RegionTable:
+    """Read a ``regions.csv``; columns that older ones lack are NaN.
+
+    Raises
+    ------
+    NotFoundError, DataError
+        If it is not there, or not a table of regions.
+    """
+    path = Path(path)
+    try:
+        with path.open(newline="", encoding="utf-8") as stream:
+            rows = list(csv.DictReader(stream))
+    except FileNotFoundError:
+        raise NotFoundError(
+            f"there is no table of regions {path}: detect with --atlas, or count with brainmap regions"
+        ) from None
+    try:
+        columns = {name: _column(name, [row.get(name) for row in rows]) for name in COLUMNS}
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{path} is not a table of regions ({error})") from error
+    sides = columns["hemisphere"].tolist()
+    if (
+        sides[:1] != ["both"]
+        or sides[1:] != [*HEMISPHERES] * (len(rows) // 3)
+        or columns["region_id"][0] != 0
+    ):
+        raise DataError(
+            f"{path} is not a table of regions: it needs 0,outside first, then three rows a structure"
+        )
+    return RegionTable(columns)
+
+
+def _column(name: str, texts: list[str | None]) -> NDArray[Any]:
+    if name in _INTEGERS:
+        return np.array([int(text) for text in texts], dtype=np.int64)  # type: ignore[arg-type]
+    if name in _TEXTS:
+        return np.array(texts, dtype=object)
+    return np.array([float(text or "nan") for text in texts])

@@ -12,9 +12,11 @@ from numpy.typing import ArrayLike, NDArray
 
 from brainmap.atlas.atlas import Atlas
 from brainmap.atlas.grid import SampleGrid
+from brainmap.atlas.partial import Part
 from brainmap.atlas.quality import Judgement
 from brainmap.atlas.regions import label_volumes
 from brainmap.atlas.transforms import Transforms
+from brainmap.coords import matching_orientations
 from brainmap.errors import DataError, NotFoundError, UsageError
 from brainmap.provenance import read_json
 
@@ -92,6 +94,52 @@ class Registration:
         """Verdict and reasons."""
         return Judgement(self.record["verdict"], tuple(self.record["reasons"]))
 
+    @property
+    def orientation_warnings(self) -> tuple[str, ...]:
+        """What a user should know about the orientation: an assumed left and right, letters that fit badly."""
+        return tuple((self.record.get("orientation_search") or {}).get("warnings", ()))
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What whoever uses this registration has to be told, as sentences: verdict, missing parts, landmarks."""
+        found = [] if self.judgement.verdict == "good" else [self.judgement.sentence()]
+        if not self.part.whole:
+            words = self.record["part"]["part"]
+            found.append(f"Registered as the {words}: what is missing has no volume and no density")
+        fit = self.record.get("landmarks") or {}
+        left_out, before = fit.get("median_left_out_um"), fit.get("median_before_um")
+        if left_out is not None and left_out > before:
+            found.append(
+                f"The landmarks do not support each other: left out in turn, they miss by {left_out:.0f} um, before "
+                f"the refinement by {before:.0f} um (medians); check them, or add more"
+            )
+        return tuple(found)
+
+    def lines(self) -> list[tuple[str, str]]:
+        """What the command line prints."""
+        quality, fit = self.record["quality"], self.record.get("landmarks")
+        found = [
+            ("registration", str(self.folder)),
+            ("verdict", self.judgement.verdict),
+            ("shows", self.record["part"]["part"] if "part" in self.record else "whole brain"),
+            ("outlines", f"overlap {quality['mask_dice']:.2f}"),
+        ]
+        if quality.get("edge_mean_um") is not None:
+            apart = f"{quality['edge_mean_um']:.0f} um apart on average, 95 % within {quality['edge_p95_um']:.0f} um"
+            found[-1] = ("outlines", f"overlap {quality['mask_dice']:.2f}, {apart}")
+        if fit:
+            found.append(
+                ("landmarks", f"{fit['pairs']}, missed by {fit['median_before_um']:.0f} um before and "
+                 f"{fit['median_after_um']:.0f} um after (medians)")
+            )  # fmt: skip
+        return found
+
+    @property
+    def part(self) -> Part:
+        """What the sample shows of the brain."""
+        known = self.record.get("part") or {}
+        return Part(known.get("side", "both"), acronyms=tuple(known.get("missing", ())))
+
     @cached_property
     def transforms(self) -> Transforms:
         """The transforms; fields are read on first use."""
@@ -136,6 +184,8 @@ class Registration:
     ) -> NDArray[np.float64]:
         """Volume of each structure in the sample, per hemisphere; see `brainmap.atlas.regions.label_volumes`.
 
+        What the sample does not show (see `part`) has no volume.
+
         Parameters
         ----------
         atlas : Atlas
@@ -148,7 +198,11 @@ class Registration:
         if mask is not None and mask.shape != self.grid.shape:
             raise UsageError(f"the mask has shape {mask.shape}, the registration grid {self.grid.shape}")
         weights = self.grid.lengths_um(box_um)
-        return label_volumes(self.annotation, self.hemispheres, atlas.structures, weights, mask)
+        annotation, hemispheres, part = self.annotation, self.hemispheres, self.part
+        if not part.whole:
+            there = ~part.excludes(atlas, annotation, hemispheres)
+            mask = there if mask is None else mask & there
+        return label_volumes(annotation, hemispheres, atlas.structures, weights, mask)
 
     def check_belongs(self, volume: Volume, orientation: str | None = None) -> None:
         """Refuse a registration that was made from another brain than `volume`.
@@ -175,6 +229,19 @@ class Registration:
             raise UsageError(
                 f"the registration {self.folder} was made with orientation {grid.orientation}, "
                 f"not {other.orientation}"
+            )
+
+    def check_orientation(self, known: str) -> None:
+        """Refuse a registration whose orientation has other letters than the known ones (a dot fits any).
+
+        Raises
+        ------
+        UsageError
+            If they contradict each other.
+        """
+        if self.grid.orientation not in matching_orientations(known):
+            raise UsageError(
+                f"the registration {self.folder} was made with orientation {self.grid.orientation}, not {known}"
             )
 
     def _stored(self, name: str) -> NDArray[Any]:

@@ -63,6 +63,16 @@ class DisplacementField:
         values = np.ascontiguousarray(np.moveaxis(image.numpy(), -1, 0), dtype=np.float32)
         return cls(values, np.array(image.origin), np.array(image.spacing))
 
+    def write(self, path: Path) -> None:
+        """Write the field as ANTs does."""
+        import ants
+
+        values = np.ascontiguousarray(np.moveaxis(self.values, 0, -1))
+        image = ants.from_numpy(
+            values, origin=tuple(self.origin_mm), spacing=tuple(self.spacing_mm), has_components=True
+        )
+        ants.image_write(image, str(path))
+
     def at(self, points_mm: Floats) -> Floats:
         """Displacement at points (N, 3), linear in between; beyond the grid that of its nearest point."""
         index = ((points_mm - self.origin_mm) / self.spacing_mm).T

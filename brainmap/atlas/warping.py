@@ -24,6 +24,11 @@ __all__ = ["bring_to_atlas", "bring_to_sample", "measure"]
 Triple = tuple[float, float, float]
 Shape = tuple[int, int, int]
 
+#: Gaps between parts of the brain (fissures, between folia) that do not count as outline, um.
+_CLEFT_UM = 1200.0
+#: Structures are compared this deep below the surface, um: nearer to it any two outlines make contrasts alike.
+_INSIDE_UM = 600.0
+
 
 def bring_to_sample(
     transforms: Transforms, grid: SampleGrid, atlas: Atlas
@@ -64,7 +69,13 @@ def bring_to_atlas(
     return out
 
 
-def measure(template: Framed, sample: Framed, transforms: Transforms, labelled_mm3: float) -> Quality:
+def measure(
+    template: Framed,
+    sample: Framed,
+    transforms: Transforms,
+    labelled_mm3: float,
+    compared: NDArray[np.bool_] | None = None,
+) -> Quality:
     """Compute the quality numbers; see `Quality`.
 
     Parameters
@@ -74,8 +85,10 @@ def measure(template: Framed, sample: Framed, transforms: Transforms, labelled_m
     transforms : Transforms
     labelled_mm3 : float
         Volume of the annotation warped to the sample.
+    compared : bool array, optional
+        Part of the template that was compared.
     """
-    mask = template.prepared.mask
+    mask = template.prepared.mask if compared is None else template.prepared.mask & compared
     places = np.argwhere(mask)[:: max(1, int(mask.sum()) // 400_000)]
     points = vox_to_edge_um(places, template.voxel_um)
     values = template.prepared.global_[tuple(places.T)]
@@ -83,13 +96,22 @@ def measure(template: Framed, sample: Framed, transforms: Transforms, labelled_m
     moved = transforms.to_sample_edge_um(points)
     before = _sampled(sample.prepared.global_, points + shift, sample.voxel_um)
     after = _sampled(sample.prepared.global_, moved, sample.voxel_um)
+    inside = _deep(mask, template)[tuple(places.T)] & (after > 0.05)
+    contrasts = (
+        template.prepared.local[tuple(places.T)],
+        _sampled(sample.prepared.local, moved, sample.voxel_um),
+    )
     returned = transforms.to_sample_edge_um(transforms.to_atlas_um(moved)) - moved
     scales = np.linalg.svd(transforms.affine[0], compute_uv=False)
     jacobian = _jacobian_in_tissue(template, transforms)
+    dice, edges = _outlines(template, sample, transforms, compared)
     return Quality(
         mutual_information_before=mutual_information(values, before),
         mutual_information_after=mutual_information(values, after),
-        mask_dice=_mask_dice(template, sample, transforms),
+        mask_dice=dice,
+        edge_mean_um=float(edges.mean()),
+        edge_p95_um=float(np.percentile(edges, 95)),
+        contrast_correlation=_correlation(contrasts[0][inside], contrasts[1][inside]),
         jacobian_min=float(jacobian.min()),
         jacobian_p1=float(np.percentile(jacobian, 1)),
         jacobian_p99=float(np.percentile(jacobian, 99)),
@@ -123,13 +145,59 @@ def _centre_um(image: Framed) -> NDArray[np.float64]:
     return np.asarray(vox_to_edge_um([ndimage.center_of_mass(weight)], image.voxel_um)[0])
 
 
-def _mask_dice(template: Framed, sample: Framed, transforms: Transforms) -> float:
-    """Dice of the two tissue masks on every second voxel of the template's grid."""
-    mask = template.prepared.mask[::2, ::2, ::2]
-    index = np.indices(mask.shape).reshape(3, -1).T * 2
-    moved = transforms.to_sample_edge_um(vox_to_edge_um(index, template.voxel_um))
-    brought = _sampled(sample.prepared.mask.astype(np.float32), moved, sample.voxel_um) > 0.5
-    return float(2 * (brought & mask.ravel()).sum() / max(brought.sum() + mask.sum(), 1))
+def _deep(mask: NDArray[np.bool_], template: Framed) -> NDArray[np.bool_]:
+    """Voxels of a mask far from its surface; of a thin one, the deeper half."""
+    depth = ndimage.distance_transform_edt(np.pad(mask, 1), sampling=template.voxel_um)[(slice(1, -1),) * 3]
+    return np.asarray(mask & (depth >= min(_INSIDE_UM * template.scale, float(np.median(depth[mask])))))
+
+
+def _correlation(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
+    return float(np.corrcoef(a, b)[0, 1]) if a.size > 1 and a.std() > 0 and b.std() > 0 else 0.0
+
+
+def _outlines(
+    template: Framed, sample: Framed, transforms: Transforms, compared: NDArray[np.bool_] | None
+) -> tuple[float, NDArray[np.float64]]:
+    """Dice of the two tissue masks on the template's grid, and the distances between their surfaces, um.
+
+    Only where the template is compared and the image shows anything: tissue beyond the field of view is unknown.
+    """
+    mask = template.prepared.mask
+    brought = np.zeros(mask.shape, dtype=bool)
+    seen = np.zeros(mask.shape, dtype=bool)
+    tissue = sample.prepared.mask.astype(np.float32)
+    last = np.asarray(tissue.shape) - 1
+    for z, centres in _planes((mask.shape[0], mask.shape[1], mask.shape[2]), template.voxel_um):
+        vox = edge_um_to_vox(transforms.to_sample_edge_um(centres), sample.voxel_um)
+        plane = (-1, *mask.shape[1:])
+        brought[z] = (ndimage.map_coordinates(tissue, vox.T, order=1, mode="constant") > 0.5).reshape(plane)
+        seen[z] = ((vox >= 0) & (vox <= last)).all(axis=1).reshape(plane)
+    if compared is not None:
+        seen &= compared
+    dice = 2 * (brought & mask & seen).sum() / max((brought & seen).sum() + (mask & seen).sum(), 1)
+    filled = [
+        _without_clefts(part, template.voxel_um, _CLEFT_UM * template.scale) for part in (brought, mask)
+    ]
+    surfaces = [part & ~ndimage.binary_erosion(part) for part in filled]
+    # Where the field of view or the compared part ends, an outline may go on out of sight.
+    seen = ndimage.binary_erosion(seen, iterations=2, border_value=1)
+    if not all((surface & seen).any() for surface in surfaces):
+        return float(dice), np.full(1, np.inf)
+    far = [ndimage.distance_transform_edt(~surface, sampling=template.voxel_um) for surface in surfaces]
+    edges = [far[1][surfaces[0] & seen], far[0][surfaces[1] & seen]]
+    return float(dice), np.concatenate(edges)
+
+
+def _without_clefts(tissue: NDArray[np.bool_], voxel_um: Triple, width_um: float) -> NDArray[np.bool_]:
+    """Close gaps up to `width_um` wide: whether they are open depends on the image's sharpness alone."""
+    reach = width_um / 2
+    room = int(np.ceil(reach / min(voxel_um))) + 1
+    padded = np.pad(tissue, room)
+    if not padded.any():
+        return tissue
+    grown = ndimage.distance_transform_edt(~padded, sampling=voxel_um) <= reach
+    closed = ndimage.distance_transform_edt(grown, sampling=voxel_um) > reach
+    return np.asarray((closed | padded)[(slice(room, -room),) * 3])
 
 
 def _jacobian_in_tissue(template: Framed, transforms: Transforms) -> NDArray[np.float32]:

@@ -10,9 +10,12 @@ import numpy as np
 
 from brainmap.errors import DataError, NotFoundError
 
-__all__ = ["Region", "RegionTree", "read_regions"]
+__all__ = ["SUMMARY_CSV", "Region", "RegionTree", "read_regions", "read_summary"]
 
 _SIDES = ("left", "right", "both")
+
+#: The table of the regions asked for, in a run folder.
+SUMMARY_CSV = "regions_summary.csv"
 
 
 @dataclass(frozen=True)
@@ -113,3 +116,36 @@ def read_regions(path: str | Path) -> RegionTree:
                     f"{path}, line {number}: not a row of a table of regions ({error})"
                 ) from error
     return RegionTree(tuple(regions.values()), outside)
+
+
+def read_summary(path: str | Path) -> list[list[str | float]]:
+    """Read a ``regions_summary.csv``, left and right beside each other.
+
+    Returns
+    -------
+    list of rows
+        Acronym, name, cells left, right and in both, volume in mm3, cells per mm3, by the sample and by the atlas.
+        What is not known is NaN.
+
+    Raises
+    ------
+    NotFoundError, DataError
+        If it is not there or lacks a column.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise NotFoundError(f"there is no summary of regions {path}")
+    sides: dict[str, dict[str, dict[str, str]]] = {}
+    with path.open(newline="", encoding="utf-8") as handle:
+        for row in csv.DictReader(handle):
+            sides.setdefault(row.get("acronym", ""), {})[row.get("hemisphere", "")] = row
+    numbers = ("count", "volume_mm3", "density_per_mm3", "density_per_atlas_mm3")
+    try:
+        return [
+            [acronym, of["both"]["name"],
+             *(float(of[side]["count"]) if side in of else float("nan") for side in ("left", "right")),
+             *(float(of["both"][number] or "nan") for number in numbers)]
+            for acronym, of in sides.items()
+        ]  # fmt: skip
+    except (KeyError, ValueError, TypeError) as error:
+        raise DataError(f"{path} is not a summary of regions ({error!r})") from error

@@ -18,7 +18,7 @@ from brainmap.points import POINTS_PARQUET, read_locations
 from brainmap.provenance import RunRecord, read_json
 from brainmap.report import figures
 from brainmap.report.html import Page, format_value
-from brainmap.report.region_rows import read_regions
+from brainmap.report.region_rows import SUMMARY_CSV, read_regions, read_summary
 from brainmap.report.run_facts import (
     Run,
     indented,
@@ -39,6 +39,12 @@ __all__ = ["write_run_report"]
 log = logging.getLogger(__name__)
 
 REPORT = "report.html"
+_PICTURES = {
+    "checkerboard": "the brain (warm) and the atlas's template (cool) in alternating squares; edges should go on "
+    "across them.",
+    "deformation": "a regular grid of the atlas as the deformation bends it into the brain; blue places are smaller "
+    "there than in the atlas, red ones larger (the affine left out).",
+}
 _CROP_CELLS = 28  # side of a close-up in cell diameters
 
 
@@ -121,6 +127,10 @@ def _head(page: Page, run: Run, problems: list[str]) -> None:
     if run.summary and run.summary.n == 0:
         page.add_note(
             "No cells were detected. Look at the slices below: is this the right channel and threshold?"
+        )
+    if record.results.get("registration_verdict") == "bad":
+        page.add_error(
+            "The registration is BAD: counts per region on this page are not to be used as they are."
         )
     page.add_numbers(key_numbers(run))
     page.add_facts(input_facts(run), title="Brain")
@@ -211,6 +221,7 @@ def _regions(page: Page, run: Run) -> None:
             )
     else:
         page.add_note("No structure holds a cell.")
+    _region_summary(page, run)
     sides = ("left", "right", "both")
     columns = [
         "structure",
@@ -229,6 +240,33 @@ def _regions(page: Page, run: Run) -> None:
     page.add_table(
         columns, rows, f"All {len(rows)} structures with volume or cells", collapsed=len(rows) > 40
     )
+
+
+def _region_summary(page: Page, run: Run) -> None:
+    """The regions asked for, with what lies in none of them and outside: the rows add up to all cells."""
+    path = run.folder / SUMMARY_CSV
+    if not path.is_file():
+        return
+    try:
+        rows = read_summary(path)
+    except BrainmapError as error:
+        page.add_warning("The summary of regions could not be read:", [str(error)])
+        return
+    columns = [
+        "region",
+        "name",
+        "cells left",
+        "cells right",
+        "cells both",
+        "mm³",
+        "per mm³",
+        "per mm³ of atlas",
+    ]
+    level = run.record.execution.get("level") or "summary"
+    page.add_table(
+        columns, rows, f"{len(rows) - 2} regions at level {level}, the rest, and outside",
+        collapsed=len(rows) > 40,
+    )  # fmt: skip
 
 
 def _registration(page: Page, run: Run) -> None:
@@ -251,12 +289,18 @@ def _registration(page: Page, run: Run) -> None:
     verdict, reasons = record.get("verdict"), [str(reason) for reason in record.get("reasons") or ()]
     if verdict == "good":
         page.add_note("By its numbers the registration is good.", reasons)
+    elif verdict == "bad":
+        page.add_error("By its numbers the registration is BAD:", reasons)
     elif verdict:
         page.add_warning(f"By its numbers the registration is {verdict}:", reasons)
+    part = record.get("part")
+    if isinstance(part, dict) and part.get("part") not in (None, "whole brain"):
+        page.add_note(f"Registered as the {part['part']}: what is missing has no volume and no density.")
     for picture in sorted(folder.glob("*.png")):
         try:
-            name = picture.stem.removeprefix("quality_").replace("_", " ").capitalize()
-            page.add_figure(picture, f"{name}: borders of the atlas's structures, brought to the brain.")
+            name = picture.stem.removeprefix("quality_")
+            caption = _PICTURES.get(name, "borders of the atlas's structures, brought to the brain.")
+            page.add_figure(picture, f"{name.replace('_', ' ').capitalize()}: {caption}")
         except (OSError, BrainmapError) as error:
             page.add_note(f"{picture.name} could not be shown: {error}")
     quality = record.get("quality")
@@ -265,6 +309,20 @@ def _registration(page: Page, run: Run) -> None:
             (name.replace("_um", " (µm)").replace("_", " "), plain(value)) for name, value in quality.items()
         ]
         page.add_facts(facts, title="Quality")
+    _landmarks(page, record.get("landmarks"))
+
+
+def _landmarks(page: Page, fit: Any) -> None:
+    if not isinstance(fit, dict):
+        return
+    names = ("before_um", "after_um", "left_out_um")
+    rows = [[row.get("name"), *(row.get(name) for name in names)] for row in fit.get("residuals") or ()]
+    page.add_table(
+        ["landmark", "missed before (µm)", "after (µm)", "if left out (µm)"],
+        rows,
+        f"{len(rows)} landmarks",
+        collapsed=len(rows) > 12,
+    )
 
 
 def _provenance(page: Page, run: Run) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import logging
 import pickle
 import sys
@@ -241,3 +242,54 @@ def test_real_atlas_rolls_up(brainmap_data: Path) -> None:
     for acronym in ("Isocortex", "HPF", "CA", "fiber tracts"):
         ids = atlas.structures.descendants(acronym)
         assert total[atlas.structures.row(acronym)] == np.isin(atlas.annotation, ids).sum() > 0
+
+
+@pytest.fixture
+def plain(write_atlas: WriteAtlas, tmp_path: Path) -> Path:
+    """The small atlas as a plain folder: one image as TIFF, one as NumPy file."""
+    v2, folder = write_atlas(folder="pattern"), tmp_path / "roots" / "mine"
+    folder.mkdir(parents=True)
+    np.save(folder / "annotation.npy", Atlas.open(v2).annotation)
+    (v2 / "reference.tiff").rename(folder / "reference.tif")
+    (folder / "atlas.json").write_text('{"resolution": [100, 100, 100], "orientation": "asr"}')
+    rows = [(997, "root", "root", ""), (8, "grey", "Grey, matter", 997), (11, "CTX", "Cortex", 8)]
+    rows += [(BIG_ID, "BIG", "Big", 8), (73, "VS", "ventricles", 997)]
+    with (folder / "structures.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("id", "acronym", "name", "parent_id"), *rows])
+    return folder
+
+
+def test_an_atlas_of_ones_own(plain: Path, write_atlas: WriteAtlas, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BRAINMAP_ATLASES", str(plain.parent))
+    ours, known = Atlas.open("mine"), Atlas.open(write_atlas())
+    assert "mine" in list_atlases() and ours.name == "mine"
+    assert (ours.shape, ours.resolution_um) == (known.shape, known.resolution_um)
+    np.testing.assert_array_equal(ours.annotation, known.annotation)
+    np.testing.assert_array_equal(ours.reference, known.reference)
+    np.testing.assert_array_equal(ours.hemispheres, known.hemispheres)
+    for name in ("id", "acronym", "name", "parent_id", "depth"):
+        np.testing.assert_array_equal(getattr(ours.structures, name), getattr(known.structures, name))
+    assert ours.fingerprint_parts()["layout"] == "plain"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("atlas.json", "{}", "resolution .* and orientation are needed"),
+        ("atlas.json", '{"resolution": [1, 1, 0], "orientation": "asr"}', "positive"),
+        ("atlas.json", '{"resolution": [1, 1, 1], "orientation": "abc"}', "three letters"),
+        ("structures.csv", "id,name\n1,a\n", "must have the columns id,acronym,name,parent_id"),
+        ("structures.csv", "id,acronym,name,parent_id\n1,a,a,5\n", "parent 5, which is not in the table"),
+        ("structures.csv", "id,acronym,name,parent_id\n1,a,a,2\n2,b,b,1\n", "lies inside itself"),
+        ("structures.csv", None, "has no structures.csv"),
+        ("annotation.npy", None, "has no image annotation"),
+        ("reference.tif", None, "has no image reference"),
+        ("annotation.npy", "text", "cannot be read as an image"),
+    ],
+)
+def test_mistakes_in_an_atlas_of_ones_own(plain: Path, name: str, content: str | None, message: str) -> None:
+    (plain / name).unlink()
+    if content is not None:
+        (plain / name).write_text(content)
+    with pytest.raises(DataError, match=message):
+        Atlas.open(plain)

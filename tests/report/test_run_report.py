@@ -120,6 +120,23 @@ def test_report_shows_the_key_numbers(tmp_path: Path, brain: Volume) -> None:
     assert "Failed" not in text and "Warning" not in text
 
 
+def test_report_shows_the_regions_asked_for(tmp_path: Path, brain: Volume) -> None:
+    run = _run(tmp_path / "run", brain, _cells(20), execution={"level": "sets.csv"})
+    _write_regions(run / "regions.csv", {"Cortex": (7, 3)})
+    header = "region_id,acronym,name,hemisphere,count,volume_mm3,density_per_mm3,density_per_atlas_mm3\n"
+    rows = "0,outside,outside,both,5,,,\n" + "".join(
+        f"-1,white,a <b> set,{side},{n},0.5,{2 * n},\n"
+        for side, n in (("left", 31), ("right", 46), ("both", 77))
+    )
+    summary = run / "regions_summary.csv"
+    summary.write_text(header + rows)
+    text = _text(write_run_report(run))
+    for expected in ("level sets.csv", "white", "a <b> set", "31", "46", "77", "154"):
+        assert expected in text, expected
+    summary.write_text("acronym,hemisphere\nx,both\n")
+    assert "not a summary of regions" in _text(write_run_report(run))
+
+
 def test_report_is_self_contained_and_escapes_names(tmp_path: Path, brain: Volume) -> None:
     run = _run(tmp_path / "run", brain, _cells(50), warnings=("<script>alert(1)</script>",))
     _write_regions(run / "regions.csv", {"<img src=x onerror=alert(2)>": (20, 25)})
@@ -196,6 +213,22 @@ def test_registration_verdict_and_numbers(tmp_path: Path, brain: Volume) -> None
     figure.savefig(run / "registration" / "quality_coronal.png", dpi=20)
     text = _text(write_run_report(run))
     assert "doubtful" in text and "outlines overlap by 0.8" in text and "0.8123" in text and "Coronal" in text
+
+
+def test_a_bad_registration_is_called_bad_at_the_head(tmp_path: Path, brain: Volume) -> None:
+    run = _run(tmp_path / "run", brain, _cells(20))
+    record = RunRecord.load(run)
+    record.updated(results=record.results | {"registration_verdict": "bad"}).save(run)
+    (run / "registration").mkdir()
+    fit = {"residuals": [{"name": "aco", "before_um": 210.0, "after_um": 12.0, "left_out_um": 140.0}]}
+    part = {"part": "left hemisphere"}
+    record_ = {"verdict": "bad", "reasons": ["outlines overlap by 0.5"], "part": part, "landmarks": fit}
+    write_json(run / "registration" / "registration.json", record_)
+    text = _text(write_run_report(run))
+    assert "The registration is BAD: counts per region" in text
+    assert text.index("The registration is BAD") < text.index("Detections")
+    assert "Registered as the left hemisphere" in text
+    assert re.search(r"aco\s+210\s+12\s+140", text)
 
 
 def test_truth_is_scored(tmp_path: Path, brain: Volume) -> None:
