@@ -18,9 +18,12 @@ from scipy import ndimage
 from brainmap.atlas.alignment import Framed
 from brainmap.atlas.atlas import Atlas
 from brainmap.atlas.prepare import Prepared, block_mean
+from brainmap.atlas.transforms import Transforms
+from brainmap.atlas.warping import depth_um
+from brainmap.coords import edge_um_to_vox, vox_to_edge_um
 from brainmap.errors import BrainmapError
 
-__all__ = ["Part", "PartFound", "cut_template", "find_part"]
+__all__ = ["Part", "PartFound", "cut_template", "cut_unmasked", "find_part"]
 
 Floats = NDArray[np.float64]
 Image = NDArray[np.float32]
@@ -38,6 +41,8 @@ _STEPS = 25
 _STIFFNESS = 0.03
 #: Distance from a missing piece that is not compared either, um: nobody cuts along the borders of an atlas.
 _CUT_UM = 250.0
+#: A rough placement is wrong by less than this, um: shallower tissue may lie beyond a mask by that alone.
+_SURFACE_UM = 300.0
 
 #: A part is believed if its outline overlaps by so much, the contrasts correlate by so much, and its score leads by
 #: so much. On a warped template and a real brain with pieces cut away: overlap 0.91 to 0.96, correlation 0.4 to
@@ -189,6 +194,40 @@ def cut_template(template: Framed, found: PartFound, atlas: Atlas) -> tuple[Fram
     gone = _absent(template, left_out, atlas)
     far = ndimage.distance_transform_edt(~gone, sampling=template.voxel_um) if gone.any() else np.inf
     return cut, np.broadcast_to(far > _CUT_UM * template.scale, gone.shape)
+
+
+def cut_unmasked(template: Framed, sample: Framed, placed: Transforms, compared: Mask) -> tuple[Framed, Mask]:
+    """Return a cut template also without what a rough placement puts beyond the tissue of a mask.
+
+    Otherwise the windows in which the images are compared see an edge there in the sample only, and the
+    deformation draws the template to it. Near the surface the mask's and the template's outlines are compared.
+
+    Parameters
+    ----------
+    template, sample : Framed
+        The sample prepared with its mask.
+    placed : Transforms
+        From template to sample, linear.
+    compared : bool array
+        What `cut_template` returned; so is the result.
+    """
+    old = template.prepared
+    places = np.argwhere(old.mask)
+    moved = placed.to_sample_edge_um(vox_to_edge_um(places, template.voxel_um))
+    tissue = sample.prepared.mask.astype(np.float32)
+    shown = ndimage.map_coordinates(tissue, edge_um_to_vox(moved, sample.voxel_um).T, order=1)
+    beyond = np.zeros(old.mask.shape, dtype=bool)
+    beyond[tuple(places[shown < 0.5].T)] = True
+    surface_um = _SURFACE_UM * template.scale
+    certain = beyond & (depth_um(template) > surface_um)
+    if not certain.any():
+        return template, compared
+    # With what is deep goes the surface around it.
+    near = ndimage.distance_transform_edt(~certain, sampling=template.voxel_um) <= 1.5 * surface_um
+    gone = beyond & near
+    cut = replace(template, prepared=Prepared(old.global_ * ~gone, old.local * ~gone, old.mask & ~gone))
+    far = ndimage.distance_transform_edt(~gone, sampling=template.voxel_um)
+    return cut, compared & (far > _CUT_UM * template.scale)
 
 
 def _known(pieces: Mapping[str, tuple[str, ...]], atlas: Atlas) -> dict[str, tuple[str, ...]]:

@@ -21,7 +21,7 @@ from brainmap.atlas.figures import draw_checkerboard, draw_contours, draw_deform
 from brainmap.atlas.grid import SampleGrid, resample_volume
 from brainmap.atlas.landmarks import LandmarkFit, Landmarks, refine
 from brainmap.atlas.orientation import Settled, brain_size
-from brainmap.atlas.partial import PartFound, cut_template, find_part
+from brainmap.atlas.partial import PartFound, cut_template, cut_unmasked, find_part
 from brainmap.atlas.plausible import check_tissue
 from brainmap.atlas.prepare import block_mean, prepare
 from brainmap.atlas.quality import Judgement, Quality, judge
@@ -129,6 +129,8 @@ class RegistrationRun:
         sample, whole = self._prepare(raw, grid)
         found = self._find_part(whole, sample)
         template, compared = cut_template(whole, found, self.atlas)
+        if self.mask is not None:
+            template, compared = self._cut_unmasked(template, sample, compared)
         clock.lap("prepare")
         self._align(template, sample, compared)
         clock.lap("align")
@@ -190,16 +192,31 @@ class RegistrationRun:
             "--mask with an image of the tissue that is there"
         )
 
+    def _cut_unmasked(
+        self, template: Framed, sample: Framed, compared: NDArray[np.bool_]
+    ) -> tuple[Framed, NDArray[np.bool_]]:
+        rough = self.folder / "rough"
+        rough.mkdir()
+        self._run_ants(template, sample, compared, "affine", rough)
+        cut = cut_unmasked(template, sample, Transforms(rough), compared)
+        shutil.rmtree(rough)
+        return cut
+
     def _align(self, template: Framed, sample: Framed, compared: NDArray[np.bool_]) -> None:
         if self.aligned is not None:
             logger.info("using the alignment that is there; only landmarks are new")
             _copy_transforms(self.aligned, self.folder)
             return
+        self._run_ants(template, sample, compared, self.options.schedule, self.folder)
+
+    def _run_ants(
+        self, template: Framed, sample: Framed, compared: NDArray[np.bool_], schedule: str, folder: Path
+    ) -> None:
         align(
             template,
             sample,
-            self.options.schedule,
-            self.folder,
+            schedule,
+            folder,
             threads=self.parameters["threads"],
             seed=self.options.seed,
             trusted=None if self.mask is None else ndimage.binary_dilation(sample.prepared.mask),

@@ -19,7 +19,7 @@ from brainmap.atlas.quality import Quality, mutual_information
 from brainmap.atlas.transforms import Transforms
 from brainmap.coords import atlas_um_to_index, edge_um_to_vox, vox_to_edge_um
 
-__all__ = ["bring_to_atlas", "bring_to_sample", "measure"]
+__all__ = ["bring_to_atlas", "bring_to_sample", "depth_um", "measure"]
 
 Triple = tuple[float, float, float]
 Shape = tuple[int, int, int]
@@ -96,7 +96,9 @@ def measure(
     moved = transforms.to_sample_edge_um(points)
     before = _sampled(sample.prepared.global_, points + shift, sample.voxel_um)
     after = _sampled(sample.prepared.global_, moved, sample.voxel_um)
-    inside = _deep(mask, template)[tuple(places.T)] & (after > 0.05)
+    depth = depth_um(template)[tuple(places.T)]
+    # Of thin tissue the deeper half.
+    inside = (depth >= min(_INSIDE_UM * template.scale, float(np.median(depth)))) & (after > 0.05)
     contrasts = (
         template.prepared.local[tuple(places.T)],
         _sampled(sample.prepared.local, moved, sample.voxel_um),
@@ -145,10 +147,10 @@ def _centre_um(image: Framed) -> NDArray[np.float64]:
     return np.asarray(vox_to_edge_um([ndimage.center_of_mass(weight)], image.voxel_um)[0])
 
 
-def _deep(mask: NDArray[np.bool_], template: Framed) -> NDArray[np.bool_]:
-    """Voxels of a mask far from its surface; of a thin one, the deeper half."""
-    depth = ndimage.distance_transform_edt(np.pad(mask, 1), sampling=template.voxel_um)[(slice(1, -1),) * 3]
-    return np.asarray(mask & (depth >= min(_INSIDE_UM * template.scale, float(np.median(depth[mask])))))
+def depth_um(image: Framed) -> NDArray[np.float64]:
+    """How far each voxel of the tissue lies below its surface (the border of the image is one), um; 0 outside."""
+    padded = np.pad(image.prepared.mask, 1)
+    return np.asarray(ndimage.distance_transform_edt(padded, sampling=image.voxel_um)[(slice(1, -1),) * 3])
 
 
 def _correlation(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:

@@ -7,14 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.io
 import tifffile
 from scipy import ndimage
 
 from brainmap.atlas import Atlas
 from brainmap.atlas.alignment import Framed
-from brainmap.atlas.partial import Part, cut_template, find_part
+from brainmap.atlas.partial import Part, cut_template, cut_unmasked, find_part
 from brainmap.atlas.plausible import check_sections, check_tissue
 from brainmap.atlas.prepare import prepare
+from brainmap.atlas.transforms import Transforms
 from brainmap.errors import DataError
 from brainmap.volume import write_volume
 
@@ -128,6 +130,26 @@ def test_the_cut_template_has_what_is_there(atlas: Atlas, template: Framed) -> N
     assert not compared[..., :31].any()  # the right side, nor a margin along the cut
     whole, everywhere = cut_template(template, found.as_whole(), atlas)
     assert whole is template and everywhere.all()
+
+
+def test_what_a_mask_leaves_out_is_cut_from_the_template(
+    atlas: Atlas, template: Framed, tmp_path: Path
+) -> None:
+    identity = {"AffineTransform_float_3_3": [1, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0], "fixed": [0, 0, 0]}
+    columns = {name: np.array(values, dtype=np.float32)[:, None] for name, values in identity.items()}
+    scipy.io.savemat(tmp_path / "affine.mat", columns, format="4")
+    placed, everywhere = Transforms(tmp_path), np.ones(SHAPE, dtype=bool)
+    tissue = atlas.annotation > 0
+    whole, compared = cut_unmasked(template, _framed(atlas.reference, tissue), placed, everywhere)
+    assert whole is template and compared is everywhere
+    # One voxel off, as a rough placement may be: that alone cuts nothing from the surface.
+    back = tissue & (np.indices(SHAPE)[0] >= 30)
+    sample = _framed(atlas.reference, np.roll(back, 1, axis=1))
+    cut, compared = cut_unmasked(template, sample, placed, everywhere)
+    assert cut.prepared.mask[:30].sum() < 0.01 * tissue[:30].sum()
+    assert cut.prepared.mask[34:].sum() == tissue[34:].sum()
+    assert compared[:31][tissue[:31]].mean() < 0.01
+    assert compared[36:].all()
 
 
 def test_what_resembles_nothing_is_not_certain(atlas: Atlas, template: Framed) -> None:
