@@ -127,7 +127,12 @@ def test_the_example_in_the_guide_is_valid(tmp_path: Path, repository: Path) -> 
 
 SBATCH = """#!/bin/sh
 # A node with one GPU: jobs run at once, here. The script is gone when this returns: SLURM, too, keeps a copy.
-[ "$1" = --test-only ] || {{ cp "$1" {log}.sh; sh {log}.sh > {log} 2>&1 & echo $! >> {started}; echo "Submitted batch job $!"; exit; }}
+[ "$1" = --test-only ] || {{
+  cp "$1" {log}.sh
+  sh {log}.sh > {log} 2>&1 & echo $! >> {started}
+  echo "Submitted batch job $!"
+  exit
+}}
 grep -q -e "-p moon" "$2" || exit 0
 echo "allocation failure: Requested node configuration is not available" >&2
 exit 1
