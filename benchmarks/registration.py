@@ -65,7 +65,7 @@ class KnownBrain:
 
 
 def known_brain(
-    atlas: Atlas, seed: int, orientation: str = "asr", warp_um: float = 250.0, cut: str = ""
+    atlas: Atlas, seed: int, orientation: str = "asr", warp_um: float = 330.0, cut: str = ""
 ) -> KnownBrain:
     """Make one; `cut` is an acronym of a structure that is missing, such as MOB, or empty."""
     rng = np.random.default_rng(seed)
@@ -163,7 +163,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--orientations", nargs="+", default=["asr"])
     parser.add_argument("--cut", default="", help="acronym of a missing structure, such as MOB")
-    parser.add_argument("--warp-um", type=float, default=250.0)
+    parser.add_argument("--warp-um", type=float, default=330.0)
     parser.add_argument("--schedule", default=RegistrationOptions().schedule)
     options = parser.parse_args()
     atlas = Atlas.open(options.atlas)

@@ -309,10 +309,12 @@ def export(
 
 def _table(config: Path | None, name: str, **overrides: object) -> dict[str, object]:
     """One table of a settings file, and the options that were given."""
-    from brainmap.config import read_settings
+    from brainmap.settings_file import read_table
 
-    table = read_settings(config, {name}).get(name, {}) if config else {}
-    return {**table, **{key: value for key, value in overrides.items() if value is not None}}
+    return {
+        **read_table(config, name),
+        **{key: value for key, value in overrides.items() if value is not None},
+    }
 
 
 def _print_checkpoint(path: Path, as_json: bool) -> None:

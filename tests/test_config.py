@@ -19,9 +19,9 @@ from brainmap.config import (
     find_brains,
     parse_block,
     parse_voxel_size,
-    read_settings,
 )
 from brainmap.errors import NotFoundError, UsageError
+from brainmap.settings_file import read_settings
 
 
 def request(**options: Any) -> DetectRequest:
@@ -173,7 +173,7 @@ def test_settings_file_and_command_line_which_wins(tmp_path: Path) -> None:
     path.write_text(
         'threshold = 0.25\nvoxel-size = [5, 2, 2]\natlas = "mine"\nexport = ["napari"]\nout = "runs"\n'
     )
-    settings = read_settings(path)
+    settings = read_settings(path, DETECT_SETTINGS)
     made = detect_request("b.zarr", settings, {"threshold": 0.5, "orientation": None, "export": ()})
     assert (made.threshold, made.voxel_um, made.atlas, made.exports) == (0.5, (5, 2, 2), "mine", ("napari",))
     assert made.out == Path("runs")
@@ -193,24 +193,24 @@ def test_settings_file_and_command_line_which_wins(tmp_path: Path) -> None:
 def test_bad_settings_file(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "s.toml").write_text(text)
     with pytest.raises(UsageError, match=message):
-        read_settings(tmp_path / "s.toml")
+        read_settings(tmp_path / "s.toml", DETECT_SETTINGS)
 
 
 def test_wrong_value_in_a_settings_file(tmp_path: Path) -> None:
     (tmp_path / "s.toml").write_text('threshold = "high"')
     with pytest.raises(UsageError, match="--threshold: cannot use the value 'high'"):
-        detect_request("b.zarr", read_settings(tmp_path / "s.toml"), {})
+        detect_request("b.zarr", read_settings(tmp_path / "s.toml", DETECT_SETTINGS), {})
 
 
 def test_missing_settings_file(tmp_path: Path) -> None:
     with pytest.raises(NotFoundError, match="no settings file"):
-        read_settings(tmp_path / "none.toml")
+        read_settings(tmp_path / "none.toml", DETECT_SETTINGS)
 
 
 def test_shipped_settings_are_the_defaults(repository: Path) -> None:
     """configs/detect.toml names every setting in a comment and changes nothing."""
     path = repository / "configs" / "detect.toml"
-    assert read_settings(path) == {}
+    assert read_settings(path, DETECT_SETTINGS) == {}
     commented = "\n".join(
         line.removeprefix("# ")
         for line in path.read_text().splitlines()

@@ -63,7 +63,7 @@ _CORRELATION = (Metric("CC", "global", 2),)
 #: "correlation" compares the images in small windows (radius 2 voxels), whatever gain and sign the stain has
 #: there, and keeps the whole displacement smooth: the default. "mattes" asks for a statistical relation of the
 #: intensities and of the local contrasts over the whole brain: for stains that look nothing like the template
-#: even locally. Both figures and the trials that led here are in docs/registration.md.
+#: even locally. The trials that led here, with figures, are in docs/registration.md.
 SCHEDULES = {
     "correlation": Schedule(
         _LINEAR, (Stage("SyN[0.25,6,2]", _CORRELATION, (60, 40, 15), (4, 2, 1), (1, 0.5, 0.25)),)

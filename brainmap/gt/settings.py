@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from brainmap.config import read_table
 from brainmap.errors import UsageError
+from brainmap.settings_file import read_table
 
 __all__ = ["METHODS", "GtSettings", "read_gt_settings"]
 

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from brainmap.config import check_keys
 from brainmap.errors import UsageError
+from brainmap.settings_file import check_keys
 
 __all__ = ["CenterNet", "CenterNetConfig"]
 

@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from brainmap.config import check_keys
 from brainmap.errors import DataError, UsageError
 from brainmap.gt.truth import GroundTruth
 from brainmap.provenance import fingerprint
+from brainmap.settings_file import check_keys
 from brainmap.tiles import Tiles, hold_out
 from brainmap.train.centernet import CenterNet
 from brainmap.train.loop import Job, Schedule, fingerprint_weights, load_network, mixed_precision, train

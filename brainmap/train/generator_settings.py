@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from brainmap.config import check_keys, read_table
 from brainmap.errors import UsageError
+from brainmap.settings_file import check_keys, read_table
 
 __all__ = ["FITS", "LOOKS", "PRECISIONS", "GeneratorConfig", "read_generator_config"]
 

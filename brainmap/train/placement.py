@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from brainmap.config import check_keys
 from brainmap.errors import DataError, UsageError
 from brainmap.provenance import read_json, write_json
+from brainmap.settings_file import check_keys
 from brainmap.train.point_process import CoxProcess, Shape
 
 __all__ = ["FittedRules", "Placement", "StudyRules", "from_table", "truncated_normal"]

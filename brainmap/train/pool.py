@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from brainmap.config import check_keys
 from brainmap.errors import DataError, UsageError
+from brainmap.settings_file import check_keys
 from brainmap.train.inserted import Background, insert_cells
 from brainmap.train.samples import GridSettings, NetVolume, load_volumes, net_volume, save_volumes
 from brainmap.train.tissue import TissueConfig, simulate, simulate_section

@@ -17,9 +17,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from brainmap.config import check_keys
 from brainmap.errors import UsageError
 from brainmap.provenance import fingerprint
+from brainmap.settings_file import check_keys
 from brainmap.train.centernet import CenterNet, CenterNetConfig
 from brainmap.train.loop import Job, Schedule, fingerprint_weights, mixed_precision, read_checkpoint, train
 from brainmap.train.losses import centernet_loss

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from brainmap.config import check_keys, read_settings
 from brainmap.gt.aggregate import aggregate
 from brainmap.gt.truth import GroundTruth
+from brainmap.settings_file import check_keys, read_settings
 from brainmap.tiles import Tiles, import_tiles
 from brainmap.train.calibrate import Judged, best_threshold, calibration_knots, judge
 from brainmap.train.centernet import CenterNet

@@ -9,11 +9,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from brainmap.config import read_settings
 from brainmap.errors import NotFoundError, UsageError
 from brainmap.gt.settings import GtSettings, read_gt_settings
 from brainmap.infer.detector import SPEC_FILE, Detector
 from brainmap.provenance import fingerprint, read_json
+from brainmap.settings_file import read_settings
 from brainmap.tiles import Tiles
 from brainmap.train.commands import check_detector_target, network_path
 from brainmap.train.finetune import FinetuneConfig

@@ -22,9 +22,9 @@ import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
 
-from brainmap.config import read_table
 from brainmap.errors import UsageError
 from brainmap.provenance import atomic_path, versions, write_json
+from brainmap.settings_file import read_table
 from brainmap.tiles import Tiles, check_target, write_tiles
 from brainmap.train.cell_images import CellLook, draw_cells
 from brainmap.train.placement import Floats, Placement, from_table
