@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from brainmap.errors import DataError, NotFoundError, UsageError
+from brainmap.infer.peaks import PLAIN_FACE, FaceWeights
 from brainmap.provenance import atomic_path, fingerprint, read_json, write_json
 
 __all__ = ["BACKENDS", "Backend", "Detector", "DetectorSpec", "load_backend", "write_detector"]
@@ -65,6 +66,9 @@ class DetectorSpec:
         Of `model.onnx`.
     subpixel : str
         In-plane refinement: "offset" trusts the network's offset head, "parabola" the heat map.
+    face : tuple of float
+        How a peak in the volume's first or last slice is judged: see `brainmap.infer.peaks.weigh_face`. By
+        default like any other.
     training : dict
         How it was made.
     """
@@ -86,6 +90,7 @@ class DetectorSpec:
     min_separation: float = 0.6
     normalisation: str = "contrast-asinh"
     subpixel: str = "offset"
+    face: FaceWeights = PLAIN_FACE
     training: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -107,6 +112,11 @@ class DetectorSpec:
             raise DataError(f"detector {self.name}: threshold is {self.threshold}; it must be in 0..1")
         if self.subpixel not in ("offset", "parabola"):
             raise DataError(f"detector {self.name}: subpixel is {self.subpixel!r}; offset or parabola")
+        if len(self.face) != 3 or not np.isfinite(self.face).all() or self.face[1] <= 0 or self.face[2] < 0:
+            raise DataError(
+                f"detector {self.name}: face is {self.face}; give a constant, a positive weight of the peak and "
+                "one of the slice inside that is not negative"
+            )
         logits, scores = np.asarray(self.calibration, np.float64).reshape(-1, 2).T
         rising = len(logits) > 1 and (np.diff(logits) > 0).all() and (np.diff(scores) >= 0).all()
         if not rising or scores.min() < 0 or scores.max() > 1:
@@ -132,6 +142,8 @@ class DetectorSpec:
         try:
             values["tile"] = tuple(int(n) for n in values["tile"])
             values["calibration"] = tuple((float(a), float(b)) for a, b in values["calibration"])
+            if "face" in values:
+                values["face"] = tuple(float(v) for v in values["face"])
             return cls(**values)
         except TypeError as error:
             raise DataError(f"{SPEC_FILE} holds a value of the wrong type: {error}") from error

@@ -15,12 +15,26 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
-__all__ = ["Heat", "Peaks", "find_peaks", "margin_cells", "suppress"]
+__all__ = [
+    "PLAIN_FACE",
+    "FaceWeights",
+    "Heat",
+    "Peaks",
+    "find_peaks",
+    "lowest_on_face",
+    "margin_cells",
+    "suppress",
+    "weigh_face",
+]
 
 # Columns of a set of peaks, equal lengths.
 Peaks = dict[str, NDArray[Any]]
 # One slice: logit (rows, columns) and offset (2, rows, columns), both in heat cells.
 Heat = tuple[NDArray[np.float32], NDArray[np.float32]]
+
+# Constant, weight of a peak's own logit, weight of the logit beside it: see `weigh_face`.
+FaceWeights = tuple[float, float, float]
+PLAIN_FACE: FaceWeights = (0.0, 1.0, 0.0)
 
 _NEIGHBOURS = [step for step in itertools.product((-1, 0, 1), repeat=3) if step != (0, 0, 0)]
 
@@ -61,8 +75,9 @@ def find_peaks(
     Returns
     -------
     dict of ndarray
-        `row`, `column` (int64, the peak cell); `logit` (float32); `dy`, `dx` (float64, offset from the
-        cell's centre in cells, within one cell); `dz` (float64, in groups, within half of one).
+        `row`, `column` (int64, the peak cell); `logit` (float32), `below`, `above` (float32, the logit in the
+        slices beside, -inf where there is none); `dy`, `dx` (float64, offset from the cell's centre in
+        cells, within one cell); `dz` (float64, in groups, within half of one).
     """
     logit, offset = here
     place = np.flatnonzero(logit >= lowest_logit)
@@ -86,7 +101,40 @@ def find_peaks(
     missing = np.full(len(value), -np.inf, np.float32)
     sides = [missing if s is None else s[row, column] for s in (below, above)]
     dz_refined = _vertex(sides[0], value, sides[1])
-    return {"row": row, "column": column, "logit": value, "dy": dy, "dx": dx, "dz": dz_refined}
+    return {
+        "row": row, "column": column, "logit": value, "below": sides[0], "above": sides[1],
+        "dy": dy, "dx": dx, "dz": dz_refined,
+    }  # fmt: skip
+
+
+def weigh_face(peaks: Peaks, k: int, groups: int, weights: FaceWeights) -> NDArray[np.float32]:
+    """Logits of the peaks of a slice, corrected in the first and the last slice of a volume.
+
+    There a cell whose centre lies beyond the volume peaks as well. Its heat falls faster inwards than that of a
+    cell inside, so a logistic regression on both logits tells them apart.
+
+    Parameters
+    ----------
+    peaks : dict of ndarray
+        From `find_peaks`.
+    k, groups : int
+        The slice and the number of slices of the volume. A slice that stands alone has no face: all that it
+        shows counts.
+    weights : tuple of float
+        Constant, weight of the peak's logit, weight of the logit inside.
+    """
+    logit: NDArray[np.float32] = peaks["logit"]
+    if groups == 1 or 0 < k < groups - 1:
+        return logit
+    inside = peaks["above" if k == 0 else "below"]
+    known = np.isfinite(inside)
+    weighed = np.float32(weights[0]) + np.float32(weights[1]) * logit
+    return np.where(known, weighed + np.float32(weights[2]) * np.where(known, inside, 0), logit)
+
+
+def lowest_on_face(lowest_logit: float, weights: FaceWeights) -> float:
+    """The lowest logit of a peak that `weigh_face` may lift to `lowest_logit`: inside, it is no higher."""
+    return min(lowest_logit, (lowest_logit - weights[0]) / (weights[1] + weights[2]))
 
 
 def _at(

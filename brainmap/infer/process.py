@@ -21,7 +21,7 @@ from brainmap.infer.detector import Backend, Detector, DetectorSpec, load_backen
 from brainmap.infer.layout import Layout, Window
 from brainmap.infer.measure import diameters, mean_around
 from brainmap.infer.net_slices import Stages, net_slices
-from brainmap.infer.peaks import Heat, Peaks, find_peaks, suppress
+from brainmap.infer.peaks import Heat, Peaks, find_peaks, lowest_on_face, suppress, weigh_face
 from brainmap.infer.stack import SliceStack
 from brainmap.infer.tissue import atom_mask, cell_mask, touches
 from brainmap.intensity import Intensity
@@ -243,7 +243,11 @@ class _PeakFinder:
         if heat is None or at_rim:
             return
         sides = [None if side is None else side[0] for side in (self.before, after)]
-        peaks = find_peaks(sides[0], heat, sides[1], self.lowest, self.job.spec.subpixel)
+        spec, groups = self.job.spec, self.grid.net_shape[0]
+        on_face = k in (0, groups - 1)
+        lowest = lowest_on_face(self.lowest, spec.face) if on_face else self.lowest
+        peaks = find_peaks(sides[0], heat, sides[1], lowest, spec.subpixel)
+        peaks["logit"] = weigh_face(peaks, k, groups, spec.face)
         if len(peaks["row"]):
             self.found.append(self._describe(k, raw, peaks))
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from brainmap.errors import DataError
 from brainmap.gt.truth import GroundTruth
 from brainmap.infer.detector import Detector
-from brainmap.infer.peaks import find_peaks, suppress
+from brainmap.infer.peaks import PLAIN_FACE, FaceWeights, find_peaks, suppress, weigh_face
 from brainmap.matching import match_points
 from brainmap.tiles import Tiles
 from brainmap.train.centernet import CenterNet
@@ -33,6 +33,7 @@ __all__ = [
     "calibrate_on_tiles",
     "calibration_knots",
     "detections",
+    "face_weights",
     "judge",
     "tile_calibration",
 ]
@@ -42,6 +43,8 @@ log = logging.getLogger(__name__)
 TOLERANCE_UM = 10.0
 _LOWEST_LOGIT = -5.0
 _SEPARATION_CELLS = 0.6
+# With fewer cells in the outermost slices there is nothing to learn about them.
+_FACE_CELLS = 50
 
 
 @dataclass(frozen=True)
@@ -55,11 +58,14 @@ class Judged:
         Whether the detection is matched to a cell.
     n_true : int
         Cells to be found.
+    inside : ndarray of float32, shape (n,), optional
+        For detections in the first or last slice of a volume the logit in the slice beside it, else NaN.
     """
 
     logit: NDArray[np.float32]
     correct: NDArray[np.bool_]
     n_true: int
+    inside: NDArray[np.float32] | None = None
 
     def f1(self, lowest_logit: float) -> float:
         """F1 of the detections from a logit upwards, by the matching of all of them."""
@@ -67,12 +73,22 @@ class Judged:
         hits = int(self.correct[chosen].sum())
         return 2 * hits / max(1, int(chosen.sum()) + self.n_true)
 
+    def weighed(self, face: FaceWeights) -> Judged:
+        """The same with the logits in the outermost slices corrected."""
+        if self.inside is None:
+            return self
+        on_face = np.isfinite(self.inside)
+        peaks = {"logit": self.logit[on_face], "above": self.inside[on_face]}
+        logit = self.logit.copy()
+        logit[on_face] = weigh_face(peaks, 0, 2, face)
+        return replace(self, logit=logit)
+
 
 @torch.no_grad()
 def detections(
-    model: CenterNet, volume: NetVolume, grid: GridSettings
-) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
-    """Centres (n, 3) in um from the outer corner of the stack, and logits, of all peaks of a volume."""
+    model: CenterNet, volume: NetVolume, grid: GridSettings, face: FaceWeights = PLAIN_FACE
+) -> tuple[NDArray[np.float64], NDArray[np.float32], NDArray[np.float32]]:
+    """All peaks of a volume: centres (n, 3) in um from the stack's outer corner, logits, and `Judged.inside`."""
     slices, multiple = model.config.slices, model.config.multiple
     depth, height, width = volume.stack.shape
     half = slices // 2
@@ -84,7 +100,7 @@ def detections(
     heat = logit[:, 0, :rows, :columns].float().numpy()
     shift = offset[:, :, :rows, :columns].float().numpy()
     cell_um = grid.pixel_um * model.config.stride
-    places, logits, orders = [], [], []
+    places, logits, orders, inner = [], [], [], []
     for k in range(depth):
         below = heat[k - 1] if k else None
         above = heat[k + 1] if k + 1 < depth else None
@@ -96,18 +112,25 @@ def detections(
                 (peaks["column"] + 0.5 + peaks["dx"]) * cell_um,
             ])
         )  # fmt: skip
-        logits.append(peaks["logit"])
+        logits.append(weigh_face(peaks, k, depth, face))
+        side = {0: "above", depth - 1: "below"}.get(k) if depth > 1 else None
+        inner.append(np.full(len(peaks["row"]), np.nan, np.float32) if side is None else peaks[side])
         orders.append(np.column_stack([np.full(len(peaks["row"]), k), peaks["row"], peaks["column"]]))
-    place, score, order = np.concatenate(places), np.concatenate(logits), np.concatenate(orders)
+    place, score = np.concatenate(places), np.concatenate(logits)
+    order, inside = np.concatenate(orders), np.concatenate(inner)
     keep = suppress(place, score, order, _SEPARATION_CELLS * grid.cell_diameter_um)
-    return place[keep], score[keep]
+    return place[keep], score[keep], inside[keep]
 
 
 def judge(
-    model: CenterNet, volume: NetVolume, grid: GridSettings, tolerance_um: float = TOLERANCE_UM
+    model: CenterNet,
+    volume: NetVolume,
+    grid: GridSettings,
+    tolerance_um: float = TOLERANCE_UM,
+    face: FaceWeights = PLAIN_FACE,
 ) -> Judged:
     """Detect in a volume and match with its truth; finding a cell too faint to judge counts for nothing."""
-    place, logit = detections(model, volume, grid)
+    place, logit, inside = detections(model, volume, grid, face)
     scale = np.array([volume.step_um, grid.pixel_um, grid.pixel_um])
     truth = (volume.cells[:, :3].astype(np.float64) + 0.5) * scale
     visible = volume.cells[:, 4] >= VISIBLE
@@ -118,7 +141,44 @@ def judge(
     faint = match_points(place[rest], truth[~visible], tolerance_um)
     counted = np.ones(len(place), bool)
     counted[rest[faint.index_a]] = False
-    return Judged(logit[counted], correct[counted], int(visible.sum()))
+    return Judged(logit[counted], correct[counted], int(visible.sum()), inside[counted])
+
+
+def face_weights(judged: list[Judged]) -> FaceWeights:
+    """How to correct logits in the outermost slices of volumes, so that a logit means the same everywhere.
+
+    Two logistic regressions give the probability of being right: of detections inside on their logit, of those
+    in the outermost slices on their logit and that of the slice beside. The first turns the second's
+    probability back into a logit. Every volume weighs the same. Where there are too few cells to learn from,
+    nothing is corrected.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    known = [j for j in judged if j.inside is not None and np.isfinite(j.inside).any()]
+    if not known:
+        return PLAIN_FACE
+    logit, correct, inside = (
+        np.concatenate([getattr(j, name) for j in known]) for name in ("logit", "correct", "inside")
+    )
+    weight = np.concatenate([np.full(len(j.logit), 1 / max(20, len(j.logit))) for j in known])
+    on_face = np.isfinite(inside)
+    if min(correct[on_face].sum(), (~correct[on_face]).sum(), correct[~on_face].sum()) < _FACE_CELLS:
+        return PLAIN_FACE
+
+    def fit(x: NDArray[np.float32], rows: NDArray[np.bool_]) -> tuple[float, ...]:
+        # Scaled to a mean of 1: the regression's own penalty is meant for that.
+        w = weight[rows] / weight[rows].mean()
+        model = LogisticRegression(C=10.0, max_iter=1000).fit(x[rows], correct[rows], sample_weight=w)
+        return float(model.intercept_[0]), *(float(c) for c in model.coef_[0])
+
+    constant, slope = fit(logit[:, None], ~on_face)
+    both = fit(np.column_stack([logit, inside]), on_face)
+    if both[1] <= 0 or both[2] < 0 or slope <= 0:
+        log.warning("detections in the outermost slices are not corrected: their logits tell nothing")
+        return PLAIN_FACE
+    return (
+        round((both[0] - constant) / slope, 3), round(both[1] / slope, 3), round(both[2] / slope, 3)
+    )  # fmt: skip
 
 
 def calibration_knots(judged: list[Judged], n_knots: int = 25) -> tuple[tuple[float, float], ...]:

@@ -16,6 +16,7 @@ from brainmap.errors import DataError, UsageError
 from brainmap.gt.aggregate import ACCEPT
 from brainmap.gt.truth import THETA_ABS, GroundTruth, read_experts
 from brainmap.infer.detector import SPEC_FILE, Detector
+from brainmap.infer.peaks import PLAIN_FACE
 from brainmap.provenance import atomic_path, read_json, write_json
 from brainmap.tiles import Tiles
 from brainmap.train.calibrate import calibrate_on_tiles
@@ -327,7 +328,10 @@ def export_network(
     check_detector_target(out, overwrite)
     record = read_json(calibration)
     knots, threshold = _calibration(record, calibration)
-    model, grid = load_network(network_path(network))
+    path = network_path(network)
+    model, grid = load_network(path)
+    # Tiles say nothing about the outermost slices of a volume: what the detector knows of them is kept.
+    face = Detector.open(path).spec.face if (path / SPEC_FILE).is_file() else PLAIN_FACE
     grid = grid_for(grid, cell_diameter_um or record.get("cell_diameter_um") or grid.cell_diameter_um)
     card = CARD.format(
         name=out.name, version=version, network=Path(network).name, diameter=grid.cell_diameter_um,
@@ -335,7 +339,7 @@ def export_network(
     )  # fmt: skip
     training = {"recipe": "brainmap train export", "network": str(network), "calibration": record}
     with atomic_path(out) as part:
-        export_detector(model, grid, part, out.name, version, threshold, knots, training, card)
+        export_detector(model, grid, part, out.name, version, threshold, knots, training, card, face)
     return Detector.open(out)
 
 

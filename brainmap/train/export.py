@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from brainmap.errors import DataError
 from brainmap.infer.detector import Detector, DetectorSpec, load_backend, write_detector
-from brainmap.infer.peaks import find_peaks
+from brainmap.infer.peaks import PLAIN_FACE, FaceWeights, find_peaks
 from brainmap.intensity import BACKGROUND_VALUE
 from brainmap.provenance import atomic_path
 from brainmap.train.centernet import CenterNet
@@ -109,6 +109,7 @@ def export_detector(
     calibration: tuple[tuple[float, float], ...],
     training: dict[str, Any],
     card: str,
+    face: FaceWeights = PLAIN_FACE,
 ) -> Detector:
     """Write a detector folder, `weights.pt` for further training included, and check what it computes.
 
@@ -132,6 +133,7 @@ def export_detector(
         threshold=threshold,
         calibration=calibration,
         onnx_sha256="",
+        face=face,
         training=training,
     )
     network = to_onnx(model)

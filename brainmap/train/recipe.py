@@ -18,7 +18,7 @@ from brainmap.gt.aggregate import aggregate
 from brainmap.gt.truth import GroundTruth
 from brainmap.settings_file import check_keys, read_settings
 from brainmap.tiles import Tiles, import_tiles
-from brainmap.train.calibrate import Judged, best_threshold, calibration_knots, judge
+from brainmap.train.calibrate import Judged, best_threshold, calibration_knots, face_weights, judge
 from brainmap.train.centernet import CenterNet
 from brainmap.train.export import export_detector
 from brainmap.train.labelled import labelled_volumes
@@ -197,16 +197,19 @@ def build_detector(
     if recipe.polish is not None:
         model, judged["real sections"] = _polish(recipe, recipe.polish, model, work, pool, data)
     judged |= _judge_simulated(recipe, model, data)
+    face = face_weights([j for part in judged.values() for j in part])
+    judged = {name: [j.weighed(face) for j in part] for name, part in judged.items()}
     everything = [j for part in judged.values() for j in part]
     knots = calibration_knots(everything)
     logit, f1 = best_threshold(*judged.values())
     threshold = round(float(np.interp(logit, *np.array(knots).T)), 3)
     for kind in KINDS:
-        judged[f"simulated tissue, {kind}"] = [_judge_kind(model, kind, CALIBRATION_SEED - 1, config.grid)]
-    shown = {name: part for name, part in judged.items() if part and name != "five kinds"}
+        shown = _judge_kind(model, kind, CALIBRATION_SEED - 1, config.grid)
+        judged[f"simulated tissue, {kind}"] = [shown.weighed(face)]
     rows = "\n".join(
         f"| {name} | {np.mean([j.f1(logit) for j in part if j.n_true >= 10]):.3f} |"
-        for name, part in shown.items()
+        for name, part in judged.items()
+        if part and name != "five kinds"
     )
     card = CARD.format(
         name=recipe.name, version=recipe.version, parameters=sum(p.numel() for p in model.parameters()),
@@ -222,7 +225,9 @@ def build_detector(
         "polish": dataclasses.asdict(recipe.polish) if recipe.polish else None,
         "calibration_f1": round(f1, 4),
     }
-    export_detector(model, config.grid, out, recipe.name, recipe.version, threshold, knots, training, card)
+    export_detector(
+        model, config.grid, out, recipe.name, recipe.version, threshold, knots, training, card, face
+    )
 
 
 def _made_from(recipe: Recipe) -> str:

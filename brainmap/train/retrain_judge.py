@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from brainmap.infer.peaks import PLAIN_FACE, FaceWeights
 from brainmap.train import tissue
 from brainmap.train.calibrate import Judged, judge
 from brainmap.train.commands import grid_for
@@ -28,7 +29,9 @@ log = logging.getLogger(__name__)
 _CHECK_SEED = 700_000
 
 
-def judge_simulated(candidates: dict[str, Candidate], volumes: int) -> list[dict[str, Any]]:
+def judge_simulated(
+    candidates: dict[str, Candidate], volumes: int, face: FaceWeights = PLAIN_FACE
+) -> list[dict[str, Any]]:
     """All candidates on the same simulated tissue of every kind.
 
     Parameters
@@ -37,6 +40,8 @@ def judge_simulated(candidates: dict[str, Candidate], volumes: int) -> list[dict
         Of one grid.
     volumes : int
         Volumes of each kind; 0 gives no kinds.
+    face : tuple of float
+        Of the detectors that the candidates are or become.
 
     Returns
     -------
@@ -52,7 +57,7 @@ def judge_simulated(candidates: dict[str, Candidate], volumes: int) -> list[dict
         for seed in range(_CHECK_SEED, _CHECK_SEED + volumes):
             volume = net_volume(tissue.simulate(tissue.variant(kind), seed), grid)
             for name, candidate in candidates.items():
-                found[name].append(judge(candidate.network, volume, grid))
+                found[name].append(judge(candidate.network, volume, grid, face=face))
         rows.append({
             "kind": kind,
             "auprc": {name: float(np.mean([_auprc(j) for j in found[name]])) for name in found},
@@ -148,7 +153,7 @@ def judge_both(
         counts[name] = count(*by, units, candidate.threshold, data.tolerance_px)
         tile_counts[name] = count(*by, each, candidate.threshold, data.tolerance_px)
     log.info("judging both on simulated tissue")
-    simulated = judge_simulated(candidates, request.settings.check_volumes)
+    simulated = judge_simulated(candidates, request.settings.check_volumes, request.start_face)
     difference = compare(counts["old"], counts["new"], request.settings.seed)
     threshold = {"old": old.threshold, "new": new.threshold}
     return Judgement(data, units, found, counts, tile_counts, threshold, simulated, difference)

@@ -12,6 +12,7 @@ from typing import Any
 from brainmap.errors import NotFoundError, UsageError
 from brainmap.gt.settings import GtSettings, read_gt_settings
 from brainmap.infer.detector import SPEC_FILE, Detector
+from brainmap.infer.peaks import PLAIN_FACE, FaceWeights
 from brainmap.provenance import fingerprint, read_json
 from brainmap.settings_file import read_settings
 from brainmap.tiles import Tiles
@@ -168,6 +169,12 @@ class RetrainRequest:
     def start_path(self) -> Path:
         """Folder of the detector, or file of the checkpoint, to start from."""
         return network_path(self.start)
+
+    @property
+    def start_face(self) -> FaceWeights:
+        """How the start judges peaks in the outermost slices, which tiles say nothing about."""
+        detector = self.start_detector
+        return PLAIN_FACE if detector is None else detector.spec.face
 
     @property
     def start_detector(self) -> Detector | None:

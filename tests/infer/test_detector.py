@@ -43,6 +43,8 @@ def test_fingerprint_follows_what_decides_the_result(toy: Detector) -> None:
         ({"halo_px": 64}, "halo"),
         ({"threshold": 1.5}, "threshold"),
         ({"subpixel": "guess"}, "subpixel"),
+        ({"face": (0.0, 1.0)}, "face"),
+        ({"face": (0.0, -1.0, 0.5)}, "face"),
         ({"calibration": ((0.0, 0.5),)}, "calibration"),
         ({"calibration": ((1.0, 0.0), (0.0, 1.0))}, "calibration"),
         ({"calibration": ((0.0, 0.9), (1.0, 0.1))}, "calibration"),

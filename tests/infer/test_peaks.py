@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from brainmap.infer.peaks import find_peaks, margin_cells, suppress
+from brainmap.infer.peaks import PLAIN_FACE, find_peaks, lowest_on_face, margin_cells, suppress, weigh_face
 
 
 def oracle(logit: np.ndarray, lowest: float) -> set[tuple[int, int, int]]:
@@ -81,6 +81,31 @@ def test_a_cell_cut_by_a_face_stays_in_the_last_slice(k: int) -> None:
     sides = [logit[i] if 0 <= i < 5 else None for i in (k - 1, k + 1)]
     peaks = find_peaks(sides[0], (logit[k], np.zeros((2, 21, 21), np.float32)), sides[1], 0.0)
     assert peaks["dz"].tolist() == [0.0]
+
+
+def test_a_peak_on_a_face_is_weighed_with_the_slice_inside() -> None:
+    peaks = {
+        "logit": np.float32([1, 1, 2]),
+        "below": np.float32([-3, -np.inf, 0]),
+        "above": np.float32([0, -np.inf, 9]),
+    }
+    weights = (-0.5, 0.5, 0.25)
+    assert weigh_face(peaks, 0, 5, weights).tolist() == [0.0, 1.0, 2.75]
+    assert weigh_face(peaks, 4, 5, weights).tolist() == [-0.75, 1.0, 0.5]
+    # Inside the volume, in a slice that stands alone and for a detector without the rule nothing changes.
+    for k, groups, rule in ((2, 5, weights), (0, 1, weights), (0, 5, PLAIN_FACE)):
+        assert weigh_face(peaks, k, groups, rule).tolist() == [1.0, 1.0, 2.0]
+
+
+@pytest.mark.parametrize("weights", [PLAIN_FACE, (-0.2, 0.6, 0.2), (0.4, 0.3, 0.5), (-1.0, 2.0, 0.0)])
+def test_no_peak_on_a_face_is_left_out_too_early(weights: tuple[float, float, float]) -> None:
+    rng = np.random.default_rng(0)
+    logit = rng.uniform(-6, 6, 2000).astype(np.float32)
+    # A peak is at least as high as what lies beside it.
+    inside = (logit - rng.exponential(1.0, 2000)).astype(np.float32)
+    weighed = weigh_face({"logit": logit, "above": inside}, 0, 9, weights)
+    for lowest in (-2.0, 0.0, 1.5):
+        assert logit[weighed >= lowest].min() >= lowest_on_face(lowest, weights) - 1e-5
 
 
 def test_rim_cells_can_be_peaks() -> None:

@@ -13,7 +13,15 @@ pytest.importorskip("onnxscript")
 
 from brainmap.errors import DataError, UsageError  # noqa: E402
 from brainmap.infer.detector import Detector, load_backend  # noqa: E402
-from brainmap.train.calibrate import Judged, best_threshold, calibration_knots, judge  # noqa: E402
+from brainmap.infer.peaks import PLAIN_FACE, FaceWeights  # noqa: E402
+from brainmap.train.calibrate import (  # noqa: E402
+    Judged,
+    best_threshold,
+    calibration_knots,
+    detections,
+    face_weights,
+    judge,
+)
 from brainmap.train.centernet import CenterNet, CenterNetConfig  # noqa: E402
 from brainmap.train.export import check_export, export_detector, receptive_radius  # noqa: E402
 from brainmap.train.loop import load_network  # noqa: E402
@@ -21,7 +29,7 @@ from brainmap.train.pool import PoolConfig  # noqa: E402
 from brainmap.train.pretrain import PretrainConfig, load_model, pretrain  # noqa: E402
 from brainmap.train.recipe import Recipe  # noqa: E402
 from brainmap.train.samples import GridSettings, net_volume, save_volumes  # noqa: E402
-from brainmap.train.tissue import TissueConfig, simulate  # noqa: E402
+from brainmap.train.tissue import TissueConfig, simulate, variant  # noqa: E402
 
 EASY = TissueConfig(
     shape=(6, 128, 128), voxel_um=(4.0, 2.0, 2.0), density_per_mm3=40_000, brightness=5.0, vessels=0,
@@ -168,6 +176,56 @@ def test_calibration_is_monotone_and_right() -> None:
     assert (np.diff(knots[:, 1]) >= 0).all()
     for at in (-1.0, 0.0, 1.0):
         assert np.interp(at, *knots.T) == pytest.approx(1 / (1 + np.exp(-1.5 * at)), abs=0.08)
+
+
+def test_weights_of_the_outermost_slices_are_learnt() -> None:
+    rng = np.random.default_rng(0)
+    judged = []
+    for _ in range(20):
+        logit = rng.normal(0, 2, 2000).astype(np.float32)
+        inside = np.where(np.arange(2000) < 1000, logit - rng.exponential(2.0, 2000), np.nan).astype(
+            np.float32
+        )
+        chance = np.where(np.isnan(inside), 1.5 * logit, -0.6 + 0.9 * logit + 0.45 * np.nan_to_num(inside))
+        correct = rng.random(2000) < 1 / (1 + np.exp(-chance))
+        judged.append(Judged(logit, correct, 1000, inside))
+    weights = face_weights(judged)
+    np.testing.assert_allclose(weights, (-0.4, 0.6, 0.3), atol=0.05)
+    # Now a logit means the same on a face and inside.
+    mended = judged[0].weighed(weights)
+    on_face = np.isfinite(judged[0].inside)
+    np.testing.assert_array_equal(mended.logit[~on_face], judged[0].logit[~on_face])
+    np.testing.assert_allclose(
+        mended.logit[on_face],
+        weights[0] + weights[1] * judged[0].logit[on_face] + weights[2] * judged[0].inside[on_face],
+        rtol=1e-4, atol=1e-4,
+    )  # fmt: skip
+
+
+def test_without_cells_on_the_faces_nothing_is_corrected() -> None:
+    logit = np.linspace(-3, 3, 500).astype(np.float32)
+    alone = Judged(logit, logit > 0, 250, np.full(500, np.nan, np.float32))
+    assert face_weights([alone, Judged(logit, logit > 0, 250)]) == PLAIN_FACE
+    assert alone.weighed((9.0, 9.0, 9.0)).logit.tolist() == logit.tolist()
+
+
+def test_slabs_hold_about_the_cells_of_the_whole() -> None:
+    detector = Detector.open()
+    model, grid = load_network(detector.folder)
+    whole = net_volume(simulate(variant("dense", shape=(24, 256, 256)), 9), grid)
+    lowest = detector.spec.logit_at(detector.spec.threshold)
+
+    def count(stack: np.ndarray, face: FaceWeights) -> int:
+        return int((detections(model, replace(whole, stack=stack), grid, face)[1] >= lowest).sum())
+
+    slabs = [whole.stack[i : i + 4] for i in range(0, 24, 4)]
+    gain = {
+        face: sum(count(slab, face) for slab in slabs) / count(whole.stack, face) - 1
+        for face in (PLAIN_FACE, detector.spec.face)
+    }
+    # Twelve faces for two: every cell that is cut used to count on both sides.
+    assert gain[PLAIN_FACE] > 0.15
+    assert abs(gain[detector.spec.face]) < 0.1
 
 
 def test_settings_are_read_and_checked(tmp_path: Path) -> None:
