@@ -31,12 +31,21 @@ from scipy import ndimage
 from brainmap.errors import DataError
 from brainmap.provenance import atomic_path
 
-__all__ = ["BACKGROUND_VALUE", "Intensity", "Source", "noise_of"]
+__all__ = [
+    "BACKGROUND_VALUE",
+    "GAIN",
+    "KNEE",
+    "NOISE_EXPONENT",
+    "Intensity",
+    "Source",
+    "linear_places",
+    "noise_of",
+]
 
 log = logging.getLogger(__name__)
 
 BACKGROUND_VALUE = 0.3
-_GAIN, _KNEE = 0.14, 3.0
+GAIN, KNEE = 0.14, 3.0
 # A background bin is a few cells wide and holds 4 x 4 sub-bins about as wide as one cell: a low
 # quantile over the sub-bins ignores cells until they cover most of the bin.
 _SUBBINS = 4
@@ -48,7 +57,7 @@ _SLAB_VOXELS = 48_000_000
 _NOISE_PATCHES = 48
 _NOISE_PATCH_CELLS = 12
 # Noise grows with the light: between its root (photon noise) and itself (gain).
-_NOISE_EXPONENT = 0.7
+NOISE_EXPONENT = 0.7
 
 
 class Source(Protocol):
@@ -139,7 +148,7 @@ class Intensity:
         part = self.background
         # The single slices of a block are mixed first and the rows, the longest pass, last.
         for axis, vox in ((0, z_vox), (2, x_vox), (1, y_vox)):
-            low, weight, first, stop = _linear(vox, self.bin_vox[axis], self.background.shape[axis])
+            low, weight, first, stop = linear_places(vox, self.bin_vox[axis], self.background.shape[axis])
             part = part[(slice(None),) * axis + (slice(first, stop),)]
             shape = [1, 1, 1]
             shape[axis] = -1
@@ -157,7 +166,7 @@ class Intensity:
         light = max(self.typical - self.dark, 0.0) + 3 * self.noise
         ratio = (background - np.float32(self.dark - 3 * self.noise)) * np.float32(1 / light)
         np.clip(ratio, 0.25, 4.0, out=ratio)
-        np.power(ratio, np.float32(_NOISE_EXPONENT), out=ratio)
+        np.power(ratio, np.float32(NOISE_EXPONENT), out=ratio)
         ratio *= np.float32(self.noise)
         return ratio
 
@@ -212,9 +221,9 @@ class Intensity:
     ) -> NDArray[np.float32]:
         """Normalised intensity v in 0..1 on a separable grid; parameters as for `contrast`."""
         contrast = self.contrast(values, z_vox, y_vox, x_vox)
-        contrast *= np.float32(1 / _KNEE)
+        contrast *= np.float32(1 / KNEE)
         np.arcsinh(contrast, out=contrast)
-        contrast *= np.float32(_GAIN)
+        contrast *= np.float32(GAIN)
         contrast += np.float32(BACKGROUND_VALUE)
         return np.clip(contrast, 0.0, 1.0, out=contrast)
 
@@ -271,7 +280,7 @@ def noise_of(detail: NDArray[Any]) -> float:
     return float(1.4826 * np.median(-centred[centred <= 0])) if centred.size else 0.0
 
 
-def _linear(
+def linear_places(
     vox: NDArray[Any], width: float, size: int
 ) -> tuple[NDArray[np.intp], NDArray[np.float32], int, int]:
     """Lower bin, weight of the upper bin, and the range of bins needed, for voxel coordinates."""
@@ -470,7 +479,7 @@ def _sample_noise(source: Source, unit: Intensity, cell_um: float) -> float:
         )
         light = np.median(unit.background_at(*axes)) - unit.dark
         ratio = light / max(unit.typical - unit.dark, 1e-6)
-        spreads.append(noise_of(patch) / np.clip(ratio, 0.25, 4.0) ** _NOISE_EXPONENT)
+        spreads.append(noise_of(patch) / np.clip(ratio, 0.25, 4.0) ** NOISE_EXPONENT)
         values.append(patch.ravel())
     if not values:
         raise DataError(

@@ -44,10 +44,17 @@ class TorchBackend:
     def infer(self, batch: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """See `Backend.infer`."""
         with torch.inference_mode():
-            image = torch.from_numpy(batch).to(self.device, self._graph.dtype)
-            found = self._graph.run(image)
-            logit, offset = (found[name].float().cpu().numpy() for name in ("logit", "offset"))
+            logit, offset = (
+                part.cpu().numpy() for part in self.heat(torch.from_numpy(batch).to(self.device))
+            )
         return np.ascontiguousarray(logit), np.ascontiguousarray(offset)
+
+    def heat(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """See `brainmap.infer.on_device.DeviceBackend.heat`."""
+        # On a GPU, convolutions in half precision are made for channels as the last axis.
+        layout = torch.channels_last if self.device == "cuda" else torch.contiguous_format
+        found = self._graph.run(images.to(self._graph.dtype, memory_format=layout))
+        return found["logit"].float(), found["offset"].float()
 
 
 class Graph:
@@ -89,6 +96,12 @@ class Graph:
             else:
                 self.nodes.append((OPERATORS[node.op_type], attributes, list(node.input), list(node.output)))
         self.input = graph.input[0].name
+        # After each node the values that nothing later needs, which are the most of a network's memory.
+        last = {name: i for i, node in enumerate(self.nodes) for name in (*node[2], *node[3])}
+        kept = {output.name for output in graph.output} | set(self.constants)
+        self.spent = [
+            [n for n in {*node[2], *node[3]} - kept if last[n] == i] for i, node in enumerate(self.nodes)
+        ]
 
     def _add(self, name: str, array: NDArray[Any], device: str) -> None:
         tensor = torch.from_numpy(np.array(array))
@@ -96,11 +109,13 @@ class Graph:
         self.constants[name] = tensor.to(device, self.dtype) if tensor.is_floating_point() else tensor
 
     def run(self, image: Tensor) -> dict[str, Tensor]:
-        """All values by name."""
+        """The outputs by name."""
         values = self.constants | {self.input: image}
-        for function, attributes, inputs, outputs in self.nodes:
+        for (function, attributes, inputs, outputs), spent in zip(self.nodes, self.spent, strict=True):
             # Operators with several outputs (Split) are not needed: one result each.
             values[outputs[0]] = function(attributes, *(values[name] for name in inputs))
+            for name in spent:
+                del values[name]
         return values
 
 

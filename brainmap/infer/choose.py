@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import functools
+import heapq
 import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from brainmap.infer.blocks import Blocks, Grid, Roi, align_up, partition
+import numpy as np
+from numpy.typing import NDArray
+
+from brainmap.infer.blocks import Blocks, Grid, Roi, Span, align_up, partition
 from brainmap.infer.detector import DetectorSpec
 from brainmap.infer.layout import Layout, make_layout
 from brainmap.volume import Volume
 
-__all__ = ["BlockCost", "block_cost", "choose_block"]
+__all__ = ["BlockCost", "block_cost", "choose_block", "run_seconds"]
 
 # Seconds per unit on one core of a 2024 server, measured (docs/speed.md); only their ratio matters for the choice.
 _INFER_S = 1 / 8.2e6  # network pixel
@@ -20,6 +25,10 @@ _PIXEL_S = 25e-9  # pixel of a resampled slice
 # Bytes per thread that a block may need, and the time of one core that a kill may cost.
 _BLOCK_BYTES = 1 << 30
 _BLOCK_S = 120.0
+# Axes are also cut into up to this many equal parts.
+_PARTS = 6
+# With up to this many blocks a thread the order in which threads take them is followed block by block.
+_SIMULATED = 32
 _SIZES = (256, 384, 512, 640, 768, 896, 992, 1984, 3968)
 _DEPTHS = (8, 16, 32, 48, 64, 96, 128, 256, 512)
 
@@ -49,13 +58,10 @@ def block_cost(volume: Volume, blocks: Blocks, layout: Layout) -> BlockCost:
     grid = blocks.grid
     block = blocks[_middle(blocks)]
     window = layout.window(grid, block)
-    decoded = 1
-    for axis, span in enumerate((window.read_k, window.read_y, window.read_x)):
-        start, stop = grid.voxel_span(span, axis)
-        chunk = volume.chunks[axis]
-        decoded *= min(align_up(stop, chunk), align_up(grid.shape[axis], chunk)) - start // chunk * chunk
+    spans = (window.read_k, window.read_y, window.read_x)
+    decoded = math.prod(_decoded(volume.chunks[axis], grid, span, axis) for axis, span in enumerate(spans))
     heights = window.k[1] - window.k[0]
-    net = heights * len(window.tiles) * layout.tile[0] * layout.tile[1]
+    net = heights * len(window.rows) * len(window.columns) * layout.tile[0] * layout.tile[1]
     area = window.padded[0] * window.padded[1]
     slices = window.read_k[1] - window.read_k[0]
     seconds = decoded * _DECODE_S + net * _INFER_S + slices * area * _PIXEL_S
@@ -81,18 +87,71 @@ def choose_block(
     """
     net = grid.net_shape
     chunk = max(1, round(volume.chunks[0] / grid.group))
+    parts = range(1, min(2 * threads, _PARTS) + 1)
     depths = {_even(net[0], d, chunk if d >= chunk else 1) for d in (*_DEPTHS, net[0])}
-    sizes = [{_even(n, s, 16) for s in (*_SIZES, n)} for n in net[1:]]
+    depths |= {-(-net[0] // n) for n in parts}
+    sizes = [{_even(n, s, 16) for s in (*_SIZES, *(-(-n // p) for p in parts))} for n in net[1:]]
     best, least = (min(net[0], 16), min(256, align_up(net[1])), min(256, align_up(net[2]))), math.inf
     for size in itertools.product(sorted(depths), sorted(sizes[0]), sorted(sizes[1])):
         blocks = partition(grid, size, roi)
-        cost = block_cost(volume, blocks, make_layout(spec, blocks))
-        rounds = math.ceil(len(blocks) / threads)
+        layout = make_layout(spec, blocks)
+        cost = block_cost(volume, blocks, layout)
         if cost.peak_bytes > _BLOCK_BYTES or cost.seconds > _BLOCK_S:
             continue
-        if rounds * cost.seconds < least:
-            best, least = size, rounds * cost.seconds
+        if (seconds := run_seconds(volume, blocks, layout, threads)) < least:
+            best, least = size, seconds
     return best
+
+
+def run_seconds(volume: Volume, blocks: Blocks, layout: Layout, threads: int) -> float:
+    """Estimate the wall time of all blocks: each thread takes the next as soon as it is free."""
+    seconds = _all_seconds(volume, blocks, layout)
+    if len(blocks) > _SIMULATED * threads:
+        # At the end a thread waits for half a block on average.
+        return float(seconds.sum() / threads + seconds.mean() / 2)
+    free = [0.0] * threads
+    for one in seconds.ravel():
+        heapq.heapreplace(free, free[0] + float(one))
+    return max(free)
+
+
+def _all_seconds(volume: Volume, blocks: Blocks, layout: Layout) -> NDArray[np.float64]:
+    """One core's time for each block, shape (z, y, x)."""
+    grid, net = blocks.grid, blocks.grid.net_shape
+    lines = []
+    for axis in range(3):
+        # A row of blocks along the axis, the same for whatever the other axes are cut into.
+        size, first, count = (
+            tuple(mine[axis] if a == axis else other[a] for a in range(3))
+            for mine, other in ((blocks.size, net), (blocks.first, (0, 0, 0)), (blocks.count, (1, 1, 1)))
+        )
+        tile = layout.tile[max(axis - 1, 0)]
+        row = Blocks(grid, size, first, count)  # type: ignore[arg-type]
+        lines.append(_along(row, replace(layout, tile=(tile, tile)), volume.chunks[axis], axis))
+    decoded, read, inferred = (z[:, None, None] * y[:, None] * x for z, y, x in zip(*lines, strict=True))
+    return decoded * _DECODE_S + inferred * _INFER_S + read * _PIXEL_S  # type: ignore[no-any-return]
+
+
+@functools.lru_cache(maxsize=256)
+def _along(row: Blocks, layout: Layout, chunk: int, axis: int) -> NDArray[np.float64]:
+    """Stored voxels decoded, groups or pixels read, groups or pixels inferred along an axis, each by block."""
+    costs = []
+    for block in row:
+        window = layout.window(row.grid, block)
+        span = (window.read_k, window.read_y, window.read_x)[axis]
+        if axis == 0:
+            read, inferred = span[1] - span[0], window.k[1] - window.k[0]
+        else:
+            read = window.padded[axis - 1]
+            inferred = len((window.rows, window.columns)[axis - 1]) * layout.tile[axis - 1]
+        costs.append((_decoded(chunk, row.grid, span, axis), read, inferred))
+    return np.array(costs, np.float64).T
+
+
+def _decoded(chunk: int, grid: Grid, span: Span, axis: int) -> int:
+    """Voxels along an axis of all storage chunks that a span of the net grid touches."""
+    start, stop = grid.voxel_span(span, axis)
+    return min(align_up(stop, chunk), align_up(grid.shape[axis], chunk)) - start // chunk * chunk
 
 
 def _even(total: int, target: int, multiple: int) -> int:

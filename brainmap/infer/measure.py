@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-__all__ = ["diameters", "mean_around"]
+__all__ = ["diameters", "mean_around", "profile_diameters", "ring_places"]
 
 _ANGLES = 12
 # Radii are sampled this finely, in cell diameters, out to this far.
@@ -65,15 +65,38 @@ def diameters(
     """
     if len(row) == 0:
         return np.zeros(0, np.float32)
-    radius = np.arange(0, _REACH + _STEP / 2, _STEP) * cell_diameter_um
-    angle = np.arange(_ANGLES) * (2 * np.pi / _ANGLES)
-    dy = radius[:, None] * np.sin(angle) / pixel_um
-    dx = radius[:, None] * np.cos(angle) / pixel_um
+    dy, dx = ring_places(pixel_um, cell_diameter_um)
     where = np.stack(
         [np.asarray(row)[:, None, None] + dy, np.asarray(column)[:, None, None] + dx]
     )  # (2, n, radii, angles)
     values = ndimage.map_coordinates(image, where, order=1, mode="nearest")
-    profile = np.median(values, axis=2)
+    return profile_diameters(np.median(values, axis=2), cell_diameter_um)
+
+
+def _radii(cell_diameter_um: float) -> NDArray[np.floating]:
+    return np.arange(0, _REACH + _STEP / 2, _STEP) * cell_diameter_um
+
+
+def ring_places(
+    pixel_um: float, cell_diameter_um: float
+) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
+    """Where a cell's profile is sampled: y and x relative to its centre, pixels, each (radii, angles)."""
+    radius = _radii(cell_diameter_um)[:, None] / pixel_um
+    angle = np.arange(_ANGLES, dtype=np.float64) * (2 * np.pi / _ANGLES)
+    return radius * np.sin(angle), radius * np.cos(angle)
+
+
+def profile_diameters(profile: NDArray[np.floating], cell_diameter_um: float) -> NDArray[np.float32]:
+    """Diameters from profiles over the radius; see `diameters`.
+
+    Parameters
+    ----------
+    profile : ndarray of float, shape (n, radii)
+        Median over the angles at the places of `ring_places`.
+    cell_diameter_um : float
+        As for `ring_places`.
+    """
+    radius = _radii(cell_diameter_um)
     core = radius <= _CORE * cell_diameter_um
     top = profile[:, core].argmax(axis=1)
     cells = np.arange(len(profile))

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +18,7 @@ from brainmap.infer.layout import Window
 from brainmap.infer.resample import axis_operator, resample_band
 from brainmap.volume import Volume
 
-__all__ = ["Stages", "net_slices"]
+__all__ = ["Band", "Stages", "net_slices", "read_bands"]
 
 # Bounds on what one block holds at a time: resampled slices of one run, voxels of one read (two at once).
 _SLAB_BYTES = 400 << 20
@@ -48,25 +49,16 @@ def net_slices(volume: Volume, grid: Grid, window: Window, stages: Stages) -> It
     """Resampled slices (group, image of the window's readable part), in z order."""
     rows, columns = axis_operator(grid, 1, window.read_y), axis_operator(grid, 2, window.read_x)
     shape = (window.read_y[1] - window.read_y[0], window.read_x[1] - window.read_x[0])
-    x = slice(*columns.span)
-    requests = _requests(volume, grid, window, rows.span, x.stop - x.start)
-    bands = read_ahead(lambda request: volume.read(slice(*request.z), slice(*request.y), x), requests)
     slab: NDArray[np.float32] | None = None
+    bands = read_bands(volume, grid, window, rows.span, columns.span, stages)
     with closing(bands):
-        while True:
-            with stages.time("read"):
-                request, raw = next(bands, (None, None))
-            if request is None or raw is None:
-                return
-            box = (slice(*request.z), slice(*request.y), x)
-            stages.raw_voxels += volume.storage_bytes(*box) // volume.dtype.itemsize
-            first = request.groups[0]
+        for band, raw in bands:
+            first = band.groups[0]
             with stages.time("resample"):
                 if slab is None:
-                    slab = np.zeros((request.groups[1] - first, *shape), np.float32)
-                resample_band(slab, raw, request.z, request.y[0], grid, first, rows, columns)
-            del raw
-            if request.last:
+                    slab = np.zeros((band.groups[1] - first, *shape), np.float32)
+                resample_band(slab, raw, band.z, band.y[0], grid, first, rows, columns)
+            if band.last:
                 for i in range(len(slab)):
                     # A copy, or the few slices kept by the caller would keep this slab beside the next.
                     yield first + i, slab[i].copy()
@@ -74,8 +66,8 @@ def net_slices(volume: Volume, grid: Grid, window: Window, stages: Stages) -> It
 
 
 @dataclass(frozen=True)
-class _Request:
-    """One read: groups, slices and rows; `last` of its groups."""
+class Band:
+    """One read: groups, slices and rows, all (start, stop); `last` of its groups."""
 
     groups: Span
     z: Span
@@ -83,14 +75,40 @@ class _Request:
     last: bool
 
 
-def _requests(volume: Volume, grid: Grid, window: Window, rows: Span, width: int) -> Iterator[_Request]:
+def read_bands(
+    volume: Volume, grid: Grid, window: Window, rows: Span, columns: Span, stages: Stages
+) -> Generator[tuple[Band, NDArray[Any]], None, None]:
+    """Voxels of a block, band by band, read ahead by one.
+
+    Parameters
+    ----------
+    rows, columns : (start, stop)
+        Voxels that the window needs.
+    stages : Stages
+        Takes the time spent waiting and the voxels decoded.
+    """
+    x = slice(*columns)
+    requests = _requests(volume, grid, window, rows, x.stop - x.start)
+    bands = read_ahead(lambda band: volume.read(slice(*band.z), slice(*band.y), x), requests)
+    with closing(bands):
+        while True:
+            with stages.time("read"):
+                band, raw = next(bands, (None, None))
+            if band is None or raw is None:
+                return
+            box = (slice(*band.z), slice(*band.y), x)
+            stages.raw_voxels += volume.storage_bytes(*box) // volume.dtype.itemsize
+            yield band, raw
+
+
+def _requests(volume: Volume, grid: Grid, window: Window, rows: Span, width: int) -> Iterator[Band]:
     """Everything a block reads, in order: runs of groups, each in bands of rows."""
     area = (window.read_y[1] - window.read_y[0]) * (window.read_x[1] - window.read_x[0])
     for run in _runs(window.read_k, grid.group, volume.chunks[0], 4 * area):
         z = grid.voxel_span(run, 0)
         row_bytes = (z[1] - z[0]) * width * volume.dtype.itemsize
         for band in _bands(rows, volume.chunks[1], row_bytes):
-            yield _Request(run, z, band, last=band[1] == rows[1])
+            yield Band(run, z, band, last=band[1] == rows[1])
 
 
 def _runs(k: Span, group: int, chunk: int, slice_bytes: int) -> Iterator[Span]:

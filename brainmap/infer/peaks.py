@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,8 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
 __all__ = [
+    "BESIDE",
+    "NEIGHBOURS",
     "PLAIN_FACE",
     "FaceWeights",
     "Heat",
@@ -23,6 +26,7 @@ __all__ = [
     "find_peaks",
     "lowest_on_face",
     "margin_cells",
+    "refined",
     "suppress",
     "weigh_face",
 ]
@@ -36,7 +40,9 @@ Heat = tuple[NDArray[np.float32], NDArray[np.float32]]
 FaceWeights = tuple[float, float, float]
 PLAIN_FACE: FaceWeights = (0.0, 1.0, 0.0)
 
-_NEIGHBOURS = [step for step in itertools.product((-1, 0, 1), repeat=3) if step != (0, 0, 0)]
+# Cells above, below, left and right of a peak.
+BESIDE = ((-1, 0), (1, 0), (0, -1), (0, 1))
+NEIGHBOURS = [step for step in itertools.product((-1, 0, 1), repeat=3) if step != (0, 0, 0)]
 
 
 def margin_cells(separation_um: float, cell_um: float, group_um: float) -> tuple[int, int]:
@@ -85,25 +91,48 @@ def find_peaks(
     value = logit[row, column]
     peak = np.isfinite(value)
     slices = (below, logit, above)
-    for step in _NEIGHBOURS:
+    for step in NEIGHBOURS:
         if (other := slices[step[0] + 1]) is None:
             continue
         near = _at(other, row[peak] + step[1], column[peak] + step[2])
         wins = value[peak] > near if step < (0, 0, 0) else value[peak] >= near
         peak[peak] = wins
     row, column, value = row[peak], column[peak], value[peak]
-    if subpixel == "offset":
-        dy, dx = np.clip(offset[:, row, column].astype(np.float64), -1, 1)
-    else:
-        dy = _vertex(_at(logit, row - 1, column), value, _at(logit, row + 1, column))
-        dx = _vertex(_at(logit, row, column - 1), value, _at(logit, row, column + 1))
-    # Beyond the volume's faces nothing is known: the centre stays in the last slice.
     missing = np.full(len(value), -np.inf, np.float32)
     sides = [missing if s is None else s[row, column] for s in (below, above)]
-    dz_refined = _vertex(sides[0], value, sides[1])
+    beside = [_at(logit, row + y, column + x) for y, x in BESIDE] if subpixel == "parabola" else None
+    return refined(row, column, value, sides, offset[:, row, column], beside)
+
+
+def refined(
+    row: NDArray[np.int64],
+    column: NDArray[np.int64],
+    logit: NDArray[np.float32],
+    sides: Sequence[NDArray[np.float32]],
+    offset: NDArray[np.float32],
+    beside: Sequence[NDArray[np.float32]] | None,
+) -> Peaks:
+    """Peaks with their place refined below the cell; see `find_peaks` for the columns.
+
+    Parameters
+    ----------
+    row, column, logit : ndarray, shape (n,)
+        The peak cells.
+    sides : (below, above)
+        Logits in the slices beside, -inf where there is none.
+    offset : ndarray of float32, shape (2, n)
+        The offset head at the peaks.
+    beside : four ndarray of float32, shape (n,), optional
+        Logits at the `BESIDE` of each peak; if given, they decide instead of the offset head.
+    """
+    if beside is None:
+        dy, dx = np.clip(offset.astype(np.float64), -1, 1)
+    else:
+        dy, dx = _vertex(beside[0], logit, beside[1]), _vertex(beside[2], logit, beside[3])
     return {
-        "row": row, "column": column, "logit": value, "below": sides[0], "above": sides[1],
-        "dy": dy, "dx": dx, "dz": dz_refined,
+        "row": row, "column": column, "logit": logit, "below": sides[0], "above": sides[1], "dy": dy, "dx": dx,
+        # Beyond the volume's faces nothing is known: the centre stays in the last slice.
+        "dz": _vertex(sides[0], logit, sides[1]),
     }  # fmt: skip
 
 

@@ -6,14 +6,16 @@ block computes the same values.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from brainmap.infer.blocks import Grid, Span
 
-__all__ = ["AxisOperator", "axis_operator", "resample_band"]
+__all__ = ["AxisOperator", "Share", "axis_operator", "resample_band", "touched_rows"]
 
 
 @dataclass(frozen=True)
@@ -43,28 +45,46 @@ class AxisOperator:
     def add(self, out: NDArray[np.float32], values: NDArray[np.generic], first: int, axis: int) -> None:
         """Add the share of the inputs [first, first + n) to the outputs, along an axis of 2-D arrays."""
         shape = (-1, 1) if axis == 0 else (1, -1)
+        for share in self.shares(first, values.shape[axis]):
+            at = (slice(None),) * axis
+            part: NDArray[Any] = values[(*at, share.source)]
+            out[(*at, share.target)] += part * share.weight.reshape(shape)
+
+    def shares(self, first: int, count: int) -> Iterator[Share]:
+        """What the inputs [first, first + count) add to the outputs, tap by tap."""
         for t in range(self.index.shape[1]):
             where = self.index[:, t] - first
-            lo, hi = np.searchsorted(where, (0, values.shape[axis]))
+            lo, hi = np.searchsorted(where, (0, count))
             # Outputs with fewer taps have a weight of 0 at the end, which must not let a NaN through.
             used = lo + np.flatnonzero(self.weight[lo:hi, t])
-            if len(used) == 0:
-                continue
-            target = slice(lo, hi) if len(used) == hi - lo else used
-            part = _along(values, where[used], axis) * self.weight[used, t].reshape(shape)
-            if axis == 0:
-                out[target] += part
-            else:
-                out[:, target] += part
+            if len(used):
+                target = slice(int(lo), int(hi)) if len(used) == hi - lo else used
+                yield Share(target, _as_slice(where[used]), self.weight[used, t])
 
 
-def _along(values: NDArray[np.generic], where: NDArray[np.int64], axis: int) -> NDArray[np.generic]:
-    """values[where] along an axis, as a view where the steps are even."""
+@dataclass(frozen=True)
+class Share:
+    """One tap of an operator: output[target] += weight x input[source].
+
+    Attributes
+    ----------
+    target, source : slice or ndarray of int64
+        Places along the axis, none of them twice.
+    weight : ndarray of float32, shape (n,)
+    """
+
+    target: slice | NDArray[np.int64]
+    source: slice | NDArray[np.int64]
+    weight: NDArray[np.float32]
+
+
+def _as_slice(where: NDArray[np.int64]) -> slice | NDArray[np.int64]:
+    """Places as a slice, where the steps between them are even."""
     steps = np.diff(where)
     step = int(steps[0]) if len(steps) else 1
     if step > 0 and (steps == step).all():
-        return values[(slice(None),) * axis + (slice(int(where[0]), int(where[-1]) + 1, step),)]
-    return values.take(where, axis)
+        return slice(int(where[0]), int(where[-1]) + 1, step)
+    return where
 
 
 def axis_operator(grid: Grid, axis: int, net: Span) -> AxisOperator:
@@ -124,7 +144,7 @@ def resample_band(
     rows, columns : AxisOperator
         Of the slab's net rows and columns.
     """
-    touched = _touched(rows, first_row, raw.shape[1])
+    touched = touched_rows(rows, first_row, raw.shape[1])
     part = rows.rows(touched)
     if len(part.index) == 0:
         return
@@ -137,7 +157,7 @@ def resample_band(
         columns.add(out[k + i, touched], narrow, columns.span[0], axis=1)
 
 
-def _touched(rows: AxisOperator, first: int, count: int) -> slice:
+def touched_rows(rows: AxisOperator, first: int, count: int) -> slice:
     """Net rows that a band of voxel rows contributes to."""
     hit = ((rows.index >= first) & (rows.index < first + count) & (rows.weight > 0)).any(axis=1)
     where = np.flatnonzero(hit)

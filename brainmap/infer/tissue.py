@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from brainmap.infer.blocks import Block, Grid, Span
 
-__all__ = ["ATOM", "TissueSource", "atom_mask", "cell_mask", "has_tissue", "touches"]
+__all__ = ["ATOM", "TissueSource", "atom_mask", "cell_atoms", "cell_mask", "has_tissue", "touches"]
 
 # Groups, rows, columns of an atom.
 ATOM = (4, 32, 32)
@@ -76,9 +76,16 @@ def atom_mask(
 
 def cell_mask(mask: NDArray[np.bool_], y: Span, x: Span, stride: int) -> NDArray[np.bool_]:
     """The atoms' mask on the heat cells of a window that starts at net pixel (y[0], x[0])."""
-    rows = np.arange(y[0] // stride, -(-y[1] // stride)) * stride // ATOM[1] - y[0] // ATOM[1]
-    columns = np.arange(x[0] // stride, -(-x[1] // stride)) * stride // ATOM[2] - x[0] // ATOM[2]
-    return mask[np.ix_(rows, columns)]
+    return mask[np.ix_(*cell_atoms(y, x, stride))]
+
+
+def cell_atoms(y: Span, x: Span, stride: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Row and column of the atom that each row and column of a window's heat cells lies in."""
+    rows, columns = (
+        np.arange(span[0] // stride, -(-span[1] // stride)) * stride // size - span[0] // size
+        for span, size in ((y, ATOM[1]), (x, ATOM[2]))
+    )
+    return rows, columns
 
 
 def touches(

@@ -6,7 +6,7 @@ for a network in training as well as for a detector folder.
 
 from __future__ import annotations
 
-import math
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 
 from brainmap.infer.blocks import align_up
-from brainmap.infer.detector import Detector, load_backend
-from brainmap.infer.layout import MAX_TILE
+from brainmap.infer.detector import ALIGN, Detector, load_backend
+from brainmap.infer.layout import MAX_TILE, heat_cells, strips, tile_length
 from brainmap.infer.peaks import Heat, find_peaks, suppress
 from brainmap.tiles import Tiles
 from brainmap.train.centernet import CenterNet
@@ -151,7 +151,7 @@ class _Runner:
             return known[shape]
 
         return cls(
-            spec.channels, spec.stride, align_up(spec.halo_px), align_up(1), spec.subpixel,
+            spec.channels, spec.stride, align_up(spec.halo_px), ALIGN, spec.subpixel,
             spec.min_separation, spec.score, compiled,
         )  # fmt: skip
 
@@ -169,42 +169,36 @@ class _Runner:
             return logit.float().cpu().numpy(), offset.float().cpu().numpy()
 
         # Two 3 x 3 convolutions down and one up at every level reach less than this far.
-        halo = 6 * config.multiple
+        align = align_up(ALIGN, config.multiple)
+        halo = align_up(6 * config.multiple, align)
         return cls(
-            config.slices, config.stride, halo, config.multiple, "offset", _SEPARATION_CELLS,
+            config.slices, config.stride, halo, align, "offset", _SEPARATION_CELLS,
             lambda logit: 1 / (1 + np.exp(-np.asarray(logit, np.float64))), lambda shape: infer,
         )  # fmt: skip
 
     def heat(self, image: NDArray[np.float32]) -> Heat:
-        """Heat of a whole image, part by part; around it, and in the other channels, there is nothing."""
-        spans = [self._parts(n) for n in image.shape]
-        size = tuple(core + 2 * self.halo for core, _ in spans)
-        padded_shape = [count * core + 2 * self.halo for core, count in spans]
-        padded = np.zeros(padded_shape, np.float32)
-        padded[self.halo : self.halo + image.shape[0], self.halo : self.halo + image.shape[1]] = image
-        cells = [count * core // self.stride for core, count in spans]
+        """Heat of a whole image, part by part; in the other channels there is nothing."""
+        whole = [align_up(n, self.align) for n in image.shape]
+        tile = [
+            tile_length(((0, n),), size, self.halo, MAX_TILE, self.align)
+            for n, size in zip(image.shape, whole, strict=True)
+        ]
+        rows, columns = (
+            strips((0, n), size, t, self.halo) for n, size, t in zip(image.shape, whole, tile, strict=True)
+        )
+        padded = np.zeros(whole, np.float32)
+        padded[: image.shape[0], : image.shape[1]] = image
+        cells = [-(-n // self.stride) for n in image.shape]
         logit, offset = np.empty(cells, np.float32), np.empty((2, *cells), np.float32)
-        infer = self.compiled((size[0], size[1]))
-        rim = self.halo // self.stride
-        batch = np.zeros((1, self.channels, *size), np.float32)
-        for i in range(spans[0][1]):
-            for j in range(spans[1][1]):
-                top, left = i * spans[0][0], j * spans[1][0]
-                batch[0, self.channels // 2] = padded[top : top + size[0], left : left + size[1]]
-                one, two = infer(batch)
-                where = tuple(
-                    slice(start // self.stride, (start + core) // self.stride)
-                    for start, (core, _) in zip((top, left), spans, strict=True)
-                )
-                logit[where] = one[0, 0, rim : one.shape[2] - rim, rim : one.shape[3] - rim]
-                offset[:, *where] = two[0, :, rim : two.shape[2] - rim, rim : two.shape[3] - rim]
-        rows, columns = (-(-n // self.stride) for n in image.shape)
-        return logit[:rows, :columns], offset[:, :rows, :columns]
-
-    def _parts(self, size: int) -> tuple[int, int]:
-        """Length and number of the equal parts that cover an axis; the halo comes on top."""
-        count = math.ceil(size / max(self.align, MAX_TILE - 2 * self.halo))
-        return align_up(math.ceil(size / count), self.align), count
+        infer = self.compiled((tile[0], tile[1]))
+        batch = np.zeros((1, self.channels, *tile), np.float32)
+        for row, column in itertools.product(rows, columns):
+            part = padded[row.start : row.start + tile[0], column.start : column.start + tile[1]]
+            batch[0, self.channels // 2] = part
+            one, two = infer(batch)
+            inner, target = heat_cells(row, column, (0, 0), self.stride)
+            logit[target], offset[:, *target] = one[0, 0][inner], two[0][:, *inner]
+        return logit, offset
 
 
 def _predict(

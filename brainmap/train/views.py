@@ -15,13 +15,12 @@ from numpy.typing import NDArray
 from brainmap.errors import DataError
 from brainmap.infer.blocks import Grid
 from brainmap.infer.resample import axis_operator, resample_band
-from brainmap.intensity import BACKGROUND_VALUE
+from brainmap.intensity import BACKGROUND_VALUE, GAIN
 from brainmap.train.samples import GridSettings
 
 __all__ = ["NetTile", "net_tile", "resize_to_grid", "tile_grid"]
 
 # v = 0.3 + GAIN asinh(u / KNEE), of which only the curve matters here (see `brainmap.intensity`).
-_GAIN = 0.14
 
 
 @dataclass(frozen=True)
@@ -116,7 +115,7 @@ def net_tile(
     if not np.isfinite(values).all():
         raise DataError("a tile holds values that are not finite numbers; write it anew")
     over = tile_grid(values.shape, tuple(voxel_um), grid, cell_diameter_um)  # type: ignore[arg-type]
-    contrast = np.sinh((values - np.float32(BACKGROUND_VALUE)) / np.float32(_GAIN))
-    view = np.float32(_GAIN) * np.arcsinh(resize_to_grid(contrast, over))
+    contrast = np.sinh((values - np.float32(BACKGROUND_VALUE)) / np.float32(GAIN))
+    view = np.float32(GAIN) * np.arcsinh(resize_to_grid(contrast, over))
     scale_y, scale_x = (over.voxel_um[axis] / over.pixel_um for axis in (1, 2))
     return NetTile(view.astype(np.float32, copy=False), (scale_y, scale_x))

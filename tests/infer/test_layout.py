@@ -36,13 +36,16 @@ def test_tiles_cover_what_a_block_needs(
     assert all(n % 16 == 0 for n in layout.tile)
     for block in (blocks[0], blocks[len(blocks) // 2], blocks[len(blocks) - 1]):
         window = layout.window(grid, block)
-        covered = np.zeros([p - 2 * layout.halo for p in window.padded], bool)
-        core = [n - 2 * layout.halo for n in layout.tile]
-        for row, column in window.tiles:
-            covered[row : row + core[0], column : column + core[1]] = True
-        assert covered.all()
-        assert covered.shape[0] >= window.y[1] - window.y[0]
-        assert covered.shape[1] >= window.x[1] - window.x[0]
+        for strips, need, tile, net in (
+            (window.rows, window.y, layout.tile[0], 2500), (window.columns, window.x, layout.tile[1], 310)
+        ):  # fmt: skip
+            # The own parts follow each other, and lie a halo inside their tiles, but for the volume's faces.
+            assert [s.own[0] for s in strips] == [need[0], *(s.own[1] for s in strips[:-1])]
+            assert strips[-1].own[1] == need[1]
+            for strip in strips:
+                assert strip.start % 16 == 0 <= strip.start and strip.start + tile <= -(-net // 16) * 16
+                assert strip.own[0] - strip.start >= layout.halo or strip.start == 0
+                assert strip.start + tile - strip.own[1] >= layout.halo or strip.start + tile >= net
         assert window.y[0] % 16 == window.x[0] % 16 == 0
         # The need holds the block and its margin, as far as the volume goes.
         assert window.y[0] == max(0, block.y[0] - layout.margin)

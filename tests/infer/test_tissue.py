@@ -56,7 +56,8 @@ def test_tiles_without_tissue_are_skipped_and_no_cell_with_them(corner_job: Job)
         layout = make_layout(corner_job.spec, corner_job.blocks, max_tile=size)
         job = dataclasses.replace(corner_job, layout=layout)
         table, stages = process_block(job, job.blocks[0])
-        tiles = len(layout.window(job.blocks.grid, job.blocks[0]).tiles)
+        window = layout.window(job.blocks.grid, job.blocks[0])
+        tiles = len(window.rows) * len(window.columns)
         whole = tiles * layout.tile[0] * layout.tile[1] * job.blocks.grid.net_shape[0]
         found[size] = (table, tiles, stages.net_pixels / whole)
     assert found[400][1] == 1

@@ -76,18 +76,14 @@ def _network(stride: int, levels: int = 3) -> CenterNet:
 
 
 @pytest.mark.parametrize(("stride", "levels"), [(1, 3), (2, 3), (4, 4)])
-def test_heat_is_that_of_the_image_in_endless_nothing(
-    stride: int, levels: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_heat_is_that_of_the_whole_image(stride: int, levels: int, monkeypatch: pytest.MonkeyPatch) -> None:
     network = _network(stride, levels)
-    image = np.random.default_rng(0).normal(0, 0.2, (75, 101)).astype(np.float32)
-    rim = 160
-    wide = np.zeros((1, 5, 448, 448), np.float32)
-    wide[0, 2, rim : rim + 75, rim : rim + 101] = image
+    image = np.random.default_rng(0).normal(0, 0.2, (270, 262)).astype(np.float32)
+    whole = np.zeros((1, 5, 272, 272), np.float32)
+    whole[0, 2, :270, :262] = image
     with torch.no_grad():
-        logit, offset, _ = network(torch.from_numpy(wide))
-    rows, columns = -(-75 // stride), -(-101 // stride)
-    inner = (slice(rim // stride, rim // stride + rows), slice(rim // stride, rim // stride + columns))
+        logit, offset, _ = network(torch.from_numpy(whole))
+    inner = (slice(0, -(-270 // stride)), slice(0, -(-262 // stride)))
     runner = predict._Runner.of_network(network)
     for largest in (1024, 2 * runner.halo + 48):
         monkeypatch.setattr(predict, "MAX_TILE", largest)

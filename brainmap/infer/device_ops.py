@@ -1,0 +1,220 @@
+"""Resampling, normalisation, peaks and measurements as torch operations, for `on_device`.
+
+Each does what its namesake on the host does, in the same order, on tensors of one device.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from brainmap.infer.block_task import BlockTask
+from brainmap.infer.net_slices import Band
+from brainmap.infer.peaks import NEIGHBOURS
+from brainmap.infer.resample import AxisOperator, touched_rows
+from brainmap.intensity import BACKGROUND_VALUE, GAIN, KNEE, NOISE_EXPONENT, linear_places
+
+__all__ = ["Normaliser", "Resampler", "find_peaks", "mean_around", "median", "sampled", "upload"]
+
+_local = threading.local()
+
+
+def upload(values: NDArray[Any], device: torch.device) -> Tensor:
+    """Voxels on the device, numbers of whatever kind can hold them there exactly.
+
+    On a GPU they travel from pinned memory on a stream of this thread's own; the current stream waits for them.
+    """
+    unsigned = values.dtype == np.uint16
+    if unsigned:
+        # Few operations know unsigned 16-bit integers: they travel as signed ones.
+        values = values.view(np.int16)
+    elif values.dtype not in (np.uint8, np.int8, np.int16, np.int32, np.float32):
+        values = values.astype(np.float32)
+    values = np.ascontiguousarray(values)
+    host = torch.from_numpy(values if values.flags.writeable else values.copy())
+    if device.type == "cuda":
+        if not hasattr(_local, "staging"):
+            _local.staging = _Staging(device)
+        host = _local.staging.send(host)
+    return host.to(torch.int32) & 0xFFFF if unsigned else host
+
+
+class _Staging:
+    """Two buffers of pinned memory in turn: one is filled while the other travels."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device, self._stream = device, torch.cuda.Stream()
+        self._buffers: list[Tensor] = [torch.empty(0, dtype=torch.uint8) for _ in range(2)]
+        self._sent: list[Any] = [torch.cuda.Event() for _ in range(2)]
+        self._turn = 0
+
+    def send(self, host: Tensor) -> Tensor:
+        turn = self._turn = 1 - self._turn
+        size = host.numel() * host.element_size()
+        self._sent[turn].synchronize()
+        if len(self._buffers[turn]) < size:
+            self._buffers[turn] = torch.empty(size, dtype=torch.uint8, pin_memory=True)
+        pinned = self._buffers[turn][:size].view(host.dtype).view(host.shape)
+        pinned.copy_(host)
+        compute = torch.cuda.current_stream()
+        with torch.cuda.stream(self._stream):
+            there = pinned.to(self._device, non_blocking=True)
+            self._sent[turn].record(self._stream)
+        compute.wait_event(self._sent[turn])
+        # Its memory must not be given to the next copy while the compute stream still reads it.
+        there.record_stream(compute)
+        return there
+
+
+class Resampler:
+    """Voxels to the net grid, as `brainmap.infer.resample.resample_band`.
+
+    Parameters
+    ----------
+    rows, columns : AxisOperator
+        Of the slab's net rows and columns.
+    group : int
+        Slices per group.
+    """
+
+    def __init__(self, rows: AxisOperator, columns: AxisOperator, group: int) -> None:
+        self._rows, self._columns, self._group = rows, columns, group
+
+    def add(self, slab: Tensor, raw: Tensor, band: Band) -> None:
+        """Add the share of a band of voxels, shape (slices, rows, columns), to a slab that starts at its groups."""
+        touched = touched_rows(self._rows, band.y[0], raw.shape[1])
+        part = self._rows.rows(touched)
+        if len(part.index) == 0:
+            return
+        mean = self._means(raw)
+        narrow = mean.new_zeros((len(mean), len(part.index), raw.shape[2]))
+        _add(narrow, mean, part, band.y[0], axis=1)
+        first = band.z[0] // self._group - band.groups[0]
+        _add(slab[first : first + len(mean), touched], narrow, self._columns, self._columns.span[0], axis=2)
+
+    def _means(self, raw: Tensor) -> Tensor:
+        if self._group == 1:
+            return raw.to(torch.float32)
+        means = []
+        for group in raw.split(self._group):
+            kind = torch.float32 if group.is_floating_point() else torch.int32
+            means.append(group.sum(dim=0, dtype=kind).to(torch.float32) * np.float32(1 / len(group)))
+        return torch.stack(means)
+
+
+def _add(out: Tensor, values: Tensor, operator: AxisOperator, first: int, axis: int) -> None:
+    shape = [1, 1, 1]
+    shape[axis] = -1
+    at = (slice(None),) * axis
+    for share in operator.shares(first, values.shape[axis]):
+        target, source = (
+            place if isinstance(place, slice) else torch.from_numpy(place).to(out.device)
+            for place in (share.target, share.source)
+        )
+        weight = torch.from_numpy(share.weight).to(out.device).reshape(shape)
+        out[(*at, target)] += values[(*at, source)] * weight
+
+
+class Normaliser:
+    """Slices of a block's window as the network knows them, as `Intensity.normalise` less the detector's offset."""
+
+    def __init__(self, task: BlockTask, device: torch.device) -> None:
+        self._intensity, self._grid, self._offset = task.intensity, task.grid, task.spec.offset
+        self._device = device
+        self._axes = []
+        for axis, span in ((1, task.window.read_y), (2, task.window.read_x)):
+            vox = task.grid.to_vox(np.arange(*span, dtype=np.float64), axis)
+            bins = task.intensity.background.shape[axis]
+            low, weight, first, stop = linear_places(vox, task.intensity.bin_vox[axis], bins)
+            high = np.minimum(low - first + 1, stop - first - 1)
+            places = [torch.from_numpy(v).to(device) for v in (low - first, high, weight)]
+            self._axes.append((slice(first, stop), *places))
+
+    def __call__(self, image: Tensor, k: int) -> Tensor:
+        """One slice, float32, shape (rows, columns); group `k` of the grid."""
+        unit = self._intensity
+        background = self._background(float(self._grid.group_z(np.array([k]))[0]))
+        light = max(unit.typical - unit.dark, 0.0) + 3 * unit.noise
+        ratio = (background - np.float32(unit.dark - 3 * unit.noise)) * np.float32(1 / light)
+        scale = ratio.clamp_(0.25, 4.0).pow_(NOISE_EXPONENT).mul_(np.float32(unit.noise))
+        contrast = torch.nan_to_num((image - background).div_(scale))
+        value = contrast.mul_(np.float32(1 / KNEE)).asinh_().mul_(np.float32(GAIN))
+        return value.add_(np.float32(BACKGROUND_VALUE)).clamp_(0.0, 1.0).sub_(np.float32(self._offset))
+
+    def _background(self, z_vox: float) -> Tensor:
+        grid = self._intensity.background
+        low, weight, _, _ = linear_places(np.array([z_vox]), self._intensity.bin_vox[0], grid.shape[0])
+        (rows, y_low, y_high, y_weight), (columns, x_low, x_high, x_weight) = self._axes
+        part = grid[low[0], rows, columns]
+        high = grid[min(low[0] + 1, grid.shape[0] - 1), rows, columns]
+        mixed = torch.from_numpy(part + (high - part) * weight[0]).to(self._device)
+        left = mixed[:, x_low]
+        left = left + (mixed[:, x_high] - left) * x_weight
+        top = left[y_low]
+        return top + (left[y_high] - top) * y_weight[:, None]
+
+
+def find_peaks(volume: Tensor, lowest: list[float]) -> tuple[Tensor, Tensor, Tensor]:
+    """Local maxima of some slices, as `brainmap.infer.peaks.find_peaks`, without the refinement.
+
+    Parameters
+    ----------
+    volume : Tensor of float32, shape (n, 3, rows, columns)
+        Logits below, here and above, for each slice; -inf where there is nothing.
+    lowest : list of float
+        For each slice the lowest logit of a candidate.
+
+    Returns
+    -------
+    slice, row, column : Tensor of int64
+        Sorted by all three.
+    """
+    here = volume[:, 1]
+    limit = torch.tensor(lowest, dtype=torch.float32, device=volume.device)[:, None, None]
+    which, row, column = torch.nonzero((here >= limit) & torch.isfinite(here), as_tuple=True)
+    value = here[which, row, column]
+    padded = torch.nn.functional.pad(volume, (1, 1, 1, 1), value=-torch.inf)
+    peak = torch.ones_like(value, dtype=torch.bool)
+    for z, y, x in NEIGHBOURS:
+        near = padded[which, 1 + z, row + 1 + y, column + 1 + x]
+        peak &= value > near if (z, y, x) < (0, 0, 0) else value >= near
+    return which[peak], row[peak], column[peak]
+
+
+def sampled(image: Tensor, row: Tensor, column: Tensor) -> Tensor:
+    """Linear interpolation at places (float64) of an image, constant beyond its outermost pixels; float32."""
+    places = []
+    for at, size in ((row, image.shape[0]), (column, image.shape[1])):
+        inside = at.clamp(0, size - 1)
+        low = inside.floor()
+        first = low.long()
+        places.append((first, (first + 1).clamp(max=size - 1), inside - low))
+    (top, bottom, down), (left, right, across) = places
+
+    def between(r: Tensor) -> Tensor:
+        return image[r, left] * (1 - across) + image[r, right] * across
+
+    return (between(top) * (1 - down) + between(bottom) * down).to(torch.float32)
+
+
+def median(values: Tensor) -> Tensor:
+    """Median along the last axis, the mean of the two middle values of an even number."""
+    ordered = values.sort(dim=-1).values
+    n = values.shape[-1]
+    return (ordered[..., (n - 1) // 2] + ordered[..., n // 2]) / 2
+
+
+def mean_around(image: Tensor, row: Tensor, column: Tensor) -> Tensor:
+    """Mean of the 3 x 3 pixels around each place, as `brainmap.infer.measure.mean_around`."""
+    step = torch.arange(-1, 2, device=image.device)
+    r = (row.round().long()[:, None, None] + step[:, None]).expand(-1, 3, 3)
+    c = (column.round().long()[:, None, None] + step).expand(-1, 3, 3)
+    inside = (r >= 0) & (r < image.shape[0]) & (c >= 0) & (c < image.shape[1])
+    values = image[r.clamp(0, image.shape[0] - 1), c.clamp(0, image.shape[1] - 1)].double()
+    total = torch.where(inside, values, 0).sum(dim=(1, 2))
+    return (total / inside.sum(dim=(1, 2)).clamp(min=1)).to(torch.float32)

@@ -1,0 +1,247 @@
+"""The cells of a block's slices, computed on a GPU: voxels go there as they are stored, only cells come back.
+
+Resampling, normalisation, network, peaks and measurements are those of `on_host`, as torch operations. All threads of
+a process share one compute stream, so that memory is reused in its order; copies to the device have a stream per
+thread and run beside it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, closing, nullcontext
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from brainmap.errors import MissingExtraError
+from brainmap.infer.block_task import BlockTask, SliceCells, net_places
+from brainmap.infer.detector import Backend
+from brainmap.infer.layout import heat_cells
+from brainmap.infer.measure import profile_diameters, ring_places
+from brainmap.infer.net_slices import read_bands
+from brainmap.infer.peaks import BESIDE, refined, weigh_face
+from brainmap.infer.resample import axis_operator
+from brainmap.infer.tissue import atom_mask, cell_atoms, touches
+
+try:
+    import torch
+    from torch import Tensor
+except ImportError as _error:
+    raise MissingExtraError("torch", "tensorrt", "run a detector on an NVIDIA GPU") from _error
+
+from brainmap.infer.device_ops import (
+    Normaliser,
+    Resampler,
+    find_peaks,
+    mean_around,
+    median,
+    sampled,
+    upload,
+)
+
+__all__ = ["DeviceBackend", "slice_cells"]
+
+# Slices through the network at a time.
+_BATCH = 4
+
+
+class DeviceBackend(Backend, Protocol):
+    """A backend whose network takes and gives tensors on its device."""
+
+    def heat(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (n, 1, h, w) and offsets (n, 2, h, w), float32, of images (n, channels, H, W), float32.
+
+        Work is put on the current stream; nothing is waited for.
+        """
+        ...
+
+
+def slice_cells(task: BlockTask) -> Iterator[SliceCells]:
+    """Detections of the block's slices, in z order; as `on_host.slice_cells`."""
+    with _stream_of(task.backend.device):
+        yield from _Block(task).run()
+
+
+_lock = threading.Lock()
+_streams: dict[str, Any] = {}
+_local = threading.local()
+
+
+def _stream_of(device: str) -> AbstractContextManager[Any]:
+    """Make the process's compute stream the current one of this thread."""
+    if device != "cuda":
+        return nullcontext()
+    with _lock:
+        if device not in _streams:
+            # Not the default stream, which would wait for all others.
+            _streams[device] = torch.cuda.Stream()
+    return torch.cuda.stream(_streams[device])
+
+
+class _Block:
+    """One block on its way through the device; what it holds there is dropped slice by slice."""
+
+    def __init__(self, task: BlockTask) -> None:
+        self.task, self.device = task, torch.device(task.backend.device)
+        grid, window = task.grid, task.window
+        self.masks = atom_mask(task.intensity, grid, window.k, window.y, window.x)
+        filled = [k for k, mask in self.masks.items() if mask is None or mask.any()]
+        self.used = {near for k in filled for near in task.seen_in(k)}
+        self.needed = set(filled)
+        self.normalise = Normaliser(task, self.device)
+        self.atoms = [
+            torch.from_numpy(a).to(self.device) for a in cell_atoms(window.y, window.x, task.spec.stride)
+        ]
+        dy, dx = ring_places(task.spec.pixel_um, task.spec.cell_diameter_um)
+        self.rings = [torch.from_numpy(np.asarray(d, np.float64)).to(self.device) for d in (dy, dx)]
+        self.empty = torch.full(window.padded, task.spec.fill, device=self.device)
+        shape = [-(-(s[1] - s[0]) // task.spec.stride) for s in (window.y, window.x)]
+        self.nothing = torch.full(shape, -torch.inf, device=self.device)
+        # By group: resampled slices, the network's input, logits, offsets.
+        self.raw: dict[int, Tensor] = {}
+        self.image: dict[int, Tensor] = {}
+        self.logit: dict[int, Tensor] = {}
+        self.offset: dict[int, Tensor] = {}
+
+    @torch.inference_mode()
+    def run(self) -> Iterator[SliceCells]:
+        task, window = self.task, self.task.window
+        ready = searched = window.k[0]
+        for groups, slab in self._slabs():
+            for i, k in enumerate(range(*groups)):
+                self.raw[k] = slab[i]
+                if k in self.used:
+                    with task.stages.time("normalise"):
+                        self.image[k] = self._padded(self.normalise(slab[i], k))
+            # Slices whose neighbours have all come, or will never.
+            ended = groups[1] == window.read_k[1]
+            stop = window.k[1] if ended else min(window.k[1], groups[1] - task.layout.context)
+            for first in range(ready, stop, _BATCH):
+                self._infer(range(first, min(first + _BATCH, stop)))
+                done = min(first + _BATCH, stop)
+                to = done if ended and done == stop else done - 1
+                yield from self._search(range(searched, to))
+                searched = max(searched, to)
+                self._forget(searched - 1, done - task.layout.context)
+            ready = max(ready, stop)
+
+    def _slabs(self) -> Iterator[tuple[tuple[int, int], Tensor]]:
+        """Runs of resampled slices, shape (groups, rows, columns)."""
+        task, window = self.task, self.task.window
+        rows, columns = axis_operator(task.grid, 1, window.read_y), axis_operator(task.grid, 2, window.read_x)
+        resampler = Resampler(rows, columns, task.grid.group)
+        shape = (window.read_y[1] - window.read_y[0], window.read_x[1] - window.read_x[0])
+        slab: Tensor | None = None
+        bands = read_bands(task.volume, task.grid, window, rows.span, columns.span, task.stages)
+        with closing(bands):
+            for band, raw in bands:
+                with task.stages.time("resample"):
+                    if slab is None:
+                        slab = torch.zeros((band.groups[1] - band.groups[0], *shape), device=self.device)
+                    resampler.add(slab, upload(raw, self.device), band)
+                if band.last:
+                    yield band.groups, slab
+                    slab = None
+
+    def _padded(self, image: Tensor) -> Tensor:
+        if image.shape == self.empty.shape:
+            return image
+        padded = self.empty.clone()
+        padded[: image.shape[0], : image.shape[1]] = image
+        return padded
+
+    def _infer(self, slices: range) -> None:
+        """Heat of some slices, tile by tile; tiles without tissue are skipped."""
+        task, window, stride = self.task, self.task.window, self.task.spec.stride
+        height, width = task.layout.tile
+        origin = (window.y[0], window.x[0])
+        for k in slices:
+            self.logit[k] = self.nothing
+            if k in self.needed:
+                self.logit[k] = self.nothing.clone()
+                self.offset[k] = torch.zeros((2, *self.nothing.shape), device=self.device)
+        for row, column in itertools.product(window.rows, window.columns):
+            corner = (row.own[0], column.own[0])
+            size = (row.own[1] - row.own[0], column.own[1] - column.own[0])
+            chosen = [
+                k
+                for k in slices
+                if k in self.needed
+                and ((mask := self.masks[k]) is None or touches(mask, *origin, corner, size))
+            ]
+            if not chosen:
+                continue
+            top, left = row.start - window.read_y[0], column.start - window.read_x[0]
+            part = (slice(top, top + height), slice(left, left + width))
+            with task.stages.time("infer"), _lock:
+                # One network at a time is put on the stream: its activations are the largest thing there.
+                images = torch.stack([
+                    torch.stack([self.image.get(near, self.empty)[part] for near in task.seen_in(k)]) for k in chosen
+                ])  # fmt: skip
+                one, two = task.backend.heat(images)  # type: ignore[attr-defined]
+            inner, target = heat_cells(row, column, origin, stride)
+            for i, k in enumerate(chosen):
+                self.logit[k][target] = one[i, 0][inner]
+                self.offset[k][:, *target] = two[i][:, *inner]
+            task.stages.net_pixels += len(chosen) * height * width
+        for k in slices:
+            if (mask := self.masks[k]) is not None and k in self.needed:
+                allowed = torch.from_numpy(mask).to(self.device)[self.atoms[0]][:, self.atoms[1]]
+                self.logit[k] = torch.where(allowed, self.logit[k], -torch.inf)
+
+    def _search(self, slices: range) -> Iterator[SliceCells]:
+        """Cells of some slices, all at once."""
+        task, spec = self.task, self.task.spec
+        chosen = [k for k in slices if k in self.needed and k in task.searched]
+        if not chosen:
+            return
+        with task.stages.time("peaks"):
+            lowest = [task.lowest_in(k) for k in chosen]
+            around = [[self.logit.get(k + d, self.nothing) for k in chosen] for d in (-1, 0, 1)]
+            volume = torch.stack([torch.stack(side) for side in around], dim=1)
+            which, row, column = (part.cpu().numpy() for part in find_peaks(volume, lowest))
+            found = []
+            for i, k in enumerate(chosen):
+                own = which == i
+                found.append(self._describe(k, volume[i], row[own], column[own]))
+        groups = task.grid.net_shape[0]
+        for cells in found:
+            cells.peaks["logit"] = weigh_face(cells.peaks, cells.k, groups, spec.face)
+            yield cells
+
+    def _describe(
+        self, k: int, near: Tensor, row: NDArray[np.int64], column: NDArray[np.int64]
+    ) -> SliceCells:
+        """Place and measure the peaks of a slice; `near` holds the logits below, here and above."""
+        spec, window = self.task.spec, self.task.window
+        r, c = (torch.from_numpy(v).to(self.device) for v in (row, column))
+        columns = [*near[:, r, c], *self.offset[k][:, r, c]]
+        if spec.subpixel == "parabola":
+            wide = torch.nn.functional.pad(near[1], (1, 1, 1, 1), value=-torch.inf)
+            columns += [wide[r + 1 + y, c + 1 + x] for y, x in BESIDE]
+        below, logit, above, *rest = torch.stack(columns).cpu().numpy()
+        beside = rest[2:] if spec.subpixel == "parabola" else None
+        peaks = refined(row, column, logit, (below, above), np.stack(rest[:2]), beside)
+        y, x = net_places(peaks, window, spec.stride)
+        at = [torch.from_numpy(v).to(self.device) for v in (y - window.read_y[0], x - window.read_x[0])]
+        image = self.raw[k]
+        profile = median(
+            sampled(image, *(a[:, None, None] + ring for a, ring in zip(at, self.rings, strict=True)))
+        )
+        return SliceCells(
+            k,
+            peaks,
+            mean_around(image, at[0], at[1]).cpu().numpy(),
+            profile_diameters(profile.cpu().numpy(), spec.cell_diameter_um),
+        )
+
+    def _forget(self, heat_before: int, image_before: int) -> None:
+        """Drop what no later slice needs."""
+        for store, first in (
+            (self.logit, heat_before), (self.offset, heat_before), (self.raw, heat_before), (self.image, image_before)
+        ):  # fmt: skip
+            for k in [k for k in store if k < first]:
+                del store[k]
