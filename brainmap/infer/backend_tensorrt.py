@@ -7,14 +7,13 @@ no other way), so half precision means a half-precision graph.
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import importlib
 import logging
 import os
 import threading
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +22,10 @@ from brainmap.errors import DataError, MissingExtraError, UsageError
 from brainmap.infer.detector import TENSORRT_MODULES, Detector
 from brainmap.provenance import atomic_path, fingerprint
 
-__all__ = ["TensorRtBackend", "build_engine", "engine_path", "load"]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["TensorRtBackend", "build_engine", "engine_path", "load", "timing_path"]
 
 log = logging.getLogger(__name__)
 
@@ -32,87 +34,76 @@ _WORKSPACE_BYTES = 2 << 30
 
 
 class TensorRtBackend:
-    """One engine; a context, a stream and buffers per calling thread."""
-
-    name = "tensorrt"
-    device = "cuda"
-
-    def __init__(self, engine: Any, cuda: Any, shapes: dict[str, tuple[int, ...]], precision: str) -> None:
-        self._engine, self._cuda, self._shapes = engine, cuda, shapes
-        self._local = threading.local()
-        self.precision = precision
-
-    def infer(self, batch: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """See `Backend.infer`."""
-        lane = getattr(self._local, "lane", None)
-        if lane is None:
-            lane = self._local.lane = _Lane(self._engine, self._cuda, self._shapes)
-        parts = [lane.run(batch[i : i + MAX_BATCH]) for i in range(0, len(batch), MAX_BATCH)]
-        return np.concatenate([p["logit"] for p in parts]), np.concatenate([p["offset"] for p in parts])
-
-
-class _Lane:
-    """Context, stream, device memory and pinned host memory of one thread.
+    """One engine on one GPU; torch holds the memory and the streams.
 
     Parameters
     ----------
     engine : ICudaEngine
-        Contexts of one engine share its weights.
-    cuda : module
-        cuda.bindings.runtime.
+        With a dynamic batch up to `MAX_BATCH`.
     shapes : dict
-        Name -> shape without batch, of the input and the outputs.
+        Name -> shape without batch, of the input `image` and the outputs.
+    precision : str
+        "f16" or "f32".
+    device : str
+        torch device that holds the tensors.
     """
 
-    def __init__(self, engine: Any, cuda: Any, shapes: dict[str, tuple[int, ...]]) -> None:
-        self.cuda, self.shapes = cuda, shapes
-        self.context = engine.create_execution_context()
-        if self.context is None:
+    name = "tensorrt"
+
+    def __init__(
+        self, engine: Any, shapes: dict[str, tuple[int, ...]], precision: str, device: str = "cuda"
+    ) -> None:
+        self._engine, self._shapes = engine, shapes
+        self._context = engine.create_execution_context()
+        if self._context is None:
             raise DataError("TensorRT cannot create an execution context; is the GPU's memory full?")
-        # A stream of its own: the default stream would wait for all others.
-        self.stream = _check(cuda, cuda.cudaStreamCreateWithFlags(cuda.cudaStreamNonBlocking))
-        self.context.set_optimization_profile_async(0, int(self.stream))
-        self.on_device: dict[str, int] = {}
-        self.on_host: dict[str, NDArray[np.float32]] = {}
-        for name, shape in shapes.items():
-            count = MAX_BATCH * int(np.prod(shape))
-            self.on_device[name] = int(_check(cuda, cuda.cudaMalloc(4 * count)))
-            pinned = int(_check(cuda, cuda.cudaHostAlloc(4 * count, cuda.cudaHostAllocDefault)))
-            memory = (ctypes.c_float * count).from_address(pinned)
-            self.on_host[name] = np.ctypeslib.as_array(memory).reshape(MAX_BATCH, *shape)
-            if not self.context.set_tensor_address(name, self.on_device[name]):
-                raise DataError(f"the TensorRT engine has no tensor {name!r}")
+        # A context may be told what to do by one thread at a time; the work itself queues up on the stream.
+        self._lock = threading.Lock()
+        self.precision, self.device = precision, device
 
-    def run(self, batch: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
-        """Copy in, compute, copy out; at most MAX_BATCH images."""
-        cuda, n = self.cuda, len(batch)
-        self.context.set_input_shape("image", (n, *self.shapes["image"]))
-        if missing := self.context.infer_shapes():
+    def infer(self, batch: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """See `Backend.infer`."""
+        import torch
+
+        from brainmap.infer.on_device import compute_stream
+
+        with compute_stream(self.device):
+            logit, offset = self.heat(torch.from_numpy(batch).to(self.device))
+            return logit.cpu().numpy(), offset.cpu().numpy()
+
+    def heat(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """See `brainmap.infer.on_device.DeviceBackend.heat`."""
+        outputs = {
+            name: images.new_empty((len(images), *shape))
+            for name, shape in self._shapes.items()
+            if name != "image"
+        }
+        images = images.contiguous()
+        stream = _stream_handle(images)
+        with self._lock:
+            for start in range(0, len(images), MAX_BATCH):
+                part = slice(start, min(start + MAX_BATCH, len(images)))
+                self._run(images[part], {name: out[part] for name, out in outputs.items()}, stream)
+        return outputs["logit"], outputs["offset"]
+
+    def _run(self, images: Tensor, outputs: dict[str, Tensor], stream: int) -> None:
+        """Put one batch on the stream; its tensors live on, as torch frees memory in the stream's order."""
+        context = self._context
+        context.set_input_shape("image", tuple(images.shape))
+        if missing := context.infer_shapes():
             raise DataError(f"TensorRT lacks the shapes of {missing}")
-        self.on_host["image"][:n] = batch
-        self._copy("image", n, cuda.cudaMemcpyKind.cudaMemcpyHostToDevice)
-        if not self.context.execute_async_v3(int(self.stream)):
+        for name, tensor in {"image": images, **outputs}.items():
+            if not context.set_tensor_address(name, tensor.data_ptr()):
+                raise DataError(f"the TensorRT engine has no tensor {name!r}")
+        if not context.execute_async_v3(stream):
             raise DataError("TensorRT could not run the network")
-        outputs = [name for name in self.shapes if name != "image"]
-        for name in outputs:
-            self._copy(name, n, cuda.cudaMemcpyKind.cudaMemcpyDeviceToHost)
-        _check(cuda, cuda.cudaStreamSynchronize(self.stream))
-        return {name: self.on_host[name][:n].copy() for name in outputs}
-
-    def _copy(self, name: str, n: int, kind: Any) -> None:
-        host, device = self.on_host[name].ctypes.data, self.on_device[name]
-        target, source = (device, host) if name == "image" else (host, device)
-        count = 4 * n * int(np.prod(self.shapes[name]))
-        _check(self.cuda, self.cuda.cudaMemcpyAsync(target, source, count, kind, self.stream))
 
 
-def _check(cuda: Any, result: tuple[Any, ...]) -> Any:
-    """The value of a CUDA call, or an error in words."""
-    code, *values = result
-    if code != cuda.cudaError_t.cudaSuccess:
-        text = cuda.cudaGetErrorString(code)[1]
-        raise DataError(f"CUDA: {text.decode() if isinstance(text, bytes) else text}")
-    return values[0] if values else None
+def _stream_handle(tensor: Tensor) -> int:
+    """CUDA's handle of the current stream; 0 where there is none."""
+    import torch
+
+    return int(torch.cuda.current_stream(tensor.device).cuda_stream) if tensor.is_cuda else 0
 
 
 def _import_tensorrt() -> Any:
@@ -124,17 +115,6 @@ def _import_tensorrt() -> Any:
     raise MissingExtraError("tensorrt", "tensorrt", "run a detector on an NVIDIA GPU with TensorRT")
 
 
-def _import_cuda() -> Any:
-    try:
-        from cuda.bindings import runtime
-    except ImportError as error:
-        raise MissingExtraError("cuda-python", "tensorrt", "run a detector on an NVIDIA GPU") from error
-    code, count = runtime.cudaGetDeviceCount()
-    if code != runtime.cudaError_t.cudaSuccess or count == 0:
-        raise UsageError("--device cuda is not available here: there is no NVIDIA GPU or no driver for it")
-    return runtime
-
-
 @functools.cache
 def _logger(trt: Any) -> Any:
     """The one logger of this process: TensorRT complains about a second one, and ignores it."""
@@ -142,7 +122,11 @@ def _logger(trt: Any) -> Any:
 
 
 def build_engine(
-    trt: Any, model: bytes, shape: tuple[int, int, int], capability: tuple[int, int] | None = None
+    trt: Any,
+    model: bytes,
+    shape: tuple[int, int, int],
+    capability: tuple[int, int] | None = None,
+    timings: Path | None = None,
 ) -> bytes:
     """Build an engine; needs no GPU with TensorRT for RTX.
 
@@ -157,6 +141,9 @@ def build_engine(
     capability : tuple of int, optional
         Compute capability of the GPU. TensorRT always builds for the GPU in the machine; TensorRT for
         RTX builds for this one, by default for all from Ampere on.
+    timings : Path, optional
+        File of kernel timings, used if it fits and written anew. TensorRT for RTX measures nothing when it
+        builds, and has none.
 
     Raises
     ------
@@ -180,10 +167,26 @@ def build_engine(
     profile = builder.create_optimization_profile()
     profile.set_shape("image", (1, *shape), (MAX_BATCH, *shape), (MAX_BATCH, *shape))
     config.add_optimization_profile(profile)
+    kept = None
+    if timings is not None and "rtx" not in trt.__name__:
+        kept = _timing_cache(config, timings)
     serialized = builder.build_serialized_network(network, config)
     if serialized is None:
         raise DataError("TensorRT could not build an engine from the network; its log says why")
+    if kept is not None and timings is not None:
+        with atomic_path(timings) as part:
+            part.write_bytes(bytes(kept.serialize()))
     return bytes(serialized)
+
+
+def _timing_cache(config: Any, path: Path) -> Any:
+    """Give a build the timings of earlier ones, or none where they do not fit."""
+    for content in ([path.read_bytes()] if path.is_file() else []) + [b""]:
+        cache = config.create_timing_cache(content)
+        if cache is not None and config.set_timing_cache(cache, ignore_mismatch=False):
+            return cache
+        log.warning("the kernel timings in %s do not fit this machine; they are measured again", path)
+    return None
 
 
 def _aim(trt: Any, config: Any, capability: tuple[int, int]) -> None:
@@ -200,24 +203,25 @@ def _aim(trt: Any, config: Any, capability: tuple[int, int]) -> None:
 
 def engine_path(trt: Any, model: bytes, shape: tuple[int, int, int], capability: tuple[int, int]) -> Path:
     """Where the engine of a network for a GPU is cached."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     key = fingerprint({"model": fingerprint(model), "shape": shape, "batch": MAX_BATCH})[:20]
-    name = f"{trt.__name__}-{trt.__version__}-sm{capability[0]}{capability[1]}-{key}.engine"
-    return Path(base) / "brainmap" / "engines" / name
+    return _cache(trt, capability, f"{key}.engine")
 
 
-def _capability(cuda: Any) -> tuple[int, int]:
-    device = _check(cuda, cuda.cudaGetDevice())
-    kinds = cuda.cudaDeviceAttr
-    return (
-        int(_check(cuda, cuda.cudaDeviceGetAttribute(kinds.cudaDevAttrComputeCapabilityMajor, device))),
-        int(_check(cuda, cuda.cudaDeviceGetAttribute(kinds.cudaDevAttrComputeCapabilityMinor, device))),
-    )
+def timing_path(trt: Any, capability: tuple[int, int], gpu: str) -> Path:
+    """Where the timings of kernels are kept, by which engines for one model of GPU are built quicker."""
+    return _cache(trt, capability, f"{fingerprint(gpu)[:8]}.timing")
 
 
-def _cached_engine(trt: Any, cuda: Any, model: bytes, shape: tuple[int, int, int]) -> Any:
+def _cache(trt: Any, capability: tuple[int, int], name: str) -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    prefix = f"{trt.__name__}-{trt.__version__}-sm{capability[0]}{capability[1]}"
+    return Path(base) / "brainmap" / "engines" / f"{prefix}-{name}"
+
+
+def _cached_engine(
+    trt: Any, model: bytes, shape: tuple[int, int, int], capability: tuple[int, int], gpu: str
+) -> Any:
     """The engine, from the cache where it fits, else built and cached."""
-    capability = _capability(cuda)
     path = engine_path(trt, model, shape, capability)
     runtime = trt.Runtime(_logger(trt))
     if path.is_file():
@@ -226,7 +230,7 @@ def _cached_engine(trt: Any, cuda: Any, model: bytes, shape: tuple[int, int, int
             return engine
         log.warning("the cached engine %s does not fit this machine; it is built again", path)
     log.info("building a TensorRT engine; this takes a minute or so, once for this GPU")
-    serialized = build_engine(trt, model, shape, capability)
+    serialized = build_engine(trt, model, shape, capability, timing_path(trt, capability, gpu))
     with atomic_path(path) as part:
         part.write_bytes(serialized)
     engine = runtime.deserialize_cuda_engine(serialized)
@@ -239,7 +243,15 @@ def load(
     detector: Detector, device: str, tile: tuple[int, int], threads: int, precision: str
 ) -> TensorRtBackend:
     """Build or load the engine for inputs of one size; see `load_backend`."""
-    trt, cuda = _import_tensorrt(), _import_cuda()
+    trt = _import_tensorrt()
+    try:
+        import torch
+    except ImportError as error:
+        raise MissingExtraError("torch", "tensorrt", "run a detector on an NVIDIA GPU") from error
+    if not torch.cuda.is_available():
+        raise UsageError(
+            "--device cuda is not available here: torch sees no NVIDIA GPU, or is a build without CUDA"
+        )
     half = precision == "auto"
     model = detector.model_path.read_bytes()
     if half:
@@ -251,11 +263,12 @@ def load(
     spec = detector.spec
     shape = (spec.channels, *tile)
     cells = (tile[0] // spec.stride, tile[1] // spec.stride)
-    engine = _cached_engine(trt, cuda, model, shape)
+    gpu = torch.cuda.get_device_properties(torch.cuda.current_device())
+    engine = _cached_engine(trt, model, shape, (gpu.major, gpu.minor), gpu.name)
     for name in ("image", "logit", "offset"):
         if engine.get_tensor_dtype(name) != trt.DataType.FLOAT:
             raise DataError(f"the TensorRT engine's {name!r} is not float32; export the detector again")
     shapes: dict[str, tuple[int, ...]] = {
         "image": shape, "logit": (1, *cells), "offset": (2, *cells)
     }  # fmt: skip
-    return TensorRtBackend(engine, cuda, shapes, "f16" if half else "f32")
+    return TensorRtBackend(engine, shapes, "f16" if half else "f32")

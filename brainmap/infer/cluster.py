@@ -21,7 +21,7 @@ from brainmap.errors import DataError, MissingExtraError, NotFoundError, UsageEr
 if TYPE_CHECKING:
     from distributed import Client
 
-__all__ = ["connect", "cores"]
+__all__ = ["connect", "cores", "in_this_process", "visible_gpus"]
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +52,24 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
+def visible_gpus() -> list[str]:
+    """The NVIDIA GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        return [name.strip() for name in named.split(",") if name.strip() not in ("", "-1")]
+    if importlib.util.find_spec("torch") is None:
+        return []
+    import torch
+
+    return [str(i) for i in range(torch.cuda.device_count())]
+
+
+def in_this_process(workers: int | None, scheduler: str | None, device: str | None) -> bool:
+    """Whether threads of this process do the work; see `connect`."""
+    several = device == "cuda" and len(visible_gpus()) > 1
+    return workers is None and scheduler is None and not several
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Keep distributed's own log to errors: what matters of it, the engine says in its own words."""
@@ -80,7 +98,8 @@ def connect(
     Parameters
     ----------
     workers : int, optional
-        Worker processes on this machine; by default threads of this process do the work.
+        Worker processes on this machine. By default threads of this process do the work; with several GPUs,
+        one process for each. More workers than GPUs share them in turn.
     scheduler : str, optional
         Address of a running scheduler (tcp://host:8786), or `slurm:FILE` with a TOML file of
         dask-jobqueue settings. Under Python 3.11, start the workers of a running scheduler with
@@ -106,15 +125,19 @@ def connect(
 
     with dask.config.set(_SETTINGS), _quiet():
         if scheduler is None:
-            yield from _local(workers)
+            yield from _local(workers, device)
         elif scheduler.startswith("slurm:"):
             yield from _slurm(Path(scheduler.removeprefix("slurm:")), device)
         else:
             yield from _running(scheduler)
 
 
-def _local(workers: int | None) -> Iterator[Client]:
+def _local(workers: int | None, device: str | None) -> Iterator[Client]:
     from distributed import Client, LocalCluster
+
+    gpus = visible_gpus() if device == "cuda" else []
+    if workers is None and len(gpus) > 1:
+        workers = len(gpus)
 
     options: dict[str, Any] = {
         "dashboard_address": "127.0.0.1:0",
@@ -136,6 +159,10 @@ def _local(workers: int | None) -> Iterator[Client]:
     with cluster, Client(cluster) as client:
         log.info("dashboard: %s", _dashboard(cluster))
         _wait(client, "the cluster on this machine", _WAIT_S, "its worker processes die as they start")
+        if workers is not None and gpus:
+            from brainmap.infer.gpu_worker import OneGpu
+
+            client.register_plugin(OneGpu(gpus))
         yield client
 
 

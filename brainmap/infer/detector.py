@@ -289,7 +289,7 @@ def load_backend(
         "openvino" (CPU), "torch" (CPU, CUDA, MPS), "tensorrt" (CUDA), or "auto": TensorRT or torch
         where the device is a GPU, else OpenVINO.
     device : str, optional
-        "cpu", "cuda" or "mps"; by default a GPU that TensorRT can use, else the CPU.
+        "cpu", "cuda" or "mps"; by default a GPU that TensorRT or torch can use, else the CPU.
     tile : tuple of int, optional
         Height and width of the inputs that will come; by default the detector's own.
     threads : int
@@ -312,6 +312,14 @@ def load_backend(
     return loaded
 
 
+def _torch_has_cuda() -> bool:
+    if importlib.util.find_spec("torch") is None:
+        return False
+    import torch
+
+    return bool(torch.cuda.is_available())
+
+
 def choose_backend(backend: str, device: str | None) -> tuple[str, str]:
     """The backend and device that a pair of options means; UsageError where it means none."""
     if backend not in BACKENDS:
@@ -326,7 +334,7 @@ def choose_backend(backend: str, device: str | None) -> tuple[str, str]:
         return backend, device
     has_tensorrt = any(importlib.util.find_spec(name) for name in TENSORRT_MODULES)
     if device is None:
-        device = "cuda" if has_tensorrt and shutil.which("nvidia-smi") else "cpu"
+        device = "cuda" if shutil.which("nvidia-smi") and (has_tensorrt or _torch_has_cuda()) else "cpu"
     if device == "cpu":
         return ("openvino" if importlib.util.find_spec("openvino") else "torch"), device
     return ("tensorrt" if device == "cuda" and has_tensorrt else "torch"), device

@@ -22,7 +22,7 @@ from brainmap.infer import process, results
 from brainmap.infer.batch import peak_memory, process_name
 from brainmap.infer.blocks import Grid, Roi, block_in_net, partition
 from brainmap.infer.choose import choose_block
-from brainmap.infer.cluster import connect, cores
+from brainmap.infer.cluster import connect, cores, in_this_process
 from brainmap.infer.detector import Detector, choose_backend
 from brainmap.infer.dispatch import Dispatcher
 from brainmap.infer.layout import make_layout
@@ -252,7 +252,7 @@ def _plan(job: Job, volume: Volume, detector: Detector) -> dict[str, Any]:
 def _run_blocks(job: Job, tally: Tally, options: RunOptions) -> None:
     """All blocks that are left, on a cluster."""
     total = tally.voxels_left()
-    if options.workers is None and options.scheduler is None:
+    if in_this_process(options.workers, options.scheduler, job.device):
         # Loaded here for the threads of this process: what is missing shows before a cluster is started.
         job = dataclasses.replace(job, threads=cores())
         process.backend_of(job)

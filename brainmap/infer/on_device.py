@@ -42,7 +42,7 @@ from brainmap.infer.device_ops import (
     upload,
 )
 
-__all__ = ["DeviceBackend", "slice_cells"]
+__all__ = ["DeviceBackend", "compute_stream", "slice_cells"]
 
 # Slices through the network at a time.
 _BATCH = 4
@@ -61,24 +61,38 @@ class DeviceBackend(Backend, Protocol):
 
 def slice_cells(task: BlockTask) -> Iterator[SliceCells]:
     """Detections of the block's slices, in z order; as `on_host.slice_cells`."""
-    with _stream_of(task.backend.device):
+    with compute_stream(task.backend.device), _room(task.backend.device):
         yield from _Block(task).run()
 
 
-_lock = threading.Lock()
+# Blocks on a GPU at once take at most this share of its free memory; each holds a run of resampled slices and
+# some of their heat.
+_SHARE, _BLOCK_BYTES = 0.6, 700 << 20
+_making, _networking = threading.Lock(), threading.Lock()
 _streams: dict[str, Any] = {}
-_local = threading.local()
+_rooms: dict[str, threading.Semaphore] = {}
 
 
-def _stream_of(device: str) -> AbstractContextManager[Any]:
-    """Make the process's compute stream the current one of this thread."""
+def compute_stream(device: str) -> AbstractContextManager[Any]:
+    """Make the process's compute stream the current one of this thread; nothing to do without a GPU."""
     if device != "cuda":
         return nullcontext()
-    with _lock:
+    with _making:
         if device not in _streams:
             # Not the default stream, which would wait for all others.
             _streams[device] = torch.cuda.Stream()
     return torch.cuda.stream(_streams[device])
+
+
+def _room(device: str) -> AbstractContextManager[Any]:
+    """Wait until there is memory for one more block."""
+    if device != "cuda":
+        return nullcontext()
+    with _making:
+        if device not in _rooms:
+            free, _ = torch.cuda.mem_get_info()
+            _rooms[device] = threading.Semaphore(max(1, int(_SHARE * free / _BLOCK_BYTES)))
+    return _rooms[device]
 
 
 class _Block:
@@ -176,7 +190,7 @@ class _Block:
                 continue
             top, left = row.start - window.read_y[0], column.start - window.read_x[0]
             part = (slice(top, top + height), slice(left, left + width))
-            with task.stages.time("infer"), _lock:
+            with task.stages.time("infer"), _networking:
                 # One network at a time is put on the stream: its activations are the largest thing there.
                 images = torch.stack([
                     torch.stack([self.image.get(near, self.empty)[part] for near in task.seen_in(k)]) for k in chosen

@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING
 import pytest
 
 from brainmap.errors import DataError, MissingExtraError, NotFoundError, UsageError
-from brainmap.infer.cluster import _worker_exports, connect, cores, read_slurm_file
+from brainmap.infer.cluster import (
+    _worker_exports,
+    connect,
+    cores,
+    in_this_process,
+    read_slurm_file,
+    visible_gpus,
+)
 from brainmap.infer.progress import Progress
 
 if TYPE_CHECKING:
@@ -61,6 +68,36 @@ def test_a_running_scheduler_is_used() -> None:
         connect(scheduler=cluster.scheduler_address) as client,
     ):
         assert client.submit(sum, [2, 2], pure=False).result() == 4
+
+
+def _gpu_of_worker() -> str | None:
+    return os.environ.get("CUDA_VISIBLE_DEVICES")
+
+
+@pytest.mark.parametrize(("workers", "wanted"), [(None, ["3", "5"]), (3, ["3", "3", "5"])])
+def test_each_worker_process_sees_one_gpu(
+    workers: int | None, wanted: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    assert not in_this_process(workers, None, "cuda")
+    with connect(workers, device="cuda") as client:
+        client.wait_for_workers(len(wanted))
+        assert sorted(client.run(_gpu_of_worker).values()) == wanted
+        client.restart()
+        assert sorted(client.run(_gpu_of_worker).values()) == wanted
+
+
+@pytest.mark.parametrize(
+    ("visible", "gpus"), [("1", ["1"]), ("", []), ("-1", []), ("GPU-a, GPU-b", ["GPU-a", "GPU-b"])]
+)
+def test_one_gpu_or_none_needs_no_process_of_its_own(
+    visible: str, gpus: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert visible_gpus() == gpus
+    assert in_this_process(None, None, "cuda") == (len(gpus) < 2)
+    assert in_this_process(None, None, "cpu")
+    assert not in_this_process(None, "tcp://host:8786", "cpu")
 
 
 def test_impossible_clusters_are_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import onnx
 import pytest
 
-from brainmap.errors import DataError, UsageError
+from brainmap.errors import DataError
 from brainmap.infer import backend_tensorrt
 from brainmap.infer.backend_tensorrt import build_engine, engine_path
 from brainmap.infer.detector import Detector
@@ -130,12 +130,3 @@ def test_engines_are_told_apart_by_all_that_decides_them(
     ]
     assert len(set(paths)) == len(paths)
     assert all(path.is_relative_to(tmp_path) and trt.__version__ in path.name for path in paths)
-
-
-def test_without_a_gpu_the_backend_says_so(shipped: Detector) -> None:
-    runtime = pytest.importorskip("cuda.bindings.runtime", reason="needs cuda-python")
-    code, count = runtime.cudaGetDeviceCount()
-    if code == runtime.cudaError_t.cudaSuccess and count:
-        pytest.skip("there is a GPU")
-    with pytest.raises(UsageError, match="no NVIDIA GPU"):
-        backend_tensorrt.load(shipped, "cuda", shipped.spec.tile, 1, "auto")
