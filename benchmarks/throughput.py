@@ -1,11 +1,12 @@
 """End-to-end speed of `brainmap detect --no-atlas`, process start included, beside the bare network.
 
-    python benchmarks/throughput.py [--gvox 1.6] [--workers N] [--keep DIR] [--json FILE]
+    python benchmarks/throughput.py [--gvox 1.6] [--workers N] [--device cpu|cuda] [--keep DIR] [--json FILE]
 
 Writes a volume of simulated tissue that fills it to every face (a tile of the kind "sparse", 3000 cells a cubic
 millimetre, repeated with fresh noise; 5 x 1 x 1 um, OME-Zarr with a pyramid), runs the command on it as a process
 of its own, and prints voxels per second, CPU time, peak memory, read amplification and where the time went. In
-the same call the bare network runs on as many threads as there are cores, without halo, reading or anything else.
+the same call the bare network runs, without halo, reading or anything else: on as many threads as there are cores,
+or on images that lie on the GPU.
 
 On a busy machine compare CPU time: other work changes wall times, but hardly that.
 """
@@ -48,12 +49,14 @@ def slabs(depth: int, side: int) -> Iterator[np.ndarray]:
         yield np.clip(plane, 0, 65535).astype(np.uint16)[None]
 
 
-def bare_network(seconds: float = 6.0) -> tuple[float, float]:
-    """Voxels of 5 x 1 x 1 um through the network alone: per second on all cores, and per CPU second."""
+def bare_network(device: str | None, seconds: float = 6.0) -> tuple[float, float]:
+    """Voxels of 5 x 1 x 1 um through the network alone: per second on the whole device, and per CPU second."""
     from concurrent.futures import ThreadPoolExecutor
 
     detector, threads = Detector.open(), cores()
-    backend = load_backend(detector, tile=(TILE, TILE), threads=threads)
+    backend = load_backend(detector, device=device, tile=(TILE, TILE), threads=threads)
+    if backend.device == "cuda":
+        return bare_on_gpu(backend, detector, seconds)
     batch = np.random.default_rng(0).normal(0, 0.05, (1, detector.spec.channels, TILE, TILE))
     batch = batch.astype(np.float32)
     backend.infer(batch)
@@ -73,10 +76,32 @@ def bare_network(seconds: float = 6.0) -> tuple[float, float]:
     return voxels / (time.perf_counter() - start), voxels / (time.process_time() - cpu)
 
 
-def end_to_end(brain: Path, run: Path, workers: int | None) -> dict[str, Any]:
+def bare_on_gpu(backend: Any, detector: Detector, seconds: float) -> tuple[float, float]:
+    """As `bare_network`, from and to the GPU's memory, one stream, many images at a time."""
+    import torch
+
+    from brainmap.infer.on_device import compute_stream
+
+    with compute_stream(backend.device), torch.inference_mode():
+        images = torch.randn(16, detector.spec.channels, TILE, TILE, device=backend.device) / 20
+        for _ in range(3):
+            backend.heat(images)
+        torch.cuda.synchronize()
+        start, cpu, batches = time.perf_counter(), time.process_time(), 0
+        while time.perf_counter() - start < seconds:
+            for _ in range(10):
+                backend.heat(images)
+            torch.cuda.synchronize()
+            batches += 10
+    voxels = batches * images.shape[0] * TILE**2 * detector.spec.pixel_um**2 / (VOXEL[1] * VOXEL[2])
+    return voxels / (time.perf_counter() - start), voxels / (time.process_time() - cpu)
+
+
+def end_to_end(brain: Path, run: Path, workers: int | None, device: str | None) -> dict[str, Any]:
     """One run of the command."""
     command = [sys.executable, "-m", "brainmap", "detect", str(brain), "--no-atlas", "--out", str(run), "-q"]
     command += ["--workers", str(workers)] if workers else []
+    command += ["--device", device] if device else []
     before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     subprocess.run(command, check=True)
     seconds, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -98,9 +123,9 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     if not brain.exists():
         write_volume(brain, slabs(depth, SIDE), VOXEL, shape=(depth, SIDE, SIDE), dtype=np.uint16)
     with tempfile.TemporaryDirectory() as scratch:
-        result = end_to_end(brain, Path(scratch) / "run", options.workers)
+        result = end_to_end(brain, Path(scratch) / "run", options.workers, options.device)
     voxels = depth * SIDE**2
-    bare, bare_cpu = bare_network()
+    bare, bare_cpu = bare_network(options.device)
     speed = voxels / result["seconds"]
     return {
         "gvox": voxels / 1e9,
@@ -127,6 +152,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--gvox", type=float, default=1.6)
     parser.add_argument("--workers", type=int)
+    parser.add_argument("--device", help="cpu or cuda; by default what `brainmap detect` would take")
     parser.add_argument(
         "--keep", type=Path, help="folder for the volumes; they are used again if they are there"
     )

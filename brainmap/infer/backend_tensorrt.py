@@ -19,7 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from brainmap.errors import DataError, MissingExtraError, UsageError
-from brainmap.infer.detector import TENSORRT_MODULES, Detector
+from brainmap.infer.detector import ALIGN, TENSORRT_MODULES, Detector
+from brainmap.infer.layout import MAX_TILE
 from brainmap.provenance import atomic_path, fingerprint
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ __all__ = ["TensorRtBackend", "build_engine", "engine_path", "load", "timing_pat
 log = logging.getLogger(__name__)
 
 MAX_BATCH = 4
+# The size of images that kernels are chosen for.
+_USUAL_TILE = 1024
 _WORKSPACE_BYTES = 2 << 30
 
 
@@ -39,9 +42,9 @@ class TensorRtBackend:
     Parameters
     ----------
     engine : ICudaEngine
-        With a dynamic batch up to `MAX_BATCH`.
-    shapes : dict
-        Name -> shape without batch, of the input `image` and the outputs.
+        From `build_engine`.
+    stride : int
+        Input pixels per output cell.
     precision : str
         "f16" or "f32".
     device : str
@@ -50,10 +53,8 @@ class TensorRtBackend:
 
     name = "tensorrt"
 
-    def __init__(
-        self, engine: Any, shapes: dict[str, tuple[int, ...]], precision: str, device: str = "cuda"
-    ) -> None:
-        self._engine, self._shapes = engine, shapes
+    def __init__(self, engine: Any, stride: int, precision: str, device: str = "cuda") -> None:
+        self._engine, self._stride = engine, stride
         self._context = engine.create_execution_context()
         if self._context is None:
             raise DataError("TensorRT cannot create an execution context; is the GPU's memory full?")
@@ -73,10 +74,10 @@ class TensorRtBackend:
 
     def heat(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """See `brainmap.infer.on_device.DeviceBackend.heat`."""
+        cells = [n // self._stride for n in images.shape[2:]]
         outputs = {
-            name: images.new_empty((len(images), *shape))
-            for name, shape in self._shapes.items()
-            if name != "image"
+            name: images.new_empty((len(images), depth, *cells))
+            for name, depth in (("logit", 1), ("offset", 2))
         }
         images = images.contiguous()
         stream = _stream_handle(images)
@@ -124,11 +125,11 @@ def _logger(trt: Any) -> Any:
 def build_engine(
     trt: Any,
     model: bytes,
-    shape: tuple[int, int, int],
+    channels: int,
     capability: tuple[int, int] | None = None,
     timings: Path | None = None,
 ) -> bytes:
-    """Build an engine; needs no GPU with TensorRT for RTX.
+    """Build an engine for images of any size up to `MAX_TILE`; needs no GPU with TensorRT for RTX.
 
     Parameters
     ----------
@@ -136,8 +137,8 @@ def build_engine(
         tensorrt or tensorrt_rtx.
     model : bytes
         ONNX with a dynamic batch.
-    shape : tuple of int
-        Channels, height, width of the input.
+    channels : int
+        Of the input.
     capability : tuple of int, optional
         Compute capability of the GPU. TensorRT always builds for the GPU in the machine; TensorRT for
         RTX builds for this one, by default for all from Ampere on.
@@ -159,13 +160,14 @@ def build_engine(
     if not parser.parse(model):
         reasons = "; ".join(str(parser.get_error(i)) for i in range(parser.num_errors))
         raise DataError(f"TensorRT cannot parse the network: {reasons}")
-    network.get_input(0).shape = (-1, *shape)
+    network.get_input(0).shape = (-1, channels, -1, -1)
     config = builder.create_builder_config()
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, _WORKSPACE_BYTES)
     if capability is not None and "rtx" in trt.__name__:
         _aim(trt, config, capability)
     profile = builder.create_optimization_profile()
-    profile.set_shape("image", (1, *shape), (MAX_BATCH, *shape), (MAX_BATCH, *shape))
+    sizes = ((1, ALIGN), (MAX_BATCH, _USUAL_TILE), (MAX_BATCH, MAX_TILE))
+    profile.set_shape("image", *((batch, channels, side, side) for batch, side in sizes))
     config.add_optimization_profile(profile)
     kept = None
     if timings is not None and "rtx" not in trt.__name__:
@@ -201,9 +203,9 @@ def _aim(trt: Any, config: Any, capability: tuple[int, int]) -> None:
     config.set_compute_capability(kind, 0)
 
 
-def engine_path(trt: Any, model: bytes, shape: tuple[int, int, int], capability: tuple[int, int]) -> Path:
+def engine_path(trt: Any, model: bytes, capability: tuple[int, int]) -> Path:
     """Where the engine of a network for a GPU is cached."""
-    key = fingerprint({"model": fingerprint(model), "shape": shape, "batch": MAX_BATCH})[:20]
+    key = fingerprint({"model": fingerprint(model), "batch": MAX_BATCH, "tile": MAX_TILE})[:20]
     return _cache(trt, capability, f"{key}.engine")
 
 
@@ -218,11 +220,9 @@ def _cache(trt: Any, capability: tuple[int, int], name: str) -> Path:
     return Path(base) / "brainmap" / "engines" / f"{prefix}-{name}"
 
 
-def _cached_engine(
-    trt: Any, model: bytes, shape: tuple[int, int, int], capability: tuple[int, int], gpu: str
-) -> Any:
+def _cached_engine(trt: Any, model: bytes, channels: int, capability: tuple[int, int], gpu: str) -> Any:
     """The engine, from the cache where it fits, else built and cached."""
-    path = engine_path(trt, model, shape, capability)
+    path = engine_path(trt, model, capability)
     runtime = trt.Runtime(_logger(trt))
     if path.is_file():
         engine = runtime.deserialize_cuda_engine(path.read_bytes())
@@ -230,7 +230,7 @@ def _cached_engine(
             return engine
         log.warning("the cached engine %s does not fit this machine; it is built again", path)
     log.info("building a TensorRT engine; this takes a minute or so, once for this GPU")
-    serialized = build_engine(trt, model, shape, capability, timing_path(trt, capability, gpu))
+    serialized = build_engine(trt, model, channels, capability, timing_path(trt, capability, gpu))
     with atomic_path(path) as part:
         part.write_bytes(serialized)
     engine = runtime.deserialize_cuda_engine(serialized)
@@ -242,7 +242,7 @@ def _cached_engine(
 def load(
     detector: Detector, device: str, tile: tuple[int, int], threads: int, precision: str
 ) -> TensorRtBackend:
-    """Build or load the engine for inputs of one size; see `load_backend`."""
+    """Build or load the engine; see `load_backend`. It takes images of any size."""
     trt = _import_tensorrt()
     try:
         import torch
@@ -261,14 +261,9 @@ def load(
 
         model = to_half(onnx.load_from_string(model)).SerializeToString()
     spec = detector.spec
-    shape = (spec.channels, *tile)
-    cells = (tile[0] // spec.stride, tile[1] // spec.stride)
     gpu = torch.cuda.get_device_properties(torch.cuda.current_device())
-    engine = _cached_engine(trt, model, shape, (gpu.major, gpu.minor), gpu.name)
+    engine = _cached_engine(trt, model, spec.channels, (gpu.major, gpu.minor), gpu.name)
     for name in ("image", "logit", "offset"):
         if engine.get_tensor_dtype(name) != trt.DataType.FLOAT:
             raise DataError(f"the TensorRT engine's {name!r} is not float32; export the detector again")
-    shapes: dict[str, tuple[int, ...]] = {
-        "image": shape, "logit": (1, *cells), "offset": (2, *cells)
-    }  # fmt: skip
-    return TensorRtBackend(engine, shapes, "f16" if half else "f32")
+    return TensorRtBackend(engine, spec.stride, "f16" if half else "f32")

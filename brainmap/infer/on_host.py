@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from brainmap.infer.block_task import BlockTask, SliceCells, net_places
-from brainmap.infer.layout import heat_cells
+from brainmap.infer.layout import Strip, heat_cells
 from brainmap.infer.measure import diameters, mean_around
 from brainmap.infer.net_slices import net_slices
 from brainmap.infer.peaks import Heat, find_peaks, weigh_face
@@ -98,21 +98,31 @@ def _normalised(task: BlockTask, k: int, raw: NDArray[np.float32]) -> NDArray[np
 
 def _infer(task: BlockTask, stack: NDArray[np.float32], mask: NDArray[np.bool_] | None) -> Heat:
     """Heat of the needed window from the slices around it, tile by tile; tiles without tissue are skipped."""
-    window, stride, (height, width) = task.window, task.spec.stride, task.layout.tile
-    shape = tuple(-(-(s[1] - s[0]) // stride) for s in (window.y, window.x))
-    logit, offset = np.full(shape, -np.inf, np.float32), np.zeros((2, *shape), np.float32)
-    for row, column in itertools.product(window.rows, window.columns):
-        corner = (row.own[0], column.own[0])
-        size = (row.own[1] - row.own[0], column.own[1] - column.own[0])
-        if mask is not None and not touches(mask, window.y[0], window.x[0], corner, size):
-            continue
-        top, left = row.start - window.read_y[0], column.start - window.read_x[0]
-        with task.stages.time("infer"):
-            part = stack[:, top : top + height, left : left + width]
-            one, two = task.backend.infer(np.ascontiguousarray(part)[None])
-        inner, target = heat_cells(row, column, (window.y[0], window.x[0]), stride)
-        logit[target], offset[:, *target] = one[0, 0][inner], two[0][:, *inner]
-        task.stages.net_pixels += height * width
+    window, stride = task.window, task.spec.stride
+    tiles = list(itertools.product(window.rows, window.columns))
+    if len(tiles) == 1:
+        logit, offset = _infer_tile(task, stack, *tiles[0])
+    else:
+        shape = tuple(-(-(s[1] - s[0]) // stride) for s in (window.y, window.x))
+        logit, offset = np.full(shape, -np.inf, np.float32), np.zeros((2, *shape), np.float32)
+        for row, column in tiles:
+            corner = (row.own[0], column.own[0])
+            size = (row.own[1] - row.own[0], column.own[1] - column.own[0])
+            if mask is None or touches(mask, window.y[0], window.x[0], corner, size):
+                _, target = heat_cells(row, column, (window.y[0], window.x[0]), stride)
+                logit[target], offset[:, *target] = _infer_tile(task, stack, row, column)
     if mask is not None:
         np.copyto(logit, -np.inf, where=~cell_mask(mask, window.y, window.x, stride))
     return logit, offset
+
+
+def _infer_tile(task: BlockTask, stack: NDArray[np.float32], row: Strip, column: Strip) -> Heat:
+    """The heat that a tile owns."""
+    window, (height, width) = task.window, task.layout.tile
+    top, left = row.start - window.read_y[0], column.start - window.read_x[0]
+    with task.stages.time("infer"):
+        part = stack[:, top : top + height, left : left + width]
+        logit, offset = task.backend.infer(np.ascontiguousarray(part)[None])
+    task.stages.net_pixels += height * width
+    inner, _ = heat_cells(row, column, (window.y[0], window.x[0]), task.spec.stride)
+    return logit[0, 0][inner], offset[0][:, *inner]

@@ -72,8 +72,7 @@ class Engine:
 
 @pytest.fixture
 def backend(context: Context) -> TensorRtBackend:
-    shapes = {"image": (5, *TILE), "logit": (1, *TILE), "offset": (2, *TILE)}
-    return TensorRtBackend(Engine(context), shapes, "f32", "cpu")
+    return TensorRtBackend(Engine(context), 1, "f32", "cpu")
 
 
 @pytest.mark.parametrize("count", [1, MAX_BATCH, MAX_BATCH + 3])
@@ -108,7 +107,7 @@ def test_what_tensorrt_refuses_is_said(backend: TensorRtBackend, context: Contex
     with pytest.raises(DataError, match="no tensor 'offset'"):
         backend.heat(images)
     with pytest.raises(DataError, match="memory full"):
-        TensorRtBackend(Engine(None), {}, "f32", "cpu")
+        TensorRtBackend(Engine(None), 1, "f32", "cpu")
 
 
 def test_without_a_gpu_the_backend_says_so(toy: Detector, monkeypatch: pytest.MonkeyPatch) -> None:
