@@ -125,9 +125,9 @@ def _all_seconds(volume: Volume, blocks: Blocks, layout: Layout) -> NDArray[np.f
             tuple(mine[axis] if a == axis else other[a] for a in range(3))
             for mine, other in ((blocks.size, net), (blocks.first, (0, 0, 0)), (blocks.count, (1, 1, 1)))
         )
-        tile = layout.tile[max(axis - 1, 0)]
+        height, width = (layout.tile[a - 1] if a == axis else align_up(net[a]) for a in (1, 2))
         row = Blocks(grid, size, first, count)  # type: ignore[arg-type]
-        lines.append(_along(row, replace(layout, tile=(tile, tile)), volume.chunks[axis], axis))
+        lines.append(_along(row, replace(layout, tile=(height, width)), volume.chunks[axis], axis))
     decoded, read, inferred = (z[:, None, None] * y[:, None] * x for z, y, x in zip(*lines, strict=True))
     return decoded * _DECODE_S + inferred * _INFER_S + read * _PIXEL_S  # type: ignore[no-any-return]
 

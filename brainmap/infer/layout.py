@@ -123,6 +123,8 @@ def strips(need: Span, size: int, tile: int, halo: int) -> tuple[Strip, ...]:
     halo : int
         Pixels at an end of a tile whose heat is not right, unless the axis ends there.
     """
+    if tile < size and tile <= 2 * halo:
+        raise ValueError(f"a tile of {tile} px has nothing between two halos of {halo} px")
     found = []
     done = need[0]
     while done < need[1]:

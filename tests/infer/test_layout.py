@@ -15,7 +15,7 @@ from brainmap.infer.detector import Detector, DetectorSpec
 from brainmap.infer.dispatch import batch_size
 from brainmap.infer.engine import RunOptions
 from brainmap.infer.estimate import estimate
-from brainmap.infer.layout import MAX_TILE, make_layout
+from brainmap.infer.layout import MAX_TILE, make_layout, strips
 from brainmap.infer.tissue import atom_mask, cell_mask, has_tissue
 from brainmap.intensity import Intensity
 from brainmap.volume import Volume
@@ -36,13 +36,13 @@ def test_tiles_cover_what_a_block_needs(
     assert all(n % 16 == 0 for n in layout.tile)
     for block in (blocks[0], blocks[len(blocks) // 2], blocks[len(blocks) - 1]):
         window = layout.window(grid, block)
-        for strips, need, tile, net in (
+        for along, need, tile, net in (
             (window.rows, window.y, layout.tile[0], 2500), (window.columns, window.x, layout.tile[1], 310)
         ):  # fmt: skip
             # The own parts follow each other, and lie a halo inside their tiles, but for the volume's faces.
-            assert [s.own[0] for s in strips] == [need[0], *(s.own[1] for s in strips[:-1])]
-            assert strips[-1].own[1] == need[1]
-            for strip in strips:
+            assert [s.own[0] for s in along] == [need[0], *(s.own[1] for s in along[:-1])]
+            assert along[-1].own[1] == need[1]
+            for strip in along:
                 assert strip.start % 16 == 0 <= strip.start and strip.start + tile <= -(-net // 16) * 16
                 assert strip.own[0] - strip.start >= layout.halo or strip.start == 0
                 assert strip.start + tile - strip.own[1] >= layout.halo or strip.start + tile >= net
@@ -66,6 +66,8 @@ def volume(shape: tuple[int, int, int], chunks: tuple[int, int, int]) -> SimpleN
         ((2000, 20000, 20000), (64, 512, 512)),
         ((1, 500, 400), (1, 500, 400)),
         ((30, 100, 100), (30, 100, 100)),
+        ((8, 96, 128), (8, 96, 128)),
+        ((8, 20, 3000), (8, 20, 128)),
     ],
 )
 def test_default_block_keeps_memory_and_waste_small(
@@ -82,6 +84,23 @@ def test_default_block_keeps_memory_and_waste_small(
     if np.prod(grid.net_shape) > 1e8:
         assert cost.net_pixels < 1.7 * owned
         assert len(blocks) >= 2
+
+
+@pytest.mark.parametrize(("threads", "count"), [(1, 1), (2, 2), (4, 4)])
+def test_a_small_volume_is_dealt_out_evenly(toy_record: DetectorSpec, threads: int, count: int) -> None:
+    # Chunks as deep as two thirds of the volume: whole chunks along z would give one thread two thirds of the work.
+    fake = volume((95, 2048, 2048), (64, 128, 128))
+    spec = dataclasses.replace(toy_record, halo_px=48, tile=(512, 512))
+    grid = Grid.of(fake.shape, fake.voxel_um, spec)
+    blocks = partition(grid, choose_block(fake, grid, spec, None, threads))
+    assert len(blocks) % count == 0
+    owned = [np.prod([stop - start for start, stop in (b.k, b.y, b.x)]) for b in blocks]
+    assert max(owned) < 1.1 * min(owned)
+
+
+def test_a_tile_without_room_is_refused() -> None:
+    with pytest.raises(ValueError, match="halos"):
+        strips((0, 100), 112, 96, 48)
 
 
 def test_small_blocks_share_a_task() -> None:
