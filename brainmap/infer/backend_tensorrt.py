@@ -74,30 +74,27 @@ class TensorRtBackend:
 
     def heat(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """See `brainmap.infer.on_device.DeviceBackend.heat`."""
-        cells = [n // self._stride for n in images.shape[2:]]
-        outputs = {
-            name: images.new_empty((len(images), depth, *cells))
-            for name, depth in (("logit", 1), ("offset", 2))
-        }
-        images = images.contiguous()
-        stream = _stream_handle(images)
-        with self._lock:
-            for start in range(0, len(images), MAX_BATCH):
-                part = slice(start, min(start + MAX_BATCH, len(images)))
-                self._run(images[part], {name: out[part] for name, out in outputs.items()}, stream)
-        return outputs["logit"], outputs["offset"]
+        import torch
 
-    def _run(self, images: Tensor, outputs: dict[str, Tensor], stream: int) -> None:
+        with self._lock:
+            parts = [self._run(part.contiguous()) for part in images.split(MAX_BATCH)]
+        logit, offset = (part[0] if len(part) == 1 else torch.cat(part) for part in zip(*parts, strict=True))
+        return logit, offset
+
+    def _run(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Put one batch on the stream; its tensors live on, as torch frees memory in the stream's order."""
-        context = self._context
+        context, cells = self._context, [n // self._stride for n in images.shape[2:]]
+        # Tensors of their own: TensorRT wants addresses that are multiples of 256 bytes.
+        logit, offset = (images.new_empty((len(images), depth, *cells)) for depth in (1, 2))
         context.set_input_shape("image", tuple(images.shape))
         if missing := context.infer_shapes():
             raise DataError(f"TensorRT lacks the shapes of {missing}")
-        for name, tensor in {"image": images, **outputs}.items():
+        for name, tensor in (("image", images), ("logit", logit), ("offset", offset)):
             if not context.set_tensor_address(name, tensor.data_ptr()):
                 raise DataError(f"the TensorRT engine has no tensor {name!r}")
-        if not context.execute_async_v3(stream):
+        if not context.execute_async_v3(_stream_handle(images)):
             raise DataError("TensorRT could not run the network")
+        return logit, offset
 
 
 def _stream_handle(tensor: Tensor) -> int:
