@@ -12,7 +12,7 @@ from brainmap.infer.blocks import Grid
 from brainmap.infer.detector import Backend, DetectorSpec
 from brainmap.infer.layout import Layout, Window
 from brainmap.infer.net_slices import Stages
-from brainmap.infer.peaks import Peaks, lowest_on_face
+from brainmap.infer.peaks import PLAIN_FACE, FaceWeights, Peaks, lowest_on_face, share_cells
 from brainmap.intensity import Intensity
 from brainmap.volume import Volume
 
@@ -57,10 +57,16 @@ class BlockTask:
         groups = self.grid.net_shape[0]
         return range(first if first == 0 else first + 1, stop if stop == groups else stop - 1)
 
+    @property
+    def face(self) -> FaceWeights:
+        """How peaks in the volume's first and last slice are judged."""
+        near = share_cells(self.grid.group_um, self.spec.cell_diameter_um)
+        return self.spec.face if near else PLAIN_FACE
+
     def lowest_in(self, k: int) -> float:
         """Lowest raw logit of a peak of slice `k` that can become a detection."""
         on_face = k in (0, self.grid.net_shape[0] - 1)
-        return lowest_on_face(self.lowest_logit, self.spec.face) if on_face else self.lowest_logit
+        return lowest_on_face(self.lowest_logit, self.face) if on_face else self.lowest_logit
 
     def seen_in(self, k: int) -> range:
         """Slices that the network sees for slice `k`; some may lie outside the volume."""

@@ -18,10 +18,11 @@ from brainmap.volume import Volume
 
 __all__ = ["BlockCost", "block_cost", "choose_block", "run_seconds"]
 
-# Seconds per unit on one core of a 2024 server, measured (docs/speed.md); only their ratio matters for the choice.
-_INFER_S = 1 / 8.2e6  # network pixel
+# Seconds per unit and thread, of which only the ratio matters for the choice: on one core of a 2024 server,
+# measured (docs/speed.md); on a GPU that 16 threads share, worked out from the network's arithmetic.
+_INFER_S = {"cpu": 1 / 8.2e6, "cuda": 1 / 80e6, "mps": 1 / 40e6}  # network pixel
 _DECODE_S = 1 / 450e6  # stored voxel
-_PIXEL_S = 25e-9  # pixel of a resampled slice
+_PIXEL_S = {"cpu": 25e-9, "cuda": 1e-9, "mps": 25e-9}  # pixel of a resampled slice
 # Bytes per thread that a block may need, and the time of one core that a kill may cost.
 _BLOCK_BYTES = 1 << 30
 _BLOCK_S = 120.0
@@ -53,7 +54,7 @@ class BlockCost:
     peak_bytes: int
 
 
-def block_cost(volume: Volume, blocks: Blocks, layout: Layout) -> BlockCost:
+def block_cost(volume: Volume, blocks: Blocks, layout: Layout, device: str = "cpu") -> BlockCost:
     """Estimate the cost of the block in the middle of a run."""
     grid = blocks.grid
     block = blocks[_middle(blocks)]
@@ -64,7 +65,7 @@ def block_cost(volume: Volume, blocks: Blocks, layout: Layout) -> BlockCost:
     net = heights * len(window.rows) * len(window.columns) * layout.tile[0] * layout.tile[1]
     area = window.padded[0] * window.padded[1]
     slices = window.read_k[1] - window.read_k[0]
-    seconds = decoded * _DECODE_S + net * _INFER_S + slices * area * _PIXEL_S
+    seconds = decoded * _DECODE_S + net * _INFER_S[device] + slices * area * _PIXEL_S[device]
     # A run of slices; the slices around the one at work, twice; heat, offsets and their neighbours;
     # voxels being read; activations of the network (190 bytes per input pixel in single precision).
     run = min(slices, max(16, -(-volume.chunks[0] // grid.group)), (400 << 20) // (4 * area) + 1)
@@ -78,7 +79,7 @@ def _middle(blocks: Blocks) -> int:
 
 
 def choose_block(
-    volume: Volume, grid: Grid, spec: DetectorSpec, roi: Roi | None, threads: int
+    volume: Volume, grid: Grid, spec: DetectorSpec, roi: Roi | None, threads: int, device: str = "cpu"
 ) -> tuple[int, int, int]:
     """Groups, rows, columns of the block that makes the whole run quickest.
 
@@ -95,17 +96,17 @@ def choose_block(
     for size in itertools.product(sorted(depths), sorted(sizes[0]), sorted(sizes[1])):
         blocks = partition(grid, size, roi)
         layout = make_layout(spec, blocks)
-        cost = block_cost(volume, blocks, layout)
+        cost = block_cost(volume, blocks, layout, device)
         if cost.peak_bytes > _BLOCK_BYTES or cost.seconds > _BLOCK_S:
             continue
-        if (seconds := run_seconds(volume, blocks, layout, threads)) < least:
+        if (seconds := run_seconds(volume, blocks, layout, threads, device)) < least:
             best, least = size, seconds
     return best
 
 
-def run_seconds(volume: Volume, blocks: Blocks, layout: Layout, threads: int) -> float:
+def run_seconds(volume: Volume, blocks: Blocks, layout: Layout, threads: int, device: str = "cpu") -> float:
     """Estimate the wall time of all blocks: each thread takes the next as soon as it is free."""
-    seconds = _all_seconds(volume, blocks, layout)
+    seconds = _all_seconds(volume, blocks, layout, device)
     if len(blocks) > _SIMULATED * threads:
         # At the end a thread waits for half a block on average.
         return float(seconds.sum() / threads + seconds.mean() / 2)
@@ -115,7 +116,7 @@ def run_seconds(volume: Volume, blocks: Blocks, layout: Layout, threads: int) ->
     return max(free)
 
 
-def _all_seconds(volume: Volume, blocks: Blocks, layout: Layout) -> NDArray[np.float64]:
+def _all_seconds(volume: Volume, blocks: Blocks, layout: Layout, device: str) -> NDArray[np.float64]:
     """One core's time for each block, shape (z, y, x)."""
     grid, net = blocks.grid, blocks.grid.net_shape
     lines = []
@@ -129,7 +130,7 @@ def _all_seconds(volume: Volume, blocks: Blocks, layout: Layout) -> NDArray[np.f
         row = Blocks(grid, size, first, count)  # type: ignore[arg-type]
         lines.append(_along(row, replace(layout, tile=(height, width)), volume.chunks[axis], axis))
     decoded, read, inferred = (z[:, None, None] * y[:, None] * x for z, y, x in zip(*lines, strict=True))
-    return decoded * _DECODE_S + inferred * _INFER_S + read * _PIXEL_S  # type: ignore[no-any-return]
+    return decoded * _DECODE_S + inferred * _INFER_S[device] + read * _PIXEL_S[device]  # type: ignore[no-any-return]
 
 
 @functools.lru_cache(maxsize=256)

@@ -208,7 +208,7 @@ def make_job(volume: Volume, detector: Detector, run_dir: Path, options: RunOpti
     backend, device = choose_backend(options.backend, options.device)
     grid = Grid.of(volume.shape, volume.voxel_um, spec)
     if options.block is None:
-        size = choose_block(volume, grid, spec, options.roi, cores())
+        size = choose_block(volume, grid, spec, options.roi, cores(), device)
     else:
         size = block_in_net(grid, options.block)
     blocks = partition(grid, size, options.roi)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import AbstractContextManager, closing, nullcontext
 from typing import Any, Protocol
 
@@ -59,7 +59,7 @@ class DeviceBackend(Backend, Protocol):
         ...
 
 
-def slice_cells(task: BlockTask) -> Iterator[SliceCells]:
+def slice_cells(task: BlockTask) -> Generator[SliceCells, None, None]:
     """Detections of the block's slices, in z order; as `on_host.slice_cells`."""
     with compute_stream(task.backend.device), _room(task.backend.device):
         yield from _Block(task).run()
@@ -67,7 +67,7 @@ def slice_cells(task: BlockTask) -> Iterator[SliceCells]:
 
 # Blocks on a GPU at once take at most this share of its free memory; each holds a run of resampled slices and
 # some of their heat.
-_SHARE, _BLOCK_BYTES = 0.6, 700 << 20
+_SHARE, _BLOCK_BYTES = 0.6, 1500 << 20
 _making, _networking = threading.Lock(), threading.Lock()
 _streams: dict[str, Any] = {}
 _rooms: dict[str, threading.Semaphore] = {}
@@ -208,7 +208,7 @@ class _Block:
 
     def _search(self, slices: range) -> Iterator[SliceCells]:
         """Cells of some slices, all at once."""
-        task, spec = self.task, self.task.spec
+        task = self.task
         chosen = [k for k in slices if k in self.needed and k in task.searched]
         if not chosen:
             return
@@ -223,7 +223,7 @@ class _Block:
                 found.append(self._describe(k, volume[i], row[own], column[own]))
         groups = task.grid.net_shape[0]
         for cells in found:
-            cells.peaks["logit"] = weigh_face(cells.peaks, cells.k, groups, spec.face)
+            cells.peaks["logit"] = weigh_face(cells.peaks, cells.k, groups, task.face)
             yield cells
 
     def _describe(

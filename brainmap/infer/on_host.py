@@ -7,7 +7,7 @@ memory does not grow with its depth.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +26,7 @@ __all__ = ["slice_cells"]
 HeatSlice = tuple[int, NDArray[np.float32], Heat | None]
 
 
-def slice_cells(task: BlockTask) -> Iterator[SliceCells]:
+def slice_cells(task: BlockTask) -> Generator[SliceCells, None, None]:
     """Detections of the block's slices, in z order; a slice is searched once the next has come."""
     before: Heat | None = None
     last: HeatSlice | None = None
@@ -50,7 +50,7 @@ def _search(
     with task.stages.time("peaks"):
         sides = [None if side is None else side[0] for side in (before, after)]
         peaks = find_peaks(sides[0], heat, sides[1], task.lowest_in(k), spec.subpixel)
-        peaks["logit"] = weigh_face(peaks, k, task.grid.net_shape[0], spec.face)
+        peaks["logit"] = weigh_face(peaks, k, task.grid.net_shape[0], task.face)
         y, x = net_places(peaks, window, spec.stride)
         row, column = y - window.read_y[0], x - window.read_x[0]
         found = SliceCells(

@@ -27,6 +27,7 @@ __all__ = [
     "lowest_on_face",
     "margin_cells",
     "refined",
+    "share_cells",
     "suppress",
     "weigh_face",
 ]
@@ -39,6 +40,8 @@ Heat = tuple[NDArray[np.float32], NDArray[np.float32]]
 # Constant, weight of a peak's own logit, weight of the logit beside it: see `weigh_face`.
 FaceWeights = tuple[float, float, float]
 PLAIN_FACE: FaceWeights = (0.0, 1.0, 0.0)
+# Slices farther apart than so many cell diameters say little about each other's cells: at 0.8 the rule does harm.
+_FACE_STEP = 0.6
 
 # Cells above, below, left and right of a peak.
 BESIDE = ((-1, 0), (1, 0), (0, -1), (0, 1))
@@ -150,7 +153,8 @@ def weigh_face(peaks: Peaks, k: int, groups: int, weights: FaceWeights) -> NDArr
         The slice and the number of slices of the volume. A slice that stands alone has no face: all that it
         shows counts.
     weights : tuple of float
-        Constant, weight of the peak's logit, weight of the logit inside.
+        Constant, weight of the peak's logit, weight of the logit inside; `PLAIN_FACE` where slices do not
+        `share_cells`.
     """
     logit: NDArray[np.float32] = peaks["logit"]
     if groups == 1 or 0 < k < groups - 1:
@@ -159,6 +163,11 @@ def weigh_face(peaks: Peaks, k: int, groups: int, weights: FaceWeights) -> NDArr
     known = np.isfinite(inside)
     weighed = np.float32(weights[0]) + np.float32(weights[1]) * logit
     return np.where(known, weighed + np.float32(weights[2]) * np.where(known, inside, 0), logit)
+
+
+def share_cells(step_um: float, cell_diameter_um: float) -> bool:
+    """Whether neighbouring slices show the same cells, so that `weigh_face` has something to go by."""
+    return step_um <= _FACE_STEP * cell_diameter_um
 
 
 def lowest_on_face(lowest_logit: float, weights: FaceWeights) -> float:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -133,10 +134,11 @@ def process_block(job: Job, block: Block) -> tuple[dict[str, NDArray[Any]], Stag
         _lowest_logit(job), stages,
     )  # fmt: skip
     cells = _Cells(job, block, window)
-    for found in _slices_of(task):
-        if job.run_dir in cancelled:
-            raise BlockCancelledError(job.run_dir)
-        cells.add(found)
+    with closing(_slices_of(task)) as slices:
+        for found in slices:
+            if job.run_dir in cancelled:
+                raise BlockCancelledError(job.run_dir)
+            cells.add(found)
     with stages.time("peaks"):
         return cells.finish(), stages
 
@@ -146,7 +148,7 @@ def _lowest_logit(job: Job) -> float:
     return job.spec.logit_at(job.threshold) - 1e-3
 
 
-def _slices_of(task: BlockTask) -> Iterator[SliceCells]:
+def _slices_of(task: BlockTask) -> Generator[SliceCells, None, None]:
     if task.backend.device == "cuda":
         from brainmap.infer import on_device
 

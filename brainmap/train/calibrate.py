@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from brainmap.errors import DataError
 from brainmap.gt.truth import GroundTruth
 from brainmap.infer.detector import Detector
-from brainmap.infer.peaks import PLAIN_FACE, FaceWeights, find_peaks, suppress, weigh_face
+from brainmap.infer.peaks import PLAIN_FACE, FaceWeights, find_peaks, share_cells, suppress, weigh_face
 from brainmap.matching import match_points
 from brainmap.tiles import Tiles
 from brainmap.train.centernet import CenterNet
@@ -29,6 +29,7 @@ from brainmap.train.scores import Scored, match_truth, reliability
 __all__ = [
     "Judged",
     "TileCalibration",
+    "balanced_face",
     "best_threshold",
     "calibrate_on_tiles",
     "calibration_knots",
@@ -59,7 +60,8 @@ class Judged:
     n_true : int
         Cells to be found.
     inside : ndarray of float32, shape (n,), optional
-        For detections in the first or last slice of a volume the logit in the slice beside it, else NaN.
+        For detections in the first or last slice of a volume the logit in the slice beside it, else NaN; NaN
+        where slices do not `share_cells`.
     """
 
     logit: NDArray[np.float32]
@@ -100,6 +102,7 @@ def detections(
     heat = logit[:, 0, :rows, :columns].float().numpy()
     shift = offset[:, :, :rows, :columns].float().numpy()
     cell_um = grid.pixel_um * model.config.stride
+    has_faces = depth > 1 and share_cells(volume.step_um, grid.cell_diameter_um)
     places, logits, orders, inner = [], [], [], []
     for k in range(depth):
         below = heat[k - 1] if k else None
@@ -112,8 +115,8 @@ def detections(
                 (peaks["column"] + 0.5 + peaks["dx"]) * cell_um,
             ])
         )  # fmt: skip
-        logits.append(weigh_face(peaks, k, depth, face))
-        side = {0: "above", depth - 1: "below"}.get(k) if depth > 1 else None
+        logits.append(weigh_face(peaks, k, depth, face if has_faces else PLAIN_FACE))
+        side = {0: "above", depth - 1: "below"}.get(k) if has_faces else None
         inner.append(np.full(len(peaks["row"]), np.nan, np.float32) if side is None else peaks[side])
         orders.append(np.column_stack([np.full(len(peaks["row"]), k), peaks["row"], peaks["column"]]))
     place, score = np.concatenate(places), np.concatenate(logits)
@@ -154,13 +157,10 @@ def face_weights(judged: list[Judged]) -> FaceWeights:
     """
     from sklearn.linear_model import LogisticRegression
 
-    known = [j for j in judged if j.inside is not None and np.isfinite(j.inside).any()]
-    if not known:
+    found = _pooled(judged)
+    if found is None:
         return PLAIN_FACE
-    logit, correct, inside = (
-        np.concatenate([getattr(j, name) for j in known]) for name in ("logit", "correct", "inside")
-    )
-    weight = np.concatenate([np.full(len(j.logit), 1 / max(20, len(j.logit))) for j in known])
+    logit, correct, inside, weight = found
     on_face = np.isfinite(inside)
     if min(correct[on_face].sum(), (~correct[on_face]).sum(), correct[~on_face].sum()) < _FACE_CELLS:
         return PLAIN_FACE
@@ -176,9 +176,40 @@ def face_weights(judged: list[Judged]) -> FaceWeights:
     if both[1] <= 0 or both[2] < 0 or slope <= 0:
         log.warning("detections in the outermost slices are not corrected: their logits tell nothing")
         return PLAIN_FACE
+    return (both[0] - constant) / slope, both[1] / slope, both[2] / slope
+
+
+def balanced_face(judged: list[Judged], face: FaceWeights, lowest_logit: float) -> FaceWeights:
+    """Weights with another constant: from a threshold on, the outermost slices gain as many cells as they lose.
+
+    Of detections that are as likely right as wrong, a threshold on the probability takes all or none. Inside a
+    volume there are few of them, in its outermost slices many, and the count there would be far off.
+    """
+    found = _pooled(judged)
+    if found is None or face == PLAIN_FACE:
+        return face
+    logit, correct, inside, weight = (part[np.isfinite(found[2])] for part in found)
+    lift = face[1] * logit + face[2] * inside
+    order = np.argsort(-lift)
+    last = np.searchsorted(np.cumsum(weight[order]), weight[correct].sum())
     return (
-        round((both[0] - constant) / slope, 3), round(both[1] / slope, 3), round(both[2] / slope, 3)
-    )  # fmt: skip
+        round(float(lowest_logit - lift[order][min(last, len(order) - 1)]), 3),
+        round(face[1], 3),
+        round(face[2], 3),
+    )
+
+
+def _pooled(
+    judged: list[Judged],
+) -> tuple[NDArray[np.float32], NDArray[np.bool_], NDArray[np.float32], NDArray[np.float64]] | None:
+    """Logit, correctness, `inside` and weight of all detections of volumes that have faces; None without any."""
+    known = [j for j in judged if j.inside is not None and np.isfinite(j.inside).any()]
+    if not known:
+        return None
+    logit, correct = (np.concatenate([getattr(j, name) for j in known]) for name in ("logit", "correct"))
+    inside = np.concatenate([j.inside for j in known if j.inside is not None])
+    weight = np.concatenate([np.full(len(j.logit), 1 / max(20, len(j.logit))) for j in known])
+    return logit, correct, inside, weight
 
 
 def calibration_knots(judged: list[Judged], n_knots: int = 25) -> tuple[tuple[float, float], ...]:

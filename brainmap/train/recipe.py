@@ -18,7 +18,14 @@ from brainmap.gt.aggregate import aggregate
 from brainmap.gt.truth import GroundTruth
 from brainmap.settings_file import check_keys, read_settings
 from brainmap.tiles import Tiles, import_tiles
-from brainmap.train.calibrate import Judged, best_threshold, calibration_knots, face_weights, judge
+from brainmap.train.calibrate import (
+    Judged,
+    balanced_face,
+    best_threshold,
+    calibration_knots,
+    face_weights,
+    judge,
+)
 from brainmap.train.centernet import CenterNet
 from brainmap.train.export import export_detector
 from brainmap.train.labelled import labelled_volumes
@@ -197,11 +204,13 @@ def build_detector(
     if recipe.polish is not None:
         model, judged["real sections"] = _polish(recipe, recipe.polish, model, work, pool, data)
     judged |= _judge_simulated(recipe, model, data)
-    face = face_weights([j for part in judged.values() for j in part])
+    plain = [j for part in judged.values() for j in part]
+    face = face_weights(plain)
+    logit, f1 = best_threshold(*([j.weighed(face) for j in part] for part in judged.values()))
+    face = balanced_face(plain, face, logit)
     judged = {name: [j.weighed(face) for j in part] for name, part in judged.items()}
     everything = [j for part in judged.values() for j in part]
     knots = calibration_knots(everything)
-    logit, f1 = best_threshold(*judged.values())
     threshold = round(float(np.interp(logit, *np.array(knots).T)), 3)
     for kind in KINDS:
         shown = _judge_kind(model, kind, CALIBRATION_SEED - 1, config.grid)

@@ -7,7 +7,15 @@ import itertools
 import numpy as np
 import pytest
 
-from brainmap.infer.peaks import PLAIN_FACE, find_peaks, lowest_on_face, margin_cells, suppress, weigh_face
+from brainmap.infer.peaks import (
+    PLAIN_FACE,
+    find_peaks,
+    lowest_on_face,
+    margin_cells,
+    share_cells,
+    suppress,
+    weigh_face,
+)
 
 
 def oracle(logit: np.ndarray, lowest: float) -> set[tuple[int, int, int]]:
@@ -95,6 +103,12 @@ def test_a_peak_on_a_face_is_weighed_with_the_slice_inside() -> None:
     # Inside the volume, in a slice that stands alone and for a detector without the rule nothing changes.
     for k, groups, rule in ((2, 5, weights), (0, 1, weights), (0, 5, PLAIN_FACE)):
         assert weigh_face(peaks, k, groups, rule).tolist() == [1.0, 1.0, 2.0]
+
+
+def test_slices_far_apart_do_not_share_cells() -> None:
+    assert share_cells(5.0, 10.0)
+    assert not share_cells(8.0, 10.0)
+    assert share_cells(8.0, 15.0)
 
 
 @pytest.mark.parametrize("weights", [PLAIN_FACE, (-0.2, 0.6, 0.2), (0.4, 0.3, 0.5), (-1.0, 2.0, 0.0)])

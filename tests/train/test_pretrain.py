@@ -16,6 +16,7 @@ from brainmap.infer.detector import Detector, load_backend  # noqa: E402
 from brainmap.infer.peaks import PLAIN_FACE, FaceWeights  # noqa: E402
 from brainmap.train.calibrate import (  # noqa: E402
     Judged,
+    balanced_face,
     best_threshold,
     calibration_knots,
     detections,
@@ -200,6 +201,19 @@ def test_weights_of_the_outermost_slices_are_learnt() -> None:
         weights[0] + weights[1] * judged[0].logit[on_face] + weights[2] * judged[0].inside[on_face],
         rtol=1e-4, atol=1e-4,
     )  # fmt: skip
+
+
+def test_faces_gain_as_many_cells_as_they_lose() -> None:
+    rng = np.random.default_rng(0)
+    logit, inside = rng.normal(0, 2, 8000).astype(np.float32), rng.normal(-3, 1, 8000).astype(np.float32)
+    # Mostly wrong, and hard to tell: a threshold on the probability would take far too few.
+    correct = rng.random(8000) < 0.3 / (1 + np.exp(-0.6 * logit))
+    judged = [Judged(logit, correct, 2000, inside)]
+    weights = balanced_face(judged, (0.0, 0.6, 0.2), -0.5)
+    assert weights[1:] == (0.6, 0.2)
+    taken = judged[0].weighed(weights).logit >= -0.5
+    assert taken.sum() == pytest.approx(correct.sum(), rel=0.01)
+    assert balanced_face(judged, PLAIN_FACE, -0.5) == PLAIN_FACE
 
 
 def test_without_cells_on_the_faces_nothing_is_corrected() -> None:
