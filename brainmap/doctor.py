@@ -20,7 +20,7 @@ __all__ = ["Check", "Report", "examine"]
 # Extra -> (the packages that tell whether it is installed, what it is for).
 EXTRAS: dict[str, tuple[tuple[str, ...], str]] = {
     "train": (("torch", "onnx", "onnxscript"), "training and the torch backend"),
-    "tensorrt": (("tensorrt",), "inference on NVIDIA GPUs"),
+    "tensorrt": (("tensorrt", "torch"), "inference on NVIDIA GPUs"),
     "view": (("napari",), "brainmap view"),
     "slurm": (("dask_jobqueue",), "--scheduler slurm:FILE"),
 }

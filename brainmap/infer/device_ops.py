@@ -19,9 +19,15 @@ from brainmap.infer.peaks import NEIGHBOURS
 from brainmap.infer.resample import AxisOperator, touched_rows
 from brainmap.intensity import BACKGROUND_VALUE, GAIN, KNEE, NOISE_EXPONENT, linear_places
 
-__all__ = ["Normaliser", "Resampler", "find_peaks", "mean_around", "median", "sampled", "upload"]
+__all__ = ["Normaliser", "Resampler", "find_peaks", "mean_around", "median", "on_device", "sampled", "upload"]
 
 _local = threading.local()
+
+
+def on_device(values: NDArray[Any], device: torch.device) -> Tensor:
+    """A small array on the device, without waiting for what the device has to do."""
+    host = torch.from_numpy(np.ascontiguousarray(values))
+    return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host
 
 
 def upload(values: NDArray[Any], device: torch.device) -> Tensor:
@@ -82,8 +88,9 @@ class Resampler:
         Slices per group.
     """
 
-    def __init__(self, rows: AxisOperator, columns: AxisOperator, group: int) -> None:
+    def __init__(self, rows: AxisOperator, columns: AxisOperator, group: int, device: torch.device) -> None:
         self._rows, self._columns, self._group = rows, columns, group
+        self._weights = [on_device(operator.weight, device) for operator in (rows, columns)]
 
     def add(self, slab: Tensor, raw: Tensor, band: Band) -> None:
         """Add the share of a band of voxels, shape (slices, rows, columns), to a slab that starts at its groups."""
@@ -93,9 +100,10 @@ class Resampler:
             return
         mean = self._means(raw)
         narrow = mean.new_zeros((len(mean), len(part.index), raw.shape[2]))
-        _add(narrow, mean, part, band.y[0], axis=1)
+        _add(narrow, mean, part, self._weights[0][touched], band.y[0], axis=1)
         first = band.z[0] // self._group - band.groups[0]
-        _add(slab[first : first + len(mean), touched], narrow, self._columns, self._columns.span[0], axis=2)
+        target = slab[first : first + len(mean), touched]
+        _add(target, narrow, self._columns, self._weights[1], self._columns.span[0], axis=2)
 
     def _means(self, raw: Tensor) -> Tensor:
         if self._group == 1:
@@ -107,17 +115,17 @@ class Resampler:
         return torch.stack(means)
 
 
-def _add(out: Tensor, values: Tensor, operator: AxisOperator, first: int, axis: int) -> None:
+def _add(out: Tensor, values: Tensor, operator: AxisOperator, weights: Tensor, first: int, axis: int) -> None:
+    """Add an operator's share of the inputs from `first` on; its weights are on the device already."""
     shape = [1, 1, 1]
     shape[axis] = -1
     at = (slice(None),) * axis
     for share in operator.shares(first, values.shape[axis]):
         target, source = (
-            place if isinstance(place, slice) else torch.from_numpy(place).to(out.device)
+            place if isinstance(place, slice) else on_device(place, out.device)
             for place in (share.target, share.source)
         )
-        weight = torch.from_numpy(share.weight).to(out.device).reshape(shape)
-        out[(*at, target)] += values[(*at, source)] * weight
+        out[(*at, target)] += values[(*at, source)] * weights[target, share.tap].reshape(shape)
 
 
 class Normaliser:
@@ -132,7 +140,7 @@ class Normaliser:
             bins = task.intensity.background.shape[axis]
             low, weight, first, stop = linear_places(vox, task.intensity.bin_vox[axis], bins)
             high = np.minimum(low - first + 1, stop - first - 1)
-            places = [torch.from_numpy(v).to(device) for v in (low - first, high, weight)]
+            places = [on_device(v, device) for v in (low - first, high, weight)]
             self._axes.append((slice(first, stop), *places))
 
     def __call__(self, image: Tensor, k: int) -> Tensor:
@@ -152,21 +160,21 @@ class Normaliser:
         (rows, y_low, y_high, y_weight), (columns, x_low, x_high, x_weight) = self._axes
         part = grid[low[0], rows, columns]
         high = grid[min(low[0] + 1, grid.shape[0] - 1), rows, columns]
-        mixed = torch.from_numpy(part + (high - part) * weight[0]).to(self._device)
+        mixed = on_device(part + (high - part) * weight[0], self._device)
         left = mixed[:, x_low]
         left = left + (mixed[:, x_high] - left) * x_weight
         top = left[y_low]
         return top + (left[y_high] - top) * y_weight[:, None]
 
 
-def find_peaks(volume: Tensor, lowest: list[float]) -> tuple[Tensor, Tensor, Tensor]:
+def find_peaks(volume: Tensor, lowest: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Local maxima of some slices, as `brainmap.infer.peaks.find_peaks`, without the refinement.
 
     Parameters
     ----------
     volume : Tensor of float32, shape (n, 3, rows, columns)
         Logits below, here and above, for each slice; -inf where there is nothing.
-    lowest : list of float
+    lowest : Tensor of float32, shape (n,)
         For each slice the lowest logit of a candidate.
 
     Returns
@@ -175,8 +183,7 @@ def find_peaks(volume: Tensor, lowest: list[float]) -> tuple[Tensor, Tensor, Ten
         Sorted by all three.
     """
     here = volume[:, 1]
-    limit = torch.tensor(lowest, dtype=torch.float32, device=volume.device)[:, None, None]
-    which, row, column = torch.nonzero((here >= limit) & torch.isfinite(here), as_tuple=True)
+    which, row, column = torch.nonzero((here >= lowest[:, None, None]) & torch.isfinite(here), as_tuple=True)
     value = here[which, row, column]
     padded = torch.nn.functional.pad(volume, (1, 1, 1, 1), value=-torch.inf)
     peak = torch.ones_like(value, dtype=torch.bool)
@@ -186,10 +193,17 @@ def find_peaks(volume: Tensor, lowest: list[float]) -> tuple[Tensor, Tensor, Ten
     return which[peak], row[peak], column[peak]
 
 
-def sampled(image: Tensor, row: Tensor, column: Tensor) -> Tensor:
-    """Linear interpolation at places (float64) of an image, constant beyond its outermost pixels; float32."""
+def sampled(images: Tensor, which: Tensor, row: Tensor, column: Tensor) -> Tensor:
+    """Linear interpolation at places (float64) of images, constant beyond their outermost pixels; float32.
+
+    Parameters
+    ----------
+    images : Tensor of float32, shape (n, rows, columns)
+    which : Tensor of int64
+        The image of each place; it and the places are broadcast.
+    """
     places = []
-    for at, size in ((row, image.shape[0]), (column, image.shape[1])):
+    for at, size in ((row, images.shape[1]), (column, images.shape[2])):
         inside = at.clamp(0, size - 1)
         low = inside.floor()
         first = low.long()
@@ -197,7 +211,7 @@ def sampled(image: Tensor, row: Tensor, column: Tensor) -> Tensor:
     (top, bottom, down), (left, right, across) = places
 
     def between(r: Tensor) -> Tensor:
-        return image[r, left] * (1 - across) + image[r, right] * across
+        return images[which, r, left] * (1 - across) + images[which, r, right] * across
 
     return (between(top) * (1 - down) + between(bottom) * down).to(torch.float32)
 
@@ -209,12 +223,13 @@ def median(values: Tensor) -> Tensor:
     return (ordered[..., (n - 1) // 2] + ordered[..., n // 2]) / 2
 
 
-def mean_around(image: Tensor, row: Tensor, column: Tensor) -> Tensor:
-    """Mean of the 3 x 3 pixels around each place, as `brainmap.infer.measure.mean_around`."""
-    step = torch.arange(-1, 2, device=image.device)
+def mean_around(images: Tensor, which: Tensor, row: Tensor, column: Tensor) -> Tensor:
+    """Mean of the 3 x 3 pixels around each place, as `brainmap.infer.measure.mean_around`; images as for `sampled`."""
+    height, width = images.shape[1:]
+    step = torch.arange(-1, 2, device=images.device)
     r = (row.round().long()[:, None, None] + step[:, None]).expand(-1, 3, 3)
     c = (column.round().long()[:, None, None] + step).expand(-1, 3, 3)
-    inside = (r >= 0) & (r < image.shape[0]) & (c >= 0) & (c < image.shape[1])
-    values = image[r.clamp(0, image.shape[0] - 1), c.clamp(0, image.shape[1] - 1)].double()
+    inside = (r >= 0) & (r < height) & (c >= 0) & (c < width)
+    values = images[which[:, None, None], r.clamp(0, height - 1), c.clamp(0, width - 1)].double()
     total = torch.where(inside, values, 0).sum(dim=(1, 2))
     return (total / inside.sum(dim=(1, 2)).clamp(min=1)).to(torch.float32)

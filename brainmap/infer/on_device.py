@@ -38,6 +38,7 @@ from brainmap.infer.device_ops import (
     find_peaks,
     mean_around,
     median,
+    on_device,
     sampled,
     upload,
 )
@@ -106,11 +107,9 @@ class _Block:
         self.used = {near for k in filled for near in task.seen_in(k)}
         self.needed = set(filled)
         self.normalise = Normaliser(task, self.device)
-        self.atoms = [
-            torch.from_numpy(a).to(self.device) for a in cell_atoms(window.y, window.x, task.spec.stride)
-        ]
+        self.atoms = [on_device(a, self.device) for a in cell_atoms(window.y, window.x, task.spec.stride)]
         dy, dx = ring_places(task.spec.pixel_um, task.spec.cell_diameter_um)
-        self.rings = [torch.from_numpy(np.asarray(d, np.float64)).to(self.device) for d in (dy, dx)]
+        self.rings = [on_device(np.asarray(d, np.float64), self.device) for d in (dy, dx)]
         self.empty = torch.full(window.padded, task.spec.fill, device=self.device)
         shape = [-(-(s[1] - s[0]) // task.spec.stride) for s in (window.y, window.x)]
         self.nothing = torch.full(shape, -torch.inf, device=self.device)
@@ -146,7 +145,7 @@ class _Block:
         """Runs of resampled slices, shape (groups, rows, columns)."""
         task, window = self.task, self.task.window
         rows, columns = axis_operator(task.grid, 1, window.read_y), axis_operator(task.grid, 2, window.read_x)
-        resampler = Resampler(rows, columns, task.grid.group)
+        resampler = Resampler(rows, columns, task.grid.group, self.device)
         shape = (window.read_y[1] - window.read_y[0], window.read_x[1] - window.read_x[0])
         slab: Tensor | None = None
         bands = read_bands(task.volume, task.grid, window, rows.span, columns.span, task.stages)
@@ -203,54 +202,48 @@ class _Block:
             task.stages.net_pixels += len(chosen) * height * width
         for k in slices:
             if (mask := self.masks[k]) is not None and k in self.needed:
-                allowed = torch.from_numpy(mask).to(self.device)[self.atoms[0]][:, self.atoms[1]]
+                allowed = on_device(mask, self.device)[self.atoms[0]][:, self.atoms[1]]
                 self.logit[k] = torch.where(allowed, self.logit[k], -torch.inf)
 
     def _search(self, slices: range) -> Iterator[SliceCells]:
-        """Cells of some slices, all at once."""
-        task = self.task
+        """Cells of some slices, all at once: every question to the device waits for all that it has to do."""
+        task, spec, window = self.task, self.task.spec, self.task.window
         chosen = [k for k in slices if k in self.needed and k in task.searched]
         if not chosen:
             return
         with task.stages.time("peaks"):
-            lowest = [task.lowest_in(k) for k in chosen]
-            around = [[self.logit.get(k + d, self.nothing) for k in chosen] for d in (-1, 0, 1)]
-            volume = torch.stack([torch.stack(side) for side in around], dim=1)
-            which, row, column = (part.cpu().numpy() for part in find_peaks(volume, lowest))
-            found = []
-            for i, k in enumerate(chosen):
-                own = which == i
-                found.append(self._describe(k, volume[i], row[own], column[own]))
-        groups = task.grid.net_shape[0]
-        for cells in found:
-            cells.peaks["logit"] = weigh_face(cells.peaks, cells.k, groups, task.face)
-            yield cells
+            near = [[self.logit.get(k + d, self.nothing) for d in (-1, 0, 1)] for k in chosen]
+            volume = torch.stack([torch.stack(sides) for sides in near])
+            offset = torch.stack([self.offset[k] for k in chosen])
+            lowest = on_device(np.array([task.lowest_in(k) for k in chosen], np.float32), self.device)
+            place = find_peaks(volume, lowest)
+            which, row, column = place
+            values = [volume[which, i, row, column] for i in range(3)]
+            values += [offset[which, i, row, column] for i in range(2)]
+            if spec.subpixel == "parabola":
+                wide = torch.nn.functional.pad(volume[:, 1], (1, 1, 1, 1), value=-torch.inf)
+                values += [wide[which, row + 1 + y, column + 1 + x] for y, x in BESIDE]
+            below, logit, above, dy, dx, *beside = torch.stack(values).cpu().numpy()
+            of, rows, columns = torch.stack(place).cpu().numpy()
+            peaks = refined(rows, columns, logit, (below, above), np.stack([dy, dx]), beside or None)
+            intensity, diameter = self._measured(chosen, which, *net_places(peaks, window, spec.stride))
+            bounds = np.searchsorted(of, np.arange(len(chosen) + 1))
+        for k, a, b in zip(chosen, bounds, bounds[1:], strict=False):
+            own = {name: column[a:b] for name, column in peaks.items()}
+            own["logit"] = weigh_face(own, k, task.grid.net_shape[0], task.face)
+            yield SliceCells(k, own, intensity[a:b], diameter[a:b])
 
-    def _describe(
-        self, k: int, near: Tensor, row: NDArray[np.int64], column: NDArray[np.int64]
-    ) -> SliceCells:
-        """Place and measure the peaks of a slice; `near` holds the logits below, here and above."""
-        spec, window = self.task.spec, self.task.window
-        r, c = (torch.from_numpy(v).to(self.device) for v in (row, column))
-        columns = [*near[:, r, c], *self.offset[k][:, r, c]]
-        if spec.subpixel == "parabola":
-            wide = torch.nn.functional.pad(near[1], (1, 1, 1, 1), value=-torch.inf)
-            columns += [wide[r + 1 + y, c + 1 + x] for y, x in BESIDE]
-        below, logit, above, *rest = torch.stack(columns).cpu().numpy()
-        beside = rest[2:] if spec.subpixel == "parabola" else None
-        peaks = refined(row, column, logit, (below, above), np.stack(rest[:2]), beside)
-        y, x = net_places(peaks, window, spec.stride)
-        at = [torch.from_numpy(v).to(self.device) for v in (y - window.read_y[0], x - window.read_x[0])]
-        image = self.raw[k]
-        profile = median(
-            sampled(image, *(a[:, None, None] + ring for a, ring in zip(at, self.rings, strict=True)))
-        )
-        return SliceCells(
-            k,
-            peaks,
-            mean_around(image, at[0], at[1]).cpu().numpy(),
-            profile_diameters(profile.cpu().numpy(), spec.cell_diameter_um),
-        )
+    def _measured(
+        self, slices: list[int], which: Tensor, y: NDArray[np.float64], x: NDArray[np.float64]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Grey level and diameter of cells in some slices; `which` of them each is in, y and x on the net grid."""
+        window, diameter_um = self.task.window, self.task.spec.cell_diameter_um
+        raw = torch.stack([self.raw[k] for k in slices])
+        row, column = on_device(np.stack([y - window.read_y[0], x - window.read_x[0]]), self.device)
+        at = (part[:, None, None] + ring for part, ring in zip((row, column), self.rings, strict=True))
+        profile = median(sampled(raw, which[:, None, None], *at))
+        both = torch.cat([mean_around(raw, which, row, column)[:, None], profile], dim=1).cpu().numpy()
+        return both[:, 0], profile_diameters(both[:, 1:], diameter_um)
 
     def _forget(self, heat_before: int, image_before: int) -> None:
         """Drop what no later slice needs."""

@@ -59,7 +59,7 @@ class AxisOperator:
             used = lo + np.flatnonzero(self.weight[lo:hi, t])
             if len(used):
                 target = slice(int(lo), int(hi)) if len(used) == hi - lo else used
-                yield Share(target, _as_slice(where[used]), self.weight[used, t])
+                yield Share(t, target, _as_slice(where[used]), self.weight[used, t])
 
 
 @dataclass(frozen=True)
@@ -68,11 +68,14 @@ class Share:
 
     Attributes
     ----------
+    tap : int
+        Column of the operator.
     target, source : slice or ndarray of int64
         Places along the axis, none of them twice.
     weight : ndarray of float32, shape (n,)
     """
 
+    tap: int
     target: slice | NDArray[np.int64]
     source: slice | NDArray[np.int64]
     weight: NDArray[np.float32]

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 torch = pytest.importorskip("torch")
 
@@ -146,7 +147,7 @@ def test_resampling_is_that_of_the_host(
     rows, columns = axis_operator(grid, 1, (0, height)), axis_operator(grid, 2, (0, width))
     wanted = np.zeros(grid.net_shape, np.float32)
     got = torch.zeros(grid.net_shape)
-    resampler = device_ops.Resampler(rows, columns, grid.group)
+    resampler = device_ops.Resampler(rows, columns, grid.group, CPU)
     for start, stop in ((0, 32), (32, 64), (64, 70)):
         part = raw[:, start:stop]
         resample_band(wanted, part, (0, shape[0]), start, grid, 0, rows, columns)
@@ -163,7 +164,8 @@ def test_peaks_are_those_of_the_host(levels: int) -> None:
     padded = np.pad(logit, ((1, 1), (0, 0), (0, 0)), constant_values=-np.inf)
     volume = torch.from_numpy(np.stack([padded[k : k + 3] for k in range(6)]))
     lowest = [-np.inf, 0.0, 1.0, 0.0, -np.inf, 0.0]
-    which, row, column = (part.numpy() for part in device_ops.find_peaks(volume, lowest))
+    found = device_ops.find_peaks(volume, torch.tensor(lowest))
+    which, row, column = (part.numpy() for part in found)
     for k in range(6):
         offset = np.zeros((2, 17, 19), np.float32)
         wanted = find_peaks(padded[k], (logit[k], offset), padded[k + 2], lowest[k])
@@ -173,17 +175,15 @@ def test_peaks_are_those_of_the_host(levels: int) -> None:
 
 def test_measuring_is_that_of_the_host() -> None:
     rng = np.random.default_rng(0)
-    image = rng.normal(0, 1, (20, 30)).astype(np.float32)
-    row, column = rng.uniform(-1, 20, 200), rng.uniform(-1, 30, 200)
-    places = torch.from_numpy(row), torch.from_numpy(column)
-    got = device_ops.mean_around(torch.from_numpy(image), *places)
-    np.testing.assert_allclose(got.numpy(), mean_around(image, row, column), rtol=1e-5, atol=1e-6)
-    from scipy import ndimage
-
-    wanted = ndimage.map_coordinates(image, np.stack([row, column]), order=1, mode="nearest")
-    np.testing.assert_allclose(
-        device_ops.sampled(torch.from_numpy(image), *places).numpy(), wanted, atol=1e-5
-    )
+    images = rng.normal(0, 1, (2, 20, 30)).astype(np.float32)
+    which, row, column = rng.integers(0, 2, 200), rng.uniform(-1, 20, 200), rng.uniform(-1, 30, 200)
+    places = [torch.from_numpy(part) for part in (images, which, row, column)]
+    means = np.where(which, *(mean_around(image, row, column) for image in images[::-1]))
+    np.testing.assert_allclose(device_ops.mean_around(*places).numpy(), means, rtol=1e-5, atol=1e-6)
+    at = np.stack([row, column])
+    wanted = [ndimage.map_coordinates(image, at, order=1, mode="nearest") for image in images]
+    found = device_ops.sampled(*places).numpy()
+    np.testing.assert_allclose(found, np.where(which, wanted[1], wanted[0]), atol=1e-5)
     for n in (11, 12):
         values = rng.normal(size=(4, n)).astype(np.float32)
         np.testing.assert_allclose(
