@@ -12,7 +12,7 @@ from brainmap.infer.blocks import Grid
 from brainmap.infer.detector import Backend, DetectorSpec
 from brainmap.infer.layout import Layout, Window
 from brainmap.infer.net_slices import Stages
-from brainmap.infer.peaks import PLAIN_FACE, FaceWeights, Peaks, lowest_on_face, share_cells
+from brainmap.infer.peaks import FaceWeights, Peaks, face_at, lowest_on_face
 from brainmap.intensity import Intensity
 from brainmap.volume import Volume
 
@@ -60,8 +60,7 @@ class BlockTask:
     @property
     def face(self) -> FaceWeights:
         """How peaks in the volume's first and last slice are judged."""
-        near = share_cells(self.grid.group_um, self.spec.cell_diameter_um)
-        return self.spec.face if near else PLAIN_FACE
+        return face_at(self.spec.face, self.grid.group_um, self.spec.cell_diameter_um)
 
     def lowest_in(self, k: int) -> float:
         """Lowest raw logit of a peak of slice `k` that can become a detection."""

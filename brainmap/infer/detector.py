@@ -112,10 +112,10 @@ class DetectorSpec:
             raise DataError(f"detector {self.name}: threshold is {self.threshold}; it must be in 0..1")
         if self.subpixel not in ("offset", "parabola"):
             raise DataError(f"detector {self.name}: subpixel is {self.subpixel!r}; offset or parabola")
-        if len(self.face) != 3 or not np.isfinite(self.face).all() or self.face[1] <= 0 or self.face[2] < 0:
+        if len(self.face) != 4 or not np.isfinite(self.face).all() or self.face[1] <= 0 or self.face[2] < 0:
             raise DataError(
-                f"detector {self.name}: face is {self.face}; give a constant, a positive weight of the peak and "
-                "one of the slice inside that is not negative"
+                f"detector {self.name}: face is {self.face}; give a constant, a positive weight of the peak, "
+                "one of the slice inside that is not negative, and one of the slices' distance"
             )
         logits, scores = np.asarray(self.calibration, np.float64).reshape(-1, 2).T
         rising = len(logits) > 1 and (np.diff(logits) > 0).all() and (np.diff(scores) >= 0).all()

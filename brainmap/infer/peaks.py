@@ -23,6 +23,7 @@ __all__ = [
     "FaceWeights",
     "Heat",
     "Peaks",
+    "face_at",
     "find_peaks",
     "lowest_on_face",
     "margin_cells",
@@ -37,9 +38,10 @@ Peaks = dict[str, NDArray[Any]]
 # One slice: logit (rows, columns) and offset (2, rows, columns), both in heat cells.
 Heat = tuple[NDArray[np.float32], NDArray[np.float32]]
 
-# Constant, weight of a peak's own logit, weight of the logit beside it: see `weigh_face`.
-FaceWeights = tuple[float, float, float]
-PLAIN_FACE: FaceWeights = (0.0, 1.0, 0.0)
+# Constant, weight of a peak's own logit, of the logit beside it, and of the slices' distance in cell diameters:
+# see `weigh_face`.
+FaceWeights = tuple[float, float, float, float]
+PLAIN_FACE: FaceWeights = (0.0, 1.0, 0.0, 0.0)
 # Slices farther apart than so many cell diameters say little about each other's cells: at 0.8 the rule does harm.
 _FACE_STEP = 0.6
 
@@ -153,8 +155,7 @@ def weigh_face(peaks: Peaks, k: int, groups: int, weights: FaceWeights) -> NDArr
         The slice and the number of slices of the volume. A slice that stands alone has no face: all that it
         shows counts.
     weights : tuple of float
-        Constant, weight of the peak's logit, weight of the logit inside; `PLAIN_FACE` where slices do not
-        `share_cells`.
+        From `face_at`, for the distance of the volume's slices.
     """
     logit: NDArray[np.float32] = peaks["logit"]
     if groups == 1 or 0 < k < groups - 1:
@@ -168,6 +169,18 @@ def weigh_face(peaks: Peaks, k: int, groups: int, weights: FaceWeights) -> NDArr
 def share_cells(step_um: float, cell_diameter_um: float) -> bool:
     """Whether neighbouring slices show the same cells, so that `weigh_face` has something to go by."""
     return step_um <= _FACE_STEP * cell_diameter_um
+
+
+def face_at(weights: FaceWeights, step_um: float, cell_diameter_um: float) -> FaceWeights:
+    """A detector's weights for slices so far apart.
+
+    The nearer slices are, the more cells show on a face whose centres lie beyond it. Where slices do not
+    `share_cells`, peaks on a face are judged like any other.
+    """
+    if not share_cells(step_um, cell_diameter_um):
+        return PLAIN_FACE
+    constant, logit, inside, step = weights
+    return constant + step * step_um / cell_diameter_um, logit, inside, 0.0
 
 
 def lowest_on_face(lowest_logit: float, weights: FaceWeights) -> float:

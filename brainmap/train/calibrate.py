@@ -7,6 +7,7 @@ is stored as knots in the detector's record.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -17,7 +18,15 @@ from numpy.typing import NDArray
 from brainmap.errors import DataError
 from brainmap.gt.truth import GroundTruth
 from brainmap.infer.detector import Detector
-from brainmap.infer.peaks import PLAIN_FACE, FaceWeights, find_peaks, share_cells, suppress, weigh_face
+from brainmap.infer.peaks import (
+    PLAIN_FACE,
+    FaceWeights,
+    face_at,
+    find_peaks,
+    share_cells,
+    suppress,
+    weigh_face,
+)
 from brainmap.matching import match_points
 from brainmap.tiles import Tiles
 from brainmap.train.centernet import CenterNet
@@ -46,6 +55,8 @@ _LOWEST_LOGIT = -5.0
 _SEPARATION_CELLS = 0.6
 # With fewer cells in the outermost slices there is nothing to learn about them.
 _FACE_CELLS = 50
+# Distances of slices, in cell diameters, that differ by less are one.
+_STEP_SPREAD = 0.1
 
 
 @dataclass(frozen=True)
@@ -62,12 +73,15 @@ class Judged:
     inside : ndarray of float32, shape (n,), optional
         For detections in the first or last slice of a volume the logit in the slice beside it, else NaN; NaN
         where slices do not `share_cells`.
+    step_cells : float
+        Distance of the volume's slices in cell diameters.
     """
 
     logit: NDArray[np.float32]
     correct: NDArray[np.bool_]
     n_true: int
     inside: NDArray[np.float32] | None = None
+    step_cells: float = math.nan
 
     def f1(self, lowest_logit: float) -> float:
         """F1 of the detections from a logit upwards, by the matching of all of them."""
@@ -82,7 +96,7 @@ class Judged:
         on_face = np.isfinite(self.inside)
         peaks = {"logit": self.logit[on_face], "above": self.inside[on_face]}
         logit = self.logit.copy()
-        logit[on_face] = weigh_face(peaks, 0, 2, face)
+        logit[on_face] = weigh_face(peaks, 0, 2, face_at(face, self.step_cells, 1.0))
         return replace(self, logit=logit)
 
 
@@ -115,7 +129,7 @@ def detections(
                 (peaks["column"] + 0.5 + peaks["dx"]) * cell_um,
             ])
         )  # fmt: skip
-        logits.append(weigh_face(peaks, k, depth, face if has_faces else PLAIN_FACE))
+        logits.append(weigh_face(peaks, k, depth, face_at(face, volume.step_um, grid.cell_diameter_um)))
         side = {0: "above", depth - 1: "below"}.get(k) if has_faces else None
         inner.append(np.full(len(peaks["row"]), np.nan, np.float32) if side is None else peaks[side])
         orders.append(np.column_stack([np.full(len(peaks["row"]), k), peaks["row"], peaks["column"]]))
@@ -144,7 +158,8 @@ def judge(
     faint = match_points(place[rest], truth[~visible], tolerance_um)
     counted = np.ones(len(place), bool)
     counted[rest[faint.index_a]] = False
-    return Judged(logit[counted], correct[counted], int(visible.sum()), inside[counted])
+    step_cells = volume.step_um / grid.cell_diameter_um
+    return Judged(logit[counted], correct[counted], int(visible.sum()), inside[counted], step_cells)
 
 
 def face_weights(judged: list[Judged]) -> FaceWeights:
@@ -176,27 +191,41 @@ def face_weights(judged: list[Judged]) -> FaceWeights:
     if both[1] <= 0 or both[2] < 0 or slope <= 0:
         log.warning("detections in the outermost slices are not corrected: their logits tell nothing")
         return PLAIN_FACE
-    return (both[0] - constant) / slope, both[1] / slope, both[2] / slope
+    return (both[0] - constant) / slope, both[1] / slope, both[2] / slope, 0.0
 
 
 def balanced_face(judged: list[Judged], face: FaceWeights, lowest_logit: float) -> FaceWeights:
     """Weights with another constant: from a threshold on, the outermost slices gain as many cells as they lose.
 
     Of detections that are as likely right as wrong, a threshold on the probability takes all or none. Inside a
-    volume there are few of them, in its outermost slices many, and the count there would be far off.
+    volume there are few of them, in its outermost slices many, and the count there would be far off. How far
+    depends on the distance of the slices, so the constant is a line over it, through volumes of three distances.
     """
-    found = _pooled(judged)
-    if found is None or face == PLAIN_FACE:
+    known = [j for j in judged if j.inside is not None and np.isfinite(j.inside).any()]
+    if not known or face == PLAIN_FACE:
         return face
+    steps = np.array([j.step_cells for j in known])
+    limits = np.quantile(steps, [1 / 3, 2 / 3]) if np.ptp(steps) > _STEP_SPREAD else np.array([])
+    group = np.searchsorted(limits, steps)
+    found = []
+    for number in np.unique(group):
+        own = [j for j, g in zip(known, group, strict=True) if g == number]
+        found.append((float(steps[group == number].mean()), _balancing(own, face, lowest_logit)))
+    distance, balance = np.array(found).T
+    slope, constant = np.polyfit(distance, balance, 1) if len(found) > 1 else (0.0, balance[0])
+    return round(float(constant), 3), round(face[1], 3), round(face[2], 3), round(float(slope), 3)
+
+
+def _balancing(judged: list[Judged], face: FaceWeights, lowest_logit: float) -> float:
+    """The constant with which so many detections on faces reach a logit as are right."""
+    found = _pooled(judged)
+    if found is None:
+        return face[0]
     logit, correct, inside, weight = (part[np.isfinite(found[2])] for part in found)
     lift = face[1] * logit + face[2] * inside
     order = np.argsort(-lift)
     last = np.searchsorted(np.cumsum(weight[order]), weight[correct].sum())
-    return (
-        round(float(lowest_logit - lift[order][min(last, len(order) - 1)]), 3),
-        round(face[1], 3),
-        round(face[2], 3),
-    )
+    return float(lowest_logit - lift[order][min(last, len(order) - 1)])
 
 
 def _pooled(

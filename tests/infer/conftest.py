@@ -61,7 +61,7 @@ def toy_spec(**changes: object) -> DetectorSpec:
         "name": "toy", "version": "1", "pixel_um": 2.0, "z_target_um": 4.0, "channels": 5,
         "tile": (128, 128), "stride": 1, "halo_px": 8, "offset": 0.3, "fill": 0.0,
         "cell_diameter_um": 10.0, "threshold": 0.5, "calibration": ((-8.0, 0.0), (8.0, 1.0)),
-        "onnx_sha256": "", "subpixel": "parabola", "face": (-0.1, 0.8, 0.15),
+        "onnx_sha256": "", "subpixel": "parabola", "face": (-0.3, 0.8, 0.15, 0.5),
     }  # fmt: skip
     return DetectorSpec(**(values | changes))  # type: ignore[arg-type]
 

@@ -9,6 +9,8 @@ import pytest
 
 from brainmap.infer.peaks import (
     PLAIN_FACE,
+    FaceWeights,
+    face_at,
     find_peaks,
     lowest_on_face,
     margin_cells,
@@ -97,7 +99,7 @@ def test_a_peak_on_a_face_is_weighed_with_the_slice_inside() -> None:
         "below": np.float32([-3, -np.inf, 0]),
         "above": np.float32([0, -np.inf, 9]),
     }
-    weights = (-0.5, 0.5, 0.25)
+    weights = (-0.5, 0.5, 0.25, 0.0)
     assert weigh_face(peaks, 0, 5, weights).tolist() == [0.0, 1.0, 2.75]
     assert weigh_face(peaks, 4, 5, weights).tolist() == [-0.75, 1.0, 0.5]
     # Inside the volume, in a slice that stands alone and for a detector without the rule nothing changes.
@@ -109,10 +111,15 @@ def test_slices_far_apart_do_not_share_cells() -> None:
     assert share_cells(5.0, 10.0)
     assert not share_cells(8.0, 10.0)
     assert share_cells(8.0, 15.0)
+    weights = (-0.5, 0.5, 0.25, 2.0)
+    assert face_at(weights, 8.0, 10.0) == PLAIN_FACE
+    assert face_at(weights, 4.0, 10.0) == pytest.approx((0.3, 0.5, 0.25, 0.0))
 
 
-@pytest.mark.parametrize("weights", [PLAIN_FACE, (-0.2, 0.6, 0.2), (0.4, 0.3, 0.5), (-1.0, 2.0, 0.0)])
-def test_no_peak_on_a_face_is_left_out_too_early(weights: tuple[float, float, float]) -> None:
+@pytest.mark.parametrize(
+    "weights", [PLAIN_FACE, (-0.2, 0.6, 0.2, 0), (0.4, 0.3, 0.5, 0), (-1.0, 2.0, 0.0, 0)]
+)
+def test_no_peak_on_a_face_is_left_out_too_early(weights: FaceWeights) -> None:
     rng = np.random.default_rng(0)
     logit = rng.uniform(-6, 6, 2000).astype(np.float32)
     # A peak is at least as high as what lies beside it.

@@ -189,9 +189,9 @@ def test_weights_of_the_outermost_slices_are_learnt() -> None:
         )
         chance = np.where(np.isnan(inside), 1.5 * logit, -0.6 + 0.9 * logit + 0.45 * np.nan_to_num(inside))
         correct = rng.random(2000) < 1 / (1 + np.exp(-chance))
-        judged.append(Judged(logit, correct, 1000, inside))
+        judged.append(Judged(logit, correct, 1000, inside, 0.5))
     weights = face_weights(judged)
-    np.testing.assert_allclose(weights, (-0.4, 0.6, 0.3), atol=0.05)
+    np.testing.assert_allclose(weights, (-0.4, 0.6, 0.3, 0.0), atol=0.05)
     # Now a logit means the same on a face and inside.
     mended = judged[0].weighed(weights)
     on_face = np.isfinite(judged[0].inside)
@@ -208,11 +208,19 @@ def test_faces_gain_as_many_cells_as_they_lose() -> None:
     logit, inside = rng.normal(0, 2, 8000).astype(np.float32), rng.normal(-3, 1, 8000).astype(np.float32)
     # Mostly wrong, and hard to tell: a threshold on the probability would take far too few.
     correct = rng.random(8000) < 0.3 / (1 + np.exp(-0.6 * logit))
-    judged = [Judged(logit, correct, 2000, inside)]
-    weights = balanced_face(judged, (0.0, 0.6, 0.2), -0.5)
-    assert weights[1:] == (0.6, 0.2)
-    taken = judged[0].weighed(weights).logit >= -0.5
+    weights = balanced_face([Judged(logit, correct, 2000, inside, 0.5)], (0.0, 0.6, 0.2, 0.0), -0.5)
+    assert weights[1:] == (0.6, 0.2, 0.0)
+    taken = Judged(logit, correct, 2000, inside, 0.5).weighed(weights).logit >= -0.5
     assert taken.sum() == pytest.approx(correct.sum(), rel=0.01)
+    # With the distance of slices the share of right ones grows; the weights follow it.
+    judged = []
+    for step in (0.3, 0.4, 0.5):
+        right = rng.random(8000) < step / (1 + np.exp(-0.6 * logit))
+        judged.append(Judged(logit, right, 2000, inside, step))
+    weights = balanced_face(judged, (0.0, 0.6, 0.2, 0.0), -0.5)
+    assert weights[3] > 1
+    for one in judged:
+        assert (one.weighed(weights).logit >= -0.5).sum() == pytest.approx(one.correct.sum(), rel=0.05)
     assert balanced_face(judged, PLAIN_FACE, -0.5) == PLAIN_FACE
 
 
@@ -220,7 +228,7 @@ def test_without_cells_on_the_faces_nothing_is_corrected() -> None:
     logit = np.linspace(-3, 3, 500).astype(np.float32)
     alone = Judged(logit, logit > 0, 250, np.full(500, np.nan, np.float32))
     assert face_weights([alone, Judged(logit, logit > 0, 250)]) == PLAIN_FACE
-    assert alone.weighed((9.0, 9.0, 9.0)).logit.tolist() == logit.tolist()
+    assert alone.weighed((9.0, 9.0, 9.0, 9.0)).logit.tolist() == logit.tolist()
 
 
 def test_slabs_hold_about_the_cells_of_the_whole() -> None:
