@@ -172,10 +172,10 @@ def face_weights(judged: list[Judged]) -> FaceWeights:
     """
     from sklearn.linear_model import LogisticRegression
 
-    found = _pooled(judged)
-    if found is None:
+    known = _with_faces(judged)
+    if not known:
         return PLAIN_FACE
-    logit, correct, inside, weight = found
+    logit, correct, inside, weight = _pooled(known)
     on_face = np.isfinite(inside)
     if min(correct[on_face].sum(), (~correct[on_face]).sum(), correct[~on_face].sum()) < _FACE_CELLS:
         return PLAIN_FACE
@@ -201,7 +201,7 @@ def balanced_face(judged: list[Judged], face: FaceWeights, lowest_logit: float) 
     volume there are few of them, in its outermost slices many, and the count there would be far off. How far
     depends on the distance of the slices, so the constant is a line over it, through volumes of three distances.
     """
-    known = [j for j in judged if j.inside is not None and np.isfinite(j.inside).any()]
+    known = _with_faces(judged)
     if not known or face == PLAIN_FACE:
         return face
     steps = np.array([j.step_cells for j in known])
@@ -219,8 +219,6 @@ def balanced_face(judged: list[Judged], face: FaceWeights, lowest_logit: float) 
 def _balancing(judged: list[Judged], face: FaceWeights, lowest_logit: float) -> float:
     """The constant with which so many detections on faces reach a logit as are right."""
     found = _pooled(judged)
-    if found is None:
-        return face[0]
     logit, correct, inside, weight = (part[np.isfinite(found[2])] for part in found)
     lift = face[1] * logit + face[2] * inside
     order = np.argsort(-lift)
@@ -228,17 +226,23 @@ def _balancing(judged: list[Judged], face: FaceWeights, lowest_logit: float) -> 
     return float(lowest_logit - lift[order][min(last, len(order) - 1)])
 
 
+def _with_faces(judged: list[Judged]) -> list[Judged]:
+    return [j for j in judged if j.inside is not None and np.isfinite(j.inside).any()]
+
+
 def _pooled(
     judged: list[Judged],
-) -> tuple[NDArray[np.float32], NDArray[np.bool_], NDArray[np.float32], NDArray[np.float64]] | None:
-    """Logit, correctness, `inside` and weight of all detections of volumes that have faces; None without any."""
-    known = [j for j in judged if j.inside is not None and np.isfinite(j.inside).any()]
-    if not known:
-        return None
-    logit, correct = (np.concatenate([getattr(j, name) for j in known]) for name in ("logit", "correct"))
-    inside = np.concatenate([j.inside for j in known if j.inside is not None])
-    weight = np.concatenate([np.full(len(j.logit), 1 / max(20, len(j.logit))) for j in known])
-    return logit, correct, inside, weight
+) -> tuple[NDArray[np.float32], NDArray[np.bool_], NDArray[np.float32], NDArray[np.float64]]:
+    """Logit, correctness, `inside` and weight of all detections of volumes that have faces."""
+    logit, correct, inside = (
+        np.concatenate([getattr(j, name) for j in judged]) for name in ("logit", "correct", "inside")
+    )
+    return logit, correct, inside, np.concatenate([_weights(j) for j in judged])
+
+
+def _weights(judged: Judged) -> NDArray[np.float64]:
+    """Of a volume's detections: every volume weighs the same, however many cells it holds."""
+    return np.full(len(judged.logit), 1 / max(20, len(judged.logit)))
 
 
 def calibration_knots(judged: list[Judged], n_knots: int = 25) -> tuple[tuple[float, float], ...]:
@@ -250,7 +254,7 @@ def calibration_knots(judged: list[Judged], n_knots: int = 25) -> tuple[tuple[fl
 
     logit = np.concatenate([j.logit for j in judged]).astype(np.float64)
     correct = np.concatenate([j.correct for j in judged]).astype(np.float64)
-    weight = np.concatenate([np.full(len(j.logit), 1 / max(20, len(j.logit))) for j in judged])
+    weight = np.concatenate([_weights(j) for j in judged])
     curve = IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip").fit(
         logit, correct, sample_weight=weight
     )
