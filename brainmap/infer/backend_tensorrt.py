@@ -226,7 +226,7 @@ def _cached_engine(trt: Any, model: bytes, channels: int, capability: tuple[int,
         if engine is not None:
             return engine
         log.warning("the cached engine %s does not fit this machine; it is built again", path)
-    log.info("building a TensorRT engine; this takes a minute or so, once for this GPU")
+    log.info("building a TensorRT engine, once for this GPU")
     serialized = build_engine(trt, model, channels, capability, timing_path(trt, capability, gpu))
     with atomic_path(path) as part:
         part.write_bytes(serialized)

@@ -20,9 +20,9 @@ __all__ = ["BlockCost", "block_cost", "choose_block", "run_seconds"]
 
 # Seconds per unit and thread, of which only the ratio matters for the choice: on one core of a 2024 server,
 # measured (docs/speed.md); on a GPU that 16 threads share, worked out from the network's arithmetic.
-_INFER_S = {"cpu": 1 / 8.2e6, "cuda": 1 / 80e6, "mps": 1 / 40e6}  # network pixel
+_INFER_S = {"cpu": 1 / 8.2e6, "cuda": 1 / 80e6}  # network pixel
 _DECODE_S = 1 / 450e6  # stored voxel
-_PIXEL_S = {"cpu": 25e-9, "cuda": 1e-9, "mps": 25e-9}  # pixel of a resampled slice
+_PIXEL_S = {"cpu": 25e-9, "cuda": 1e-9}  # pixel of a resampled slice
 # Bytes per thread that a block may need, and the time of one core that a kill may cost.
 _BLOCK_BYTES = 1 << 30
 _BLOCK_S = 120.0
@@ -92,6 +92,8 @@ def choose_block(
     depths = {_even(net[0], d, chunk if d >= chunk else 1) for d in (*_DEPTHS, net[0])}
     depths |= {-(-net[0] // n) for n in parts}
     sizes = [{_even(n, s, 16) for s in (*_SIZES, *(-(-n // p) for p in parts))} for n in net[1:]]
+    # Of other devices nothing is known: blocks that suit a CPU are safe there.
+    device = device if device in _INFER_S else "cpu"
     best, least = (min(net[0], 16), min(256, align_up(net[1])), min(256, align_up(net[2]))), math.inf
     for size in itertools.product(sorted(depths), sorted(sizes[0]), sorted(sizes[1])):
         blocks = partition(grid, size, roi)

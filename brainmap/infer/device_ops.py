@@ -31,7 +31,7 @@ def on_device(values: NDArray[Any], device: torch.device) -> Tensor:
 
 
 def upload(values: NDArray[Any], device: torch.device) -> Tensor:
-    """Voxels on the device, numbers of whatever kind can hold them there exactly.
+    """Voxels on the device: as integers where it has those of their kind, else as float32.
 
     On a GPU they travel from pinned memory on a stream of this thread's own; the current stream waits for them.
     """

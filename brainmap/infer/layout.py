@@ -167,6 +167,7 @@ def tile_length(needs: tuple[Span, ...], size: int, halo: int, longest: int, mul
     needs, size, halo
         As for `strips`.
     longest : int
+        No tile is longer, whatever the axis.
     multiple : int
         Of which tiles, and so `size` and `halo`, are multiples.
     """
