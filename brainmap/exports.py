@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 
 from brainmap.config import EXPORT_KINDS
+from brainmap.counting import REGIONS_CSV
 from brainmap.errors import DataError, NotFoundError, UsageError
 from brainmap.neuroglancer import write_annotations
 from brainmap.points import Points, iter_points, points_path
@@ -207,7 +208,7 @@ def _write_neuroglancer(run: Path, path: Path) -> None:
 
 
 def _write_brainmapper(run: Path, path: Path) -> None:
-    regions = _read_regions(run / "regions.csv")
+    regions = _read_regions(run)
     path.mkdir()
     _write_all_points(run, path / "all_points.csv", regions)
     rows = _direct_by_name(regions)
@@ -242,7 +243,7 @@ def _write_all_points(run: Path, path: Path, regions: list[dict[str, Any]]) -> N
             ids, position = np.unique(points["region_id"], return_inverse=True)
             unknown = [int(i) for i in ids if int(i) not in names]
             if unknown:
-                raise DataError(f"{run / 'regions.csv'} has no region {unknown[0]}, which a cell lies in")
+                raise DataError(f"{run / REGIONS_CSV} has no region {unknown[0]}, which a cell lies in")
             region_names = np.array([names[int(i)] for i in ids], dtype=str)
             atlas_vox = np.floor(points.atlas_zyx_um / _atlas_resolution(run, points.meta)).astype(np.int64)
             file.write(
@@ -255,7 +256,7 @@ def _write_all_points(run: Path, path: Path, regions: list[dict[str, Any]]) -> N
 
 
 def _write_quint(run: Path, path: Path) -> None:
-    regions = _read_regions(run / "regions.csv")
+    regions = _read_regions(run)
     voxel_um = _meta(run).get("voxel_um")
     if voxel_um is None:
         raise DataError(f"{points_path(run)} does not name the voxel size, which this export needs")
@@ -318,26 +319,12 @@ def _atlas_resolution(run: Path, meta: dict[str, Any]) -> npt.NDArray[np.float64
     return np.asarray(named, dtype=np.float64)
 
 
-def _read_regions(path: Path) -> list[dict[str, Any]]:
-    if not path.is_file():
-        raise DataError(
-            f"there is no {path}: this export needs cells counted per region (detect with --atlas)"
-        )
-    with path.open(encoding="utf-8", newline="") as file:
-        reader = csv.DictReader(file)
-        needed = {"region_id", "name", "hemisphere", "count_direct", "volume_direct_mm3"}
-        missing = sorted(needed - set(reader.fieldnames or ()))
-        if missing:
-            raise DataError(f"{path} lacks the column {', '.join(missing)}")
-        return [
-            row
-            | {
-                "region_id": int(row["region_id"]),
-                "count_direct": int(row["count_direct"]),
-                "volume_direct_mm3": float(row["volume_direct_mm3"] or "nan"),
-            }
-            for row in reader
-        ]
+def _read_regions(run: Path) -> list[dict[str, Any]]:
+    """Rows of the run's table of regions."""
+    from brainmap.atlas.regions import read_region_table
+
+    columns = read_region_table(run / REGIONS_CSV).columns
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
 def _direct_by_name(regions: list[dict[str, Any]]) -> dict[str, tuple[list[int], list[float]]]:

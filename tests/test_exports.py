@@ -194,7 +194,7 @@ def test_a_missing_column_is_named(tmp_path: Path, kind: str) -> None:
 @pytest.mark.parametrize("kind", ["brainmapper", "quint"])
 def test_tables_per_region_need_regions(run: Path, kind: str) -> None:
     (run / "regions.csv").unlink()
-    with pytest.raises(DataError, match=r"there is no .*regions\.csv"):
+    with pytest.raises(NotFoundError, match=r"there is no .*regions\.csv.*--atlas"):
         export_points(run, kind)
 
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from brainmap.errors import BrainmapError, DataError
 from brainmap.infer import process, results
+from brainmap.infer.memory import keep_freed_memory
 from brainmap.infer.process import Job
 
 __all__ = ["BatchReport", "process_batch"]
@@ -57,6 +58,7 @@ def process_batch(job: Job, indices: tuple[int, ...]) -> BatchReport:
     A block that fails is reported and the others are kept. What all blocks would meet is raised: no
     backend, no room on the disk.
     """
+    keep_freed_memory()
     process.backend_of(job)
     process.intensity_of(job)
     seconds: dict[str, float] = defaultdict(float)

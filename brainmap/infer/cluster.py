@@ -146,7 +146,8 @@ def _local(workers: int | None, device: str | None) -> Iterator[Client]:
     }
     if workers is None:
         options |= {"processes": False, "n_workers": 1, "threads_per_worker": cores(), "memory_limit": 0}
-        options |= {"protocol": "inproc", "host": None}
+        # One batch of blocks after another shows nothing that the progress bar does not; it costs half a second.
+        options |= {"protocol": "inproc", "host": None, "scheduler_kwargs": {"dashboard": False}}
     else:
         # Without a nanny's limit a worker could only be killed by the system, silently.
         options |= {"processes": True, "n_workers": workers, "memory_limit": _share_of_memory(workers)}
@@ -157,7 +158,8 @@ def _local(workers: int | None, device: str | None) -> Iterator[Client]:
         what = "the workers of this process" if workers is None else f"--workers {workers}: a worker process"
         raise DataError(f"{what} did not start: {error.__cause__ or error}") from error
     with cluster, Client(cluster) as client:
-        log.info("dashboard: %s", _dashboard(cluster))
+        if workers is not None:
+            log.info("dashboard: %s", _dashboard(cluster))
         _wait(client, "the cluster on this machine", _WAIT_S, "its worker processes die as they start")
         if workers is not None and gpus:
             from brainmap.infer.gpu_worker import OneGpu

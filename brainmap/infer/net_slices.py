@@ -49,18 +49,23 @@ def net_slices(volume: Volume, grid: Grid, window: Window, stages: Stages) -> It
     """Resampled slices (group, image of the window's readable part), in z order."""
     rows, columns = axis_operator(grid, 1, window.read_y), axis_operator(grid, 2, window.read_x)
     shape = (window.read_y[1] - window.read_y[0], window.read_x[1] - window.read_x[0])
+    # One store for all runs: memory that is given back and asked for again comes page by page.
+    store = np.empty((0, *shape), np.float32)
     slab: NDArray[np.float32] | None = None
     bands = read_bands(volume, grid, window, rows.span, columns.span, stages)
     with closing(bands):
         for band, raw in bands:
-            first = band.groups[0]
+            first, stop = band.groups
             with stages.time("resample"):
                 if slab is None:
-                    slab = np.zeros((band.groups[1] - first, *shape), np.float32)
+                    if len(store) < stop - first:
+                        store = np.empty((stop - first, *shape), np.float32)
+                    slab = store[: stop - first]
+                    slab.fill(0)
                 resample_band(slab, raw, band.z, band.y[0], grid, first, rows, columns)
             if band.last:
                 for i in range(len(slab)):
-                    # A copy, or the few slices kept by the caller would keep this slab beside the next.
+                    # A copy: the caller keeps a few slices while the store takes the next run.
                     yield first + i, slab[i].copy()
                 slab = None
 

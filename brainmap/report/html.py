@@ -28,6 +28,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from brainmap.errors import DataError
 from brainmap.provenance import atomic_path
 
@@ -260,17 +262,26 @@ def format_value(value: object, digits: int = 4) -> str:
 
 
 def _render(figure: Figure, format: str, dpi: int) -> bytes:
-    import matplotlib
-
     if format not in ("png", "svg", "webp"):
         raise DataError(f"figure format {format!r} is not png, svg or webp")
     buffer = io.BytesIO()
-    # No date and a fixed salt: equal inputs give equal files.
-    options: dict[str, Any] = {"metadata": {"Date": None}} if format == "svg" else {}
-    if format == "webp":
-        options["pil_kwargs"] = {"quality": 88, "method": 4}
-    with matplotlib.rc_context({"svg.hashsalt": "brainmap"}):
-        figure.savefig(buffer, format=format, dpi=dpi, **options)
+    if format == "svg":
+        import matplotlib
+
+        # No date and a fixed salt: equal inputs give equal files.
+        with matplotlib.rc_context({"svg.hashsalt": "brainmap"}):
+            figure.savefig(buffer, format=format, metadata={"Date": None})
+    else:
+        # Drawn here: `savefig` would draw every picture twice, once to lay the figure out.
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from PIL import Image
+
+        figure.set_dpi(dpi)
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        picture = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+        options = {"quality": 88, "method": 2} if format == "webp" else {"dpi": (dpi, dpi)}
+        picture.save(buffer, format, **options)
     return buffer.getvalue()
 
 
