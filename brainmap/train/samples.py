@@ -263,13 +263,16 @@ class Samples:
             if 0 <= k + channel - half < depth:
                 image[channel, *at] = part[k + channel - half]
         cells = volume.cells - np.array([0, top, left, 0, 0], np.float32)
+        first = -np.inf
         alone = rng.random() < 0.08
         if alone:
             image[np.arange(self.slices) != half] = 0
-        elif rng.random() < 0.1:
+        elif rng.random() < 0.2:
             # The volume ends here: the slices beyond a face are empty.
             cut = int(rng.integers(1, half + 1))
             image[: half + 1 - cut] = 0
+            first = k + 1 - cut
+        cells = cells[_counted(cells, first, self.crop)]
         image, cells = _turn(image, cells, k, self.crop, rng)
         shape = (self.crop // self.stride, self.crop // self.stride)
         return image, render_targets(
@@ -280,6 +283,16 @@ class Samples:
 def _place(size: int, crop: int, beyond: int, rng: np.random.Generator) -> int:
     """Where a crop begins along an axis; up to `beyond` pixels of it may lie outside, as at a volume's face."""
     return int(rng.integers(-beyond, max(0, size - crop) + beyond + 1))
+
+
+def _counted(cells: NDArray[np.float32], first: float, crop: int) -> NDArray[np.bool_]:
+    """Which cells count: those centred in the crop, in slice `first` or after it.
+
+    The sides of a crop look like those of a volume, where a cell counts only if its centre lies inside, however
+    much of it shows.
+    """
+    in_plane = (cells[:, 1:3] >= -0.5) & (cells[:, 1:3] < crop - 0.5)
+    return in_plane.all(axis=1) & (cells[:, 0] >= first - 0.5)
 
 
 def _turn(

@@ -11,6 +11,7 @@ import pytest
 from brainmap.train.pool import make_volumes
 from brainmap.train.samples import (
     GridSettings,
+    NetVolume,
     Samples,
     load_volumes,
     net_volume,
@@ -106,6 +107,33 @@ def test_turned_samples_stay_true() -> None:
         at_centres.extend(image[2][tuple(targets.centres.T)])
         overall.append(image[2].mean())
     assert np.median(at_centres) > np.mean(overall) + 0.15
+
+
+def test_a_cell_centred_beyond_a_side_does_not_count() -> None:
+    rng = np.random.default_rng(0)
+    place = np.column_stack([np.zeros(40), rng.uniform(0, 90, (40, 2)), np.full(40, 3.0), np.full(40, 9.0)])
+    volume = NetVolume(np.ones((1, 90, 90), np.float16), 4.0, place.astype(np.float32))
+    samples = Samples([volume], crop=24, slices=5, stride=1)
+    highest = [samples.draw(rng)[1].heat.max() for _ in range(200)]
+    # Where no centre lies in the crop there is nothing, however near one is.
+    assert set(highest) == {0.0, 1.0}
+
+
+def test_a_cell_centred_beyond_a_face_does_not_count() -> None:
+    rng = np.random.default_rng(0)
+    place = np.column_stack(
+        [np.full(60, 5.0), rng.uniform(0, 60, (60, 2)), np.full(60, 3.0), np.full(60, 9.0)]
+    )
+    # Every slice shows its number: 6 is the one with the cells.
+    stack = np.broadcast_to(np.arange(1, 12, dtype=np.float16)[:, None, None], (11, 60, 60))
+    samples = Samples([NetVolume(stack, 4.0, place.astype(np.float32))], crop=40, slices=5, stride=1)
+    seen = {True: set(), False: set()}
+    for _ in range(400):
+        image, targets = samples.draw(rng)
+        shown, at = np.unique(image[image > 0]), int(image[2].max())
+        if len(shown) > 1 and abs(at - 6) <= 1:
+            seen[6 in shown].add(bool(targets.heat.max()))
+    assert seen == {True: {True}, False: {False}}
 
 
 def test_volumes_survive_the_disk(tmp_path: Path) -> None:
