@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import subprocess
 import sys
 
@@ -26,10 +27,7 @@ print(first, faults())
 """
 
 
-@pytest.mark.skipif(
-    sys.platform != "linux" or "glibc" not in os.confstr("CS_GNU_LIBC_VERSION"),
-    reason="only glibc can be told",
-)
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told")
 def test_freed_memory_is_used_again_also_under_a_nanny_of_dask() -> None:
     # What a nanny sets for its worker.
     environment = os.environ | {"MALLOC_TRIM_THRESHOLD_": "65536"}
@@ -37,5 +35,6 @@ def test_freed_memory_is_used_again_also_under_a_nanny_of_dask() -> None:
         [sys.executable, "-c", FAULTS], env=environment, capture_output=True, text=True, check=True
     ).stdout
     before, after = map(int, out.split())
-    assert before > 50 * 400
-    assert after < before / 20
+    # One for each array at the least, where the system has large pages.
+    assert before >= 50
+    assert after < before / 5
