@@ -16,11 +16,11 @@ _KEPT_BYTES = 128 << 20
 
 @functools.cache
 def keep_freed_memory() -> None:
-    """Let the C library keep up to half a gigabyte of what numpy frees, for the next slice.
+    """Let the C library keep up to 128 MiB of what numpy frees, for the next slice.
 
     Every slice of a block takes and frees the same few megabytes; given back to the system each time, they
     come again page by page. dask's nannies ask for exactly that (MALLOC_TRIM_THRESHOLD_=65536), which
-    costs their workers a fifth of the time. Nothing happens where the C library is not glibc.
+    costs their workers an eighth of the time. Nothing happens where the C library is not glibc.
     """
     if sys.platform != "linux":
         return
