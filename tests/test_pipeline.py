@@ -341,7 +341,8 @@ try:
 finally:
     print(sorted({"bokeh", "pandas", "torch", "ants"} & set(sys.modules)))
 """
-    arguments = ["detect", str(phantom.brain), "--channel", "0", "--no-atlas", "--out", str(tmp_path / "run")]
+    arguments = ["detect", str(phantom.brain), "--channel", "0", "--no-atlas", "--device", "cpu"]
+    arguments += ["--out", str(tmp_path / "run")]
     result = subprocess.run(
         [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True, timeout=300
     )

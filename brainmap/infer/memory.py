@@ -20,7 +20,7 @@ def keep_freed_memory() -> None:
 
     Every slice of a block takes and frees the same few megabytes; given back to the system each time, they
     come again page by page. dask's nannies ask for exactly that (MALLOC_TRIM_THRESHOLD_=65536), which
-    costs their workers an eighth of the time. Nothing happens where the C library is not glibc.
+    costs their workers a tenth of the time. Nothing happens where the C library is not glibc.
     """
     if sys.platform != "linux":
         return
