@@ -85,8 +85,14 @@ class Reader(Protocol):
 
     info: ArrayInfo
 
-    def read(self, index: Index) -> NDArray[Any]:
+    def read(self, index: Index, out: NDArray[Any] | None = None) -> NDArray[Any]:
         """Return a region (integers drop their axis) in native byte order.
+
+        Parameters
+        ----------
+        index : tuple of int and slice
+        out : ndarray, optional
+            Memory to fill instead of new one: C-contiguous, as many elements as the region, the array's type.
 
         Raises
         ------
@@ -323,22 +329,28 @@ class ZarrReader:
             return direct
         return TensorStoreChunks.of(folder, self._array.metadata.zarr_format)
 
-    def read(self, index: Index) -> NDArray[Any]:
+    def read(self, index: Index, out: NDArray[Any] | None = None) -> NDArray[Any]:
         """See `Reader.read`."""
         try:
-            values = self._values(index)
+            values = self._values(index, out)
         except MemoryError:
             raise
         except Exception as error:  # codecs raise RuntimeError, ValueError, zlib.error, OSError, ...
             raise self._damage(index, error) from error
         return np.ascontiguousarray(values, dtype=self.info.dtype)
 
-    def _values(self, index: Index) -> NDArray[Any]:
-        if self._local is None:
-            return np.asarray(self._array[index])
+    def _values(self, index: Index, out: NDArray[Any] | None = None) -> NDArray[Any]:
         box = tuple(slice(i, i + 1) if isinstance(i, int) else i for i in index)
-        kept = [r.stop - r.start for r, i in zip(box, index, strict=True) if not isinstance(i, int)]
-        return self._local.read(box).reshape(kept)
+        shape = [r.stop - r.start for r in box]
+        if isinstance(self._local, LocalChunks):
+            values = self._local.read(box, None if out is None else out.reshape(shape))
+        else:
+            values = np.asarray(self._array[index]) if self._local is None else self._local.read(box)
+            if out is not None:
+                out.reshape(shape)[...] = values.reshape(shape)
+                values = out
+        kept = [n for n, i in zip(shape, index, strict=True) if not isinstance(i, int)]
+        return values.reshape(kept)
 
     def _damage(self, index: Index, error: Exception) -> DataError:
         """Name the first chunk of a region that cannot be read."""

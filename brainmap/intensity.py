@@ -19,6 +19,7 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -55,6 +56,8 @@ _QUANTILE = 0.3
 _MAX_BINS = 32_000_000
 _SLAB_VOXELS = 48_000_000
 _NOISE_PATCHES = 48
+# Reading them is mostly waiting where the image lies far away.
+_NOISE_THREADS = 8
 _NOISE_PATCH_CELLS = 12
 # Noise grows with the light: between its root (photon noise) and itself (gain).
 NOISE_EXPONENT = 0.7
@@ -239,11 +242,11 @@ class Intensity:
         return float(part.mean())
 
     def save(self, path: Path) -> None:
-        """Write to one `.npz` file, atomically."""
+        """Write to one `.npz` file, atomically; compressed it would be half as large and take as long as the fit."""
         record = {field.name: getattr(self, field.name) for field in fields(self)}
         record["tissue"] = np.packbits(self.tissue)
         with atomic_path(path) as part, part.open("wb") as file:
-            np.savez_compressed(file, **record)
+            np.savez(file, **record)
 
     @classmethod
     def load(cls, path: Path) -> Intensity:
@@ -452,35 +455,13 @@ def _smooth_inside(low: NDArray[np.float32], tissue: NDArray[np.bool_]) -> NDArr
 
 def _sample_noise(source: Source, unit: Intensity, cell_um: float) -> float:
     """Noise at detector resolution, from patches of level 0 spread evenly over the tissue."""
-    full = source.levels[0]
     inside = np.flatnonzero(unit.tissue)
     picks = inside[np.linspace(0, len(inside) - 1, min(_NOISE_PATCHES, len(inside))).astype(int)]
-    pixel = cell_um / 5
-    pool = (max(1, round(pixel / full.voxel_um[1])), max(1, round(pixel / full.voxel_um[2])))
-    depth = max(1, round(2 * pixel / full.voxel_um[0]))
-    spreads, values = [], []
-    for index in zip(*np.unravel_index(picks, unit.tissue.shape), strict=True):
-        box = []
-        for axis in range(3):
-            size = depth if axis == 0 else round(_NOISE_PATCH_CELLS * cell_um / full.voxel_um[axis])
-            size = min(max(size, 1), full.shape[axis])
-            centre = (int(index[axis]) + 0.5) * unit.bin_vox[axis]
-            start = int(np.clip(round(centre - size / 2), 0, full.shape[axis] - size))
-            box.append(slice(start, start + size))
-        try:
-            patch = source.read(box[0], box[1], box[2]).astype(np.float32).mean(axis=0, keepdims=True)
-        except DataError:
-            continue
-        patch = np.nan_to_num(_pool(patch, pool))
-        axes = (
-            np.array([box[0].start + (depth - 1) / 2]),
-            box[1].start + (np.arange(patch.shape[1]) + 0.5) * pool[0] - 0.5,
-            box[2].start + (np.arange(patch.shape[2]) + 0.5) * pool[1] - 0.5,
-        )
-        light = np.median(unit.background_at(*axes)) - unit.dark
-        ratio = light / max(unit.typical - unit.dark, 1e-6)
-        spreads.append(noise_of(patch) / np.clip(ratio, 0.25, 4.0) ** NOISE_EXPONENT)
-        values.append(patch.ravel())
+    places = np.stack(np.unravel_index(picks, unit.tissue.shape), axis=1)
+    with ThreadPoolExecutor(_NOISE_THREADS, thread_name_prefix="brainmap-noise") as pool:
+        patches = list(pool.map(lambda place: _noise_patch(source, unit, cell_um, place), places))
+    spreads = [patch[0] for patch in patches if patch is not None]
+    values = [patch[1] for patch in patches if patch is not None]
     if not values:
         raise DataError(
             "none of the places sampled in the full-resolution image could be read; check the image"
@@ -494,3 +475,33 @@ def _sample_noise(source: Source, unit: Intensity, cell_um: float) -> float:
         )
     # An image without noise (8-bit, saturated black) still needs a scale.
     return max(float(np.quantile(spreads, 0.4)), 0.004 * span, 1e-6)
+
+
+def _noise_patch(
+    source: Source, unit: Intensity, cell_um: float, place: NDArray[np.integer]
+) -> tuple[float, NDArray[np.float32]] | None:
+    """Noise around the middle of a bin, as if the light were `typical`, and the pixels; None if unreadable."""
+    full = source.levels[0]
+    pixel = cell_um / 5
+    pool = (max(1, round(pixel / full.voxel_um[1])), max(1, round(pixel / full.voxel_um[2])))
+    depth = max(1, round(2 * pixel / full.voxel_um[0]))
+    box = []
+    for axis in range(3):
+        size = depth if axis == 0 else round(_NOISE_PATCH_CELLS * cell_um / full.voxel_um[axis])
+        size = min(max(size, 1), full.shape[axis])
+        centre = (int(place[axis]) + 0.5) * unit.bin_vox[axis]
+        start = int(np.clip(round(centre - size / 2), 0, full.shape[axis] - size))
+        box.append(slice(start, start + size))
+    try:
+        patch = source.read(box[0], box[1], box[2]).astype(np.float32).mean(axis=0, keepdims=True)
+    except DataError:
+        return None
+    patch = np.nan_to_num(_pool(patch, pool))
+    axes = (
+        np.array([box[0].start + (depth - 1) / 2]),
+        box[1].start + (np.arange(patch.shape[1]) + 0.5) * pool[0] - 0.5,
+        box[2].start + (np.arange(patch.shape[2]) + 0.5) * pool[1] - 0.5,
+    )
+    light = np.median(unit.background_at(*axes)) - unit.dark
+    ratio = light / max(unit.typical - unit.dark, 1e-6)
+    return noise_of(patch) / float(np.clip(ratio, 0.25, 4.0)) ** NOISE_EXPONENT, patch.ravel()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -18,12 +19,15 @@ from typing import Any
 import google_crc32c
 import numcodecs
 import numpy as np
-from numcodecs import blosc, zstd
+from numcodecs import zstd
 from numpy.typing import NDArray
+
+from brainmap import blosc_part
 
 __all__ = ["LocalChunks"]
 
-Decode = Callable[[bytes], Any]
+# At least some bytes (start, stop) of what was encoded, and which is the first that is returned.
+Decode = Callable[[bytes, int, int], tuple[Any, int]]
 Box = tuple[slice, ...]
 
 _NOT_STORED = 2**64 - 1
@@ -47,6 +51,7 @@ class LocalChunks:
         self.shape, self.chunks = tuple(array.shape), tuple(array.chunks)
         self.shards = None if array.shards is None else tuple(array.shards)
         self._decode, self._dtype, self._index_first = _codecs(array)
+        self._chunk_bytes = math.prod(self.chunks) * self._dtype.itemsize
         self._fill = 0 if array.fill_value is None else array.fill_value
         self._key, self._folder, self._stored_key = array.metadata.encode_chunk_key, folder, stored_key
 
@@ -58,9 +63,10 @@ class LocalChunks:
         except _UnknownCodecError:
             return None
 
-    def read(self, region: Box) -> NDArray[Any]:
-        """Region in native byte order, all axes kept. Raises whatever decoding raises."""
-        out = np.empty([r.stop - r.start for r in region], self._dtype.newbyteorder("="))
+    def read(self, region: Box, out: NDArray[Any] | None = None) -> NDArray[Any]:
+        """Region in native byte order, all axes kept, in `out` if given. Raises whatever decoding raises."""
+        if out is None:
+            out = np.empty([r.stop - r.start for r in region], self._dtype.newbyteorder("="))
         files = list(_overlapping(region, self.shards or self.chunks))
         jobs = [(corner, box) for corner in files for box in self._parts(corner, region)]
         if len(jobs) <= _CHUNKS_PER_TASK:
@@ -98,12 +104,22 @@ class LocalChunks:
             path = self._folder / self._stored_key(self._key(corner))
             for chunk, stored in zip(chunks, self._stored(path, corner, chunks), strict=True):
                 target, source = self._overlap(region, chunk)
-                if stored is None:
-                    out[target] = self._fill
-                else:
-                    out[target] = np.frombuffer(self._decode(stored), self._dtype).reshape(self.chunks)[
-                        source
-                    ]
+                out[target] = self._fill if stored is None else self._decoded(stored, source)
+
+    def _decoded(self, stored: bytes, box: Box) -> NDArray[Any]:
+        """A box of a chunk."""
+        item = self._dtype.itemsize
+        corners = ([s.start for s in box], [s.stop - 1 for s in box])
+        first, last = (int(np.ravel_multi_index(corner, self.chunks)) * item for corner in corners)
+        values, begins = self._decode(stored, first, last + item)
+        if begins == 0 and len(values) == self._chunk_bytes:
+            return np.frombuffer(values, self._dtype).reshape(self.chunks)[box]
+        if len(values) < last + item - begins:
+            raise ValueError(f"{len(values)} bytes were decoded where {self._chunk_bytes} should be")
+        # Only what was decoded is written, and so only that takes memory.
+        chunk = np.empty(self._chunk_bytes, np.uint8)
+        chunk[begins : begins + len(values)] = np.frombuffer(values, np.uint8)
+        return chunk.view(self._dtype).reshape(self.chunks)[box]
 
     def _overlap(self, region: Box, chunk: tuple[int, ...]) -> tuple[Box, Box]:
         """Where a chunk goes in the result, and which part of it."""
@@ -177,9 +193,9 @@ def _codecs(array: Any) -> tuple[Decode, np.dtype[Any], bool]:
             raise _UnknownCodecError
         compressor = metadata.compressor
         if compressor is None:
-            return _as_is, np.dtype(array.dtype), False
-        known = {numcodecs.Blosc: _from_blosc, numcodecs.Zstd: zstd.decompress}
-        decode = known.get(type(compressor), compressor.decode)
+            return _whole(_as_is), np.dtype(array.dtype), False
+        known = {numcodecs.Blosc: blosc_part.decode, numcodecs.Zstd: _whole(zstd.decompress)}
+        decode = known.get(type(compressor), _whole(compressor.decode))
         return decode, metadata.dtype.to_native_dtype(), False
     codecs, index_first = list(metadata.codecs), False
     if len(codecs) == 1 and type(codecs[0]).__name__ == "ShardingCodec":
@@ -189,24 +205,21 @@ def _codecs(array: Any) -> tuple[Decode, np.dtype[Any], bool]:
         codecs = list(codecs[0].codecs)
     names = [type(c).__name__ for c in codecs]
     decoders: dict[str, Decode] = {
-        "BloscCodec": _from_blosc,
-        "ZstdCodec": zstd.decompress,
-        "GzipCodec": numcodecs.GZip().decode,
+        "BloscCodec": blosc_part.decode,
+        "ZstdCodec": _whole(zstd.decompress),
+        "GzipCodec": _whole(numcodecs.GZip().decode),
     }
     if not names or names[0] != "BytesCodec" or len(names) > 2 or any(n not in decoders for n in names[1:]):
         raise _UnknownCodecError
     endian = getattr(codecs[0].endian, "value", None)
     dtype = np.dtype(array.dtype).newbyteorder(">" if endian == "big" else "<")
-    return (decoders[names[1]] if len(names) == 2 else _as_is), dtype, index_first
+    return (decoders[names[1]] if len(names) == 2 else _whole(_as_is)), dtype, index_first
+
+
+def _whole(decode: Callable[[bytes], Any]) -> Decode:
+    """For codecs whose chunks are decoded as a whole."""
+    return lambda stored, first, stop: (decode(stored), 0)
 
 
 def _as_is(stored: bytes) -> bytes:
     return stored
-
-
-def _from_blosc(stored: bytes) -> Any:
-    # The decoder does not know how long its input is: a truncated chunk could decode to garbage.
-    announced = int.from_bytes(stored[12:16], "little") if len(stored) >= 16 else 16
-    if len(stored) < announced:
-        raise ValueError(f"{len(stored)} bytes are stored where {announced} should be")
-    return blosc.decompress(stored)

@@ -9,8 +9,10 @@ from __future__ import annotations
 import dataclasses
 import logging
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -24,7 +26,7 @@ from brainmap.counting import REGIONS_CSV, REGISTRATION_DIR, SUMMARY_CSV, count_
 from brainmap.errors import BrainmapError, DataError, IncompleteRunError, UsageError
 from brainmap.exports import export_points
 from brainmap.infer.detector import Detector
-from brainmap.infer.engine import INTENSITY_FILE, DetectionResult, RunOptions, run_detection
+from brainmap.infer.engine import INTENSITY_FILE, DetectionResult, RunOptions, preload, run_detection
 from brainmap.infer.estimate import estimate
 from brainmap.infer.results import BLOCKS_DIR, iter_results
 from brainmap.intensity import Intensity
@@ -198,6 +200,7 @@ class _Run:
     def all(self) -> DetectSummary:
         """Every stage, in order."""
         registration = self._stage("registration", self._register)
+        threading.Thread(target=self._load_ahead, name="brainmap-load-ahead").start()
         intensity = self._stage("overview", self._fit_intensity)
         result = self._stage("detection", lambda: self._detect(intensity))
         outside = self._stage("regions", lambda: self._assemble(registration))
@@ -283,6 +286,14 @@ class _Run:
         self.verdict = registration.judgement.verdict
         self.warnings += registration.warnings
 
+    def _load_ahead(self) -> None:
+        """Load the network, beside the overview."""
+        # What fails here fails again where it is needed, and is said there.
+        with suppress(Exception):
+            preload(
+                self.inputs.volume, self.inputs.detector, self.folder, _options(self.request, self.inputs)
+            )
+
     def _fit_intensity(self) -> Intensity:
         saved = self.folder / BLOCKS_DIR / INTENSITY_FILE
         if saved.is_file():
@@ -300,6 +311,7 @@ class _Run:
             self.inputs.detector,
             self.folder,
             _options(self.request, self.inputs),
+            meanwhile=_load_report,
         )
 
     def _assemble(self, registration: Registration | None) -> int | None:
@@ -402,6 +414,14 @@ class _Run:
             execution=self.request.execution()
             | {"backend": self.request.backend, "device": self.request.device},
         ).save(self.folder)
+
+
+def _load_report() -> None:
+    """Load what the report is drawn with, while others work: the blocks wait for nothing of it."""
+    import brainmap.report.run_report  # noqa: F401
+    from brainmap.report.style import new_figure
+
+    new_figure(1.0, 1.0)
 
 
 def _options(request: DetectRequest, inputs: _Inputs) -> RunOptions:

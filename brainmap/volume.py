@@ -169,7 +169,9 @@ class Volume:
         record = self.levels[level]
         return open_reader(self.url, record.path, self.zarr_format, record.digest)
 
-    def read(self, z: slice, y: slice, x: slice, level: int = 0) -> NDArray[Any]:
+    def read(
+        self, z: slice, y: slice, x: slice, level: int = 0, out: NDArray[Any] | None = None
+    ) -> NDArray[Any]:
         """Read a region.
 
         Parameters
@@ -178,6 +180,8 @@ class Volume:
             Voxels of the level, step 1, inside its shape; an open end means the face of the volume.
         level : int
             0 = full resolution.
+        out : array (z, y, x), optional
+            Filled and returned, instead of a new array: C-contiguous, of the region's shape and `dtype`.
 
         Returns
         -------
@@ -196,7 +200,7 @@ class Volume:
                 index.append(region["zyx".index(role)])
             else:
                 index.append({"c": self.channel, "t": self.timepoint}.get(role) or 0)
-        values = self.reader(level).read(tuple(index))
+        values = self.reader(level).read(tuple(index), out)
         return values.reshape([r.stop - r.start for r in region])
 
     def _region(self, slices: tuple[slice, slice, slice], level: int) -> tuple[slice, slice, slice]:

@@ -39,6 +39,7 @@ def sharded(*inner: Any, location: str = "end") -> Any:
 KNOWN: dict[str, dict[str, Any]] = {
     "raw": {"compressors": None},
     "blosc": {"compressors": BloscCodec(cname="lz4")},
+    "blosc of many blocks": {"compressors": BloscCodec(cname="zstd", shuffle="bitshuffle", blocksize=256)},
     "zstd": {"compressors": ZstdCodec(level=3)},
     "gzip": {"compressors": GzipCodec()},
     "big endian": {"compressors": ZstdCodec(), "serializer": BytesCodec(endian="big")},

@@ -10,6 +10,7 @@ import math
 import secrets
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from brainmap.errors import DataError
@@ -55,12 +56,14 @@ class Dispatcher:
         self.token = secrets.token_hex(4)
         self.started = self.saved = time.monotonic()
 
-    def run(self) -> None:
-        """Process everything; raise what no block could survive."""
+    def run(self, meanwhile: Callable[[], None] | None = None) -> None:
+        """Process everything; raise what no block could survive. `meanwhile` is called with the first under way."""
         from distributed import as_completed
 
         completed = as_completed([])
         self._fill(completed)
+        if meanwhile is not None:
+            meanwhile()
         for future in completed:
             indices, attempt = self.active.pop(future.key)
             self.futures.pop(future.key)

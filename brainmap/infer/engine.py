@@ -11,7 +11,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,7 +35,7 @@ from brainmap.volume import Volume
 if TYPE_CHECKING:
     from distributed import Client, Future
 
-__all__ = ["DetectionResult", "RunOptions", "make_job", "run_detection"]
+__all__ = ["DetectionResult", "RunOptions", "make_job", "preload", "run_detection"]
 
 log = logging.getLogger(__name__)
 
@@ -127,12 +127,26 @@ class DetectionResult:
     peak_memory_bytes: int
 
 
+def preload(volume: Volume, detector: Detector, run_dir: str | Path, options: RunOptions) -> None:
+    """Load the network that `run_detection` will need with the same arguments; for a thread beside other work.
+
+    Raises
+    ------
+    BrainmapError
+        As `run_detection` would.
+    """
+    job = make_job(volume, detector, Path(run_dir).absolute(), options)
+    if in_this_process(options.workers, options.scheduler, job.device):
+        process.backend_of(dataclasses.replace(job, threads=cores()))
+
+
 def run_detection(
     volume: Volume,
     intensity: Intensity,
     detector: Detector,
     run_dir: str | Path,
     options: RunOptions | None = None,
+    meanwhile: Callable[[], None] | None = None,
 ) -> DetectionResult:
     """Detect the cells of a volume, block by block.
 
@@ -148,6 +162,8 @@ def run_detection(
         The run folder; blocks of the same command that are there already are kept.
     options : RunOptions, optional
         What the user chose.
+    meanwhile : callable, optional
+        Called once, when the first blocks are at work and this thread would only wait.
 
     Raises
     ------
@@ -176,7 +192,7 @@ def run_detection(
     try:
         tally.save(status)
         if tally.states.count(LEFT):
-            _run_blocks(job, tally, options)
+            _run_blocks(job, tally, options, meanwhile)
         status = "incomplete" if tally.failed else "complete"
     finally:
         # An interrupted run stays "running" or, seen by a person, resumable.
@@ -249,8 +265,11 @@ def _plan(job: Job, volume: Volume, detector: Detector) -> dict[str, Any]:
     }
 
 
-def _run_blocks(job: Job, tally: Tally, options: RunOptions) -> None:
+def _run_blocks(job: Job, tally: Tally, options: RunOptions, meanwhile: Callable[[], None] | None) -> None:
     """All blocks that are left, on a cluster."""
+    # Takes a quarter of a second, while another thread may still be loading the network.
+    import distributed  # noqa: F401
+
     total = tally.voxels_left()
     if in_this_process(options.workers, options.scheduler, job.device):
         # Loaded here for the threads of this process: what is missing shows before a cluster is started.
@@ -267,7 +286,7 @@ def _run_blocks(job: Job, tally: Tally, options: RunOptions) -> None:
         queued = (options.scheduler or "").startswith("slurm:")
         try:
             with nullcontext() if queued else _no_one_left(client, dispatcher.futures):
-                dispatcher.run()
+                dispatcher.run(meanwhile)
         except BaseException:
             # Threads of this process cannot be killed: they stop at their next slice.
             process.cancelled.add(job.run_dir)

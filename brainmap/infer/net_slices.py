@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import defaultdict
 from collections.abc import Generator, Iterator
@@ -61,7 +62,6 @@ def net_slices(volume: Volume, grid: Grid, window: Window, stages: Stages) -> It
                     if len(store) < stop - first:
                         store = np.empty((stop - first, *shape), np.float32)
                     slab = store[: stop - first]
-                    slab.fill(0)
                 resample_band(slab, raw, band.z, band.y[0], grid, first, rows, columns)
             if band.last:
                 for i in range(len(slab)):
@@ -83,7 +83,7 @@ class Band:
 def read_bands(
     volume: Volume, grid: Grid, window: Window, rows: Span, columns: Span, stages: Stages
 ) -> Generator[tuple[Band, NDArray[Any]], None, None]:
-    """Voxels of a block, band by band, read ahead by one.
+    """Voxels of a block, band by band, read ahead by one; each is valid until the next is asked for.
 
     Parameters
     ----------
@@ -94,7 +94,13 @@ def read_bands(
     """
     x = slice(*columns)
     requests = _requests(volume, grid, window, rows, x.stop - x.start)
-    bands = read_ahead(lambda band: volume.read(slice(*band.z), slice(*band.y), x), requests)
+    turns = _Turns(volume.dtype)
+
+    def read(band: Band) -> NDArray[Any]:
+        room = turns.room((band.z[1] - band.z[0], band.y[1] - band.y[0], x.stop - x.start))
+        return volume.read(slice(*band.z), slice(*band.y), x, out=room)
+
+    bands = read_ahead(read, requests)
     with closing(bands):
         while True:
             with stages.time("read"):
@@ -104,6 +110,24 @@ def read_bands(
             box = (slice(*band.z), slice(*band.y), x)
             stages.raw_voxels += volume.storage_bytes(*box) // volume.dtype.itemsize
             yield band, raw
+
+
+class _Turns:
+    """Memory for two bands in turn: one is read while the other is at work.
+
+    Fresh memory for each would come page by page, which takes as long as decoding.
+    """
+
+    def __init__(self, dtype: np.dtype[Any]) -> None:
+        self._here, self._next = np.empty(0, dtype), np.empty(0, dtype)
+
+    def room(self, shape: tuple[int, int, int]) -> NDArray[Any]:
+        """An array to fill; the one of the turn before is still valid."""
+        size = math.prod(shape)
+        self._here, self._next = self._next, self._here
+        if len(self._here) < size:
+            self._here = np.empty(size, self._here.dtype)
+        return self._here[:size].reshape(shape)
 
 
 def _requests(volume: Volume, grid: Grid, window: Window, rows: Span, width: int) -> Iterator[Band]:

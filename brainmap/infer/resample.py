@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,10 +27,13 @@ class AxisOperator:
         Voxel indices, rising along both axes.
     weight : ndarray of float32, shape (n, taps)
         Weights; each row sums to 1. Unused taps weigh 0.
+    even : bool
+        Whether the used taps of an output weigh the same.
     """
 
     index: NDArray[np.int64]
     weight: NDArray[np.float32]
+    even: bool = False
 
     @property
     def span(self) -> Span:
@@ -40,15 +42,7 @@ class AxisOperator:
 
     def rows(self, span: slice) -> AxisOperator:
         """The operator of some of the outputs."""
-        return AxisOperator(self.index[span], self.weight[span])
-
-    def add(self, out: NDArray[np.float32], values: NDArray[np.generic], first: int, axis: int) -> None:
-        """Add the share of the inputs [first, first + n) to the outputs, along an axis of 2-D arrays."""
-        shape = (-1, 1) if axis == 0 else (1, -1)
-        for share in self.shares(first, values.shape[axis]):
-            at = (slice(None),) * axis
-            part: NDArray[Any] = values[(*at, share.source)]
-            out[(*at, share.target)] += part * share.weight.reshape(shape)
+        return AxisOperator(self.index[span], self.weight[span], self.even)
 
     def shares(self, first: int, count: int) -> Iterator[Share]:
         """What the inputs [first, first + count) add to the outputs, tap by tap."""
@@ -79,6 +73,59 @@ class Share:
     target: slice | NDArray[np.int64]
     source: slice | NDArray[np.int64]
     weight: NDArray[np.float32]
+
+
+class _Sum:
+    """An operator on the inputs [first, first + count), made ready for many images.
+
+    An even operator only adds. What is returned is to be multiplied by `scale`, which broadcasts to the result.
+
+    Parameters
+    ----------
+    operator : AxisOperator
+    first, count : int
+        The inputs.
+    axis : int
+        0 or 1, of 2-D images.
+    """
+
+    def __init__(self, operator: AxisOperator, first: int, count: int, axis: int) -> None:
+        self._outputs, self._axis = len(operator.index), axis
+        self._shares = list(operator.shares(first, count))
+        self._even = operator.even
+        weight = operator.weight.max(axis=1) if operator.even else np.ones(1, np.float32)
+        # One number for all outputs where they agree, as they do but for the last of an axis.
+        self.scale = self._along(weight[:1] if (weight == weight[0]).all() else weight)
+
+    def __call__(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Sums along the axis; possibly a view of the image."""
+        total: NDArray[np.float32] | None = None
+        shared = False
+        for share in self._shares:
+            part = image[self._at(share.source)]
+            if not self._even:
+                part = part * self._along(share.weight)
+            whole = isinstance(share.target, slice) and share.target == slice(0, self._outputs)
+            if total is None and whole:
+                total, shared = part, self._even
+            elif total is None:
+                shape = list(image.shape)
+                shape[self._axis] = self._outputs
+                total = np.zeros(shape, np.float32)
+                total[self._at(share.target)] += part
+            elif shared and whole:
+                total, shared = total + part, False
+            else:
+                total, shared = total.copy() if shared else total, False
+                total[self._at(share.target)] += part
+        assert total is not None
+        return total
+
+    def _at(self, place: slice | NDArray[np.int64]) -> tuple[slice | NDArray[np.int64], ...]:
+        return (slice(None),) * self._axis + (place,)
+
+    def _along(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
+        return values.reshape((-1, 1) if self._axis == 0 else (1, -1))
 
 
 def _as_slice(where: NDArray[np.int64]) -> slice | NDArray[np.int64]:
@@ -114,7 +161,9 @@ def axis_operator(grid: Grid, axis: int, net: Span) -> AxisOperator:
         index = start[:, None] + np.arange(2)
         share = centre - start
         weight = np.stack([1 - share, share], axis=1)
-    return AxisOperator(np.minimum(index, size - 1), weight.astype(np.float32))
+    # By the ratio and not by the weights: windows of one grid must not differ in how they round.
+    even = ratio > 0.5 and abs(ratio - round(ratio)) < 1e-9
+    return AxisOperator(np.minimum(index, size - 1), weight.astype(np.float32), even)
 
 
 def _snap(edges: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -132,14 +181,15 @@ def resample_band(
     rows: AxisOperator,
     columns: AxisOperator,
 ) -> None:
-    """Add the share of a band of voxels to a slab of the net grid.
+    """Bring a band of voxels into a slab of the net grid; bands come in order.
 
     Slices are averaged first, as integers are where they are, then rows, then columns.
 
     Parameters
     ----------
     out : ndarray of float32, shape (groups, net rows, net columns)
-        Sum so far; group 0 is group `k0` of the grid.
+        The slab; group 0 is group `k0` of the grid. Net rows that begin in this band are written, those that
+        an earlier one began are added to.
     raw : ndarray, shape (len(z), band rows, columns.span)
         Voxels of whole groups; row 0 is voxel row `first_row`.
     z : (start, stop)
@@ -151,13 +201,17 @@ def resample_band(
     part = rows.rows(touched)
     if len(part.index) == 0:
         return
+    begun = int(np.count_nonzero(((part.index < first_row) & (part.weight > 0)).any(axis=1)))
+    down = _Sum(part, first_row, raw.shape[1], axis=0)
+    across = _Sum(columns, columns.span[0], raw.shape[2], axis=1)
+    scale = np.broadcast_to(down.scale * across.scale, (len(part.index), len(columns.index)))
     k = z[0] // grid.group - k0
     # Slice by slice: the intermediate images stay in the processor's cache.
     for i, start in enumerate(range(0, len(raw), grid.group)):
-        mean = _mean(raw[start : start + grid.group])
-        narrow = np.zeros((len(part.index), raw.shape[2]), np.float32)
-        part.add(narrow, mean, first_row, axis=0)
-        columns.add(out[k + i, touched], narrow, columns.span[0], axis=1)
+        wide = across(down(_mean(raw[start : start + grid.group])))
+        target = out[k + i, touched]
+        target[:begun] += wide[:begun] * scale[:begun]
+        np.multiply(wide[begun:], scale[begun:], out=target[begun:])
 
 
 def touched_rows(rows: AxisOperator, first: int, count: int) -> slice:
@@ -167,10 +221,10 @@ def touched_rows(rows: AxisOperator, first: int, count: int) -> slice:
     return slice(int(where[0]), int(where[-1]) + 1) if len(where) else slice(0, 0)
 
 
-def _mean(slices: NDArray[np.generic]) -> NDArray[np.generic]:
+def _mean(slices: NDArray[np.generic]) -> NDArray[np.float32]:
     """Mean of a group of slices, shape (rows, columns)."""
     if len(slices) == 1:
-        return slices[0]
+        return slices[0].astype(np.float32, copy=False)
     exact = slices.dtype.kind == "u" and slices.dtype.itemsize <= 2
     total = slices[0].astype(np.uint32 if exact else np.float32)
     for more in slices[1:]:

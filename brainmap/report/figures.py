@@ -45,9 +45,7 @@ def overview(image: SliceImage, points: Points, voxel_um: Sequence[float], width
     height_um, width_um = image.size_um
     panel = (width - 0.9) / 2  # the colour bar takes the rest
     figure = style.new_figure(width, float(np.clip(panel * height_um / width_um, 1.2, 9.0)) + 0.1)
-    plain, marked = figure.subplots(1, 2)
-    for axes in (plain, marked):
-        _picture(axes, image)
+    marked = _pictures(figure, image)
     few = len(points) <= 2000
     size = 40.0 if few else float(np.clip(20000.0 / len(points), 0.6, 8.0))
     _dots(marked, points, voxel_um, size=size, hollow=few)
@@ -86,9 +84,7 @@ def closeup(
     """
     height_um, width_um = image.size_um
     figure = style.new_figure(width, float(np.clip(width / 2 * height_um / width_um, 1.0, 8.0)) + 0.2)
-    plain, marked = figure.subplots(1, 2)
-    for axes in (plain, marked):
-        _picture(axes, image, white)
+    marked = _pictures(figure, image, white)
     y0, y1, x0, x1 = image.extent_um
     y_um, x_um = _um(points, voxel_um)
     inside = (y_um >= y0) & (y_um < y1) & (x_um >= x0) & (x_um < x1)
@@ -211,16 +207,21 @@ def score_curve(
     return figure
 
 
-def _picture(axes: Axes, image: SliceImage, white: float = 0.0) -> None:
+def _pictures(figure: Figure, image: SliceImage, white: float = 0.0) -> Axes:
+    """The image twice, beside each other; returns the axes on the right."""
     low, high = image.window(white)
     y0, y1, x0, x1 = image.extent_um
     # A little gamma, so that dim cells and bright ones are both seen.
     shown = np.clip((image.values - low) / (high - low), 0.0, 1.0) ** 0.75
-    axes.imshow(
-        shown, cmap=style.TISSUE_MAP, vmin=0, vmax=1, extent=(x0, x1, y1, y0), interpolation="antialiased"
-    )
-    style.picture_axes(axes)
-    style.scale_bar(axes, image.size_um)
+    panels = figure.subplots(1, 2)
+    for axes in panels:
+        axes.imshow(
+            shown, cmap=style.TISSUE_MAP, vmin=0, vmax=1, extent=(x0, x1, y1, y0), interpolation="antialiased"
+        )
+        style.picture_axes(axes)
+        style.scale_bar(axes, image.size_um)
+    right: Axes = panels[1]
+    return right
 
 
 def _um(points: Points, voxel_um: Sequence[float]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

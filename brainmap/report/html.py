@@ -18,12 +18,14 @@ Parts appear in the order they were added; parts added before the first section 
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import io
 import math
 import numbers
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -187,7 +189,7 @@ class Page:
         width : {"", "wide", "half"}
             Text width, full page width, or two beside each other.
         """
-        uri = figure_uri(figure, format=format, dpi=dpi)
+        uri = _picture(figure, format, dpi)
         # A rendered figure is shown at its own size in inches whatever its resolution; a file fills the width.
         pixels = 0 if isinstance(figure, (str, bytes, Path)) else round(96 * figure.get_figwidth())
         self._add(kind="figure", uri=uri, caption=caption, alt=alt or caption, width=width, pixels=pixels)
@@ -228,6 +230,11 @@ class Page:
 
 def figure_uri(figure: Figure | bytes | str | Path, *, format: str = "png", dpi: int = 160) -> str:
     """Return a picture as a data URI; see `Page.add_figure` for what `figure` may be."""
+    return _picture(figure, format, dpi)()
+
+
+def _picture(figure: Figure | bytes | str | Path, format: str, dpi: int) -> Callable[[], str]:
+    """Draw or read a picture now; what is returned waits for its data URI, which another thread makes."""
     if isinstance(figure, (str, Path)):
         content = Path(figure).read_bytes()
         kind = _sniff(content, str(figure))
@@ -235,8 +242,18 @@ def figure_uri(figure: Figure | bytes | str | Path, *, format: str = "png", dpi:
         content = figure
         kind = _sniff(content, "the figure's bytes")
     else:
-        content, kind = _render(figure, format, dpi), format
+        encode = _render(figure, format, dpi)
+        return _encoders().submit(lambda: _data_uri(encode(), format)).result
+    return lambda: _data_uri(content, kind)
+
+
+def _data_uri(content: bytes, kind: str) -> str:
     return f"data:{_MEDIA[kind]};base64,{base64.b64encode(content).decode()}"
+
+
+@functools.cache
+def _encoders() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(2, thread_name_prefix="brainmap-encode")
 
 
 def format_value(value: object, digits: int = 4) -> str:
@@ -261,7 +278,8 @@ def format_value(value: object, digits: int = 4) -> str:
     return (text.rstrip("0").rstrip(".") if "." in text else text).replace("-", _MINUS)
 
 
-def _render(figure: Figure, format: str, dpi: int) -> bytes:
+def _render(figure: Figure, format: str, dpi: int) -> Callable[[], bytes]:
+    """Draw a figure; what is returned encodes it, which for pictures takes as long and needs no interpreter."""
     if format not in ("png", "svg", "webp"):
         raise DataError(f"figure format {format!r} is not png, svg or webp")
     buffer = io.BytesIO()
@@ -271,18 +289,22 @@ def _render(figure: Figure, format: str, dpi: int) -> bytes:
         # No date and a fixed salt: equal inputs give equal files.
         with matplotlib.rc_context({"svg.hashsalt": "brainmap"}):
             figure.savefig(buffer, format=format, metadata={"Date": None})
-    else:
-        # Drawn here: `savefig` would draw every picture twice, once to lay the figure out.
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from PIL import Image
+        return buffer.getvalue
+    # Drawn here: `savefig` would draw every picture twice, once to lay the figure out.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from PIL import Image
 
-        figure.set_dpi(dpi)
-        canvas = FigureCanvasAgg(figure)
-        canvas.draw()
-        picture = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
-        options = {"quality": 88, "method": 2} if format == "webp" else {"dpi": (dpi, dpi)}
+    figure.set_dpi(dpi)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    picture = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+    options = {"quality": 88, "method": 2} if format == "webp" else {"dpi": (dpi, dpi)}
+
+    def encode() -> bytes:
         picture.save(buffer, format, **options)
-    return buffer.getvalue()
+        return buffer.getvalue()
+
+    return encode
 
 
 def _sniff(content: bytes, what: str) -> str:

@@ -29,7 +29,7 @@ from brainmap.report.run_facts import (
     method_facts,
     plain,
 )
-from brainmap.report.slices import choose_crops, choose_slices, read_crop, read_slice
+from brainmap.report.slices import choose_crops, choose_slices, read_crop, read_slices
 from brainmap.report.summary import points_near, summarise_points
 from brainmap.report.truth import add_truth, missed_cells
 from brainmap.volume import Volume
@@ -149,7 +149,7 @@ def _detections(page: Page, run: Run, scored: bool) -> None:
         f"Cells within {reach * step:.3g} µm above and below the slice, coloured by score (magenta low, yellow high). "
         "Brightness is stretched from the 1st percentile of each picture to the 99.7th of its slice (gamma 0.75).",
     )
-    overviews = [read_slice(volume, z) for z in slices]
+    overviews = read_slices(volume, slices)
     missed = missed_cells(run) if scored else None
     crops = choose_crops(volume, overviews, points, _CROP_CELLS * run.cell_um)
     if crops:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,10 +13,20 @@ from numpy.typing import NDArray
 from brainmap.points import Points
 from brainmap.volume import Volume
 
-__all__ = ["Crop", "SliceImage", "choose_crops", "choose_slices", "read_crop", "read_slice", "tissue_of"]
+__all__ = [
+    "Crop",
+    "SliceImage",
+    "choose_crops",
+    "choose_slices",
+    "read_crop",
+    "read_slice",
+    "read_slices",
+    "tissue_of",
+]
 
 Image = NDArray[np.float32]
 _STRIP_BYTES = 64_000_000
+_THREADS = 4
 
 
 @dataclass(frozen=True)
@@ -75,6 +88,12 @@ def choose_slices(per_slice: NDArray[np.int64], depth: int, count: int = 3) -> l
     return sorted({int(np.searchsorted(total, share)) for share in shares})
 
 
+def read_slices(volume: Volume, slices: Sequence[int]) -> list[SliceImage]:
+    """Read some whole slices at the same time; see `read_slice`."""
+    with ThreadPoolExecutor(_THREADS, thread_name_prefix="brainmap-slices") as pool:
+        return list(pool.map(functools.partial(read_slice, volume), slices))
+
+
 def read_slice(volume: Volume, z: int, pixels: int = 1000) -> SliceImage:
     """Read a whole slice at the coarsest level with at least `pixels` along its longer side.
 
@@ -129,7 +148,10 @@ def choose_crops(
     volume: Volume, overviews: list[SliceImage], points: list[Points], size_um: float
 ) -> list[Crop]:
     """Choose up to four places: most cells, a usual place, few cells, and the edge of the tissue."""
-    table = np.concatenate([_tiles(volume, o, p, size_um) for o, p in zip(overviews, points, strict=True)])
+    with ThreadPoolExecutor(_THREADS, thread_name_prefix="brainmap-slices") as pool:
+        tissues = pool.map(tissue_of, overviews)
+        parts = zip(overviews, points, tissues, strict=True)
+        table = np.concatenate([_tiles(volume, *part, size_um) for part in parts])
     inside = table[table["tissue"] > 0.9]
     if not len(inside):
         inside = table[table["tissue"] >= min(0.5, table["tissue"].max(initial=0.0))]
@@ -153,9 +175,10 @@ def choose_crops(
 _TILE = np.dtype([(n, np.int64) for n in ("z", "y0", "y1", "x0", "x1", "cells")] + [("tissue", np.float64)])
 
 
-def _tiles(volume: Volume, overview: SliceImage, points: Points, size_um: float) -> NDArray[np.void]:
+def _tiles(
+    volume: Volume, overview: SliceImage, points: Points, tissue: NDArray[np.bool_], size_um: float
+) -> NDArray[np.void]:
     """Half-overlapping candidate crops of one slice with their cells and share of tissue."""
-    tissue = tissue_of(overview)
     sides = [max(1, min(round(size_um / volume.voxel_um[a]), volume.shape[a])) for a in (1, 2)]
     starts = [
         np.unique(np.clip(np.arange(0, volume.shape[a], max(1, side // 2)), 0, volume.shape[a] - side))

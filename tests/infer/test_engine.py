@@ -294,10 +294,10 @@ def test_resume_refuses_other_parameters(brain: Brain, toy: Detector, run_dir: P
 class Broken(Volume):
     """A volume whose rows from 170 on cannot be read."""
 
-    def read(self, z: slice, y: slice, x: slice, level: int = 0) -> np.ndarray:
+    def read(self, z: slice, y: slice, x: slice, level: int = 0, out: np.ndarray | None = None) -> np.ndarray:
         if y.stop > 170:
             raise DataError(f"chunk {y} is damaged")
-        return super().read(z, y, x, level)
+        return super().read(z, y, x, level, out)
 
 
 def test_failed_blocks_are_retried_reported_and_made_good_later(
@@ -386,12 +386,12 @@ def test_kill_and_the_same_command_again_give_the_same_cells(
 class Deadly(Volume):
     """A volume that takes its worker down where it is read near its end."""
 
-    def read(self, z: slice, y: slice, x: slice, level: int = 0) -> np.ndarray:
+    def read(self, z: slice, y: slice, x: slice, level: int = 0, out: np.ndarray | None = None) -> np.ndarray:
         if z.stop > 25:
             # Not while its nanny is still starting it, which would be another story.
             time.sleep(3)
             os._exit(9)
-        return super().read(z, y, x, level)
+        return super().read(z, y, x, level, out)
 
 
 @pytest.mark.slow

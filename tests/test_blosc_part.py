@@ -1,0 +1,86 @@
+"""Parts of Blosc frames against the whole of them."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from numcodecs import Blosc, blosc
+
+from brainmap.blosc_part import decode
+
+SIZE = 300_000
+
+
+@pytest.fixture(params=[1, 2])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    """Threads that compress: with several, blocks lie in the order in which they were finished."""
+    before, used = blosc.set_nthreads(request.param), blosc.use_threads
+    blosc.use_threads = True
+    yield request.param
+    blosc.use_threads = used
+    blosc.set_nthreads(before)
+
+
+def values(dtype: str) -> np.ndarray:
+    rng = np.random.default_rng(4)
+    return np.cumsum(rng.integers(0, 9, SIZE // np.dtype(dtype).itemsize)).astype(dtype)
+
+
+@pytest.mark.parametrize(
+    ("name", "shuffle", "dtype", "block"),
+    [
+        *itertools.product(
+            ("zstd", "lz4"), (Blosc.NOSHUFFLE, Blosc.SHUFFLE, Blosc.BITSHUFFLE), ("u2",), (0, 4096)
+        ),
+        ("blosclz", Blosc.SHUFFLE, "f4", 8192),
+        ("zlib", Blosc.BITSHUFFLE, "u1", 65536),
+        ("lz4hc", Blosc.SHUFFLE, "f8", 1 << 20),
+    ],
+)
+def test_a_part_is_what_the_whole_holds(
+    name: str, shuffle: int, dtype: str, block: int, threads: int
+) -> None:
+    array = values(dtype)
+    whole = array.tobytes()
+    frame = Blosc(name, 5, shuffle, block).encode(array)
+    rng = np.random.default_rng(1)
+    spans = [tuple(sorted(rng.integers(0, len(whole), 2))) for _ in range(20)]
+    for first, stop in [(0, 1), (0, len(whole)), (len(whole) - 1, len(whole)), *spans]:
+        if first == stop:
+            continue
+        part, begins = decode(frame, first, stop)
+        assert begins <= first
+        assert begins + len(part) >= stop
+        assert part == whole[begins : begins + len(part)]
+
+
+def test_only_the_blocks_needed_are_decoded() -> None:
+    frame = Blosc("zstd", 1, Blosc.BITSHUFFLE, 16384).encode(values("u2"))
+    part, begins = decode(frame, 40_000, 50_000)
+    assert (begins, len(part)) == (32768, 32768)
+
+
+def test_noise_is_stored_as_it_is() -> None:
+    noise = np.random.default_rng(0).bytes(SIZE)
+    part, begins = decode(Blosc("lz4", 5, Blosc.NOSHUFFLE, 4096).encode(noise), 100, 200)
+    assert part[100 - begins : 200 - begins] == noise[100:200]
+
+
+@pytest.mark.parametrize("keep", [3, 16, 200, -1])
+def test_truncated_frames_are_refused(keep: int) -> None:
+    frame = Blosc("zstd", 1, Blosc.BITSHUFFLE, 16384).encode(values("u2"))
+    with pytest.raises(ValueError, match="bytes are stored where"):
+        decode(frame[:keep], 0, 100)
+
+
+def test_damaged_places_are_refused() -> None:
+    frame = bytearray(Blosc("zstd", 1, Blosc.BITSHUFFLE, 16384).encode(values("u2")))
+    frame[20:24] = (2**31 - 1).to_bytes(4, "little")
+    with pytest.raises(ValueError, match="places of its blocks"):
+        decode(bytes(frame), 0, 100)
+    frame[20:24] = (3).to_bytes(4, "little")
+    with pytest.raises(ValueError, match="places of its blocks"):
+        decode(bytes(frame), 0, 100)
