@@ -85,6 +85,10 @@ class Reader(Protocol):
 
     info: ArrayInfo
 
+    @property
+    def unit(self) -> tuple[int, ...]:
+        """What is decoded at a time: a chunk, or fewer of its outermost sections."""
+
     def read(self, index: Index, out: NDArray[Any] | None = None) -> NDArray[Any]:
         """Return a region (integers drop their axis) in native byte order.
 
@@ -328,6 +332,11 @@ class ZarrReader:
         if direct is not None or store.nested:
             return direct
         return TensorStoreChunks.of(folder, self._array.metadata.zarr_format)
+
+    @property
+    def unit(self) -> tuple[int, ...]:
+        """See `Reader.unit`."""
+        return self._local.unit if isinstance(self._local, LocalChunks) else self.info.chunks
 
     def read(self, index: Index, out: NDArray[Any] | None = None) -> NDArray[Any]:
         """See `Reader.read`."""

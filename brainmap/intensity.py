@@ -57,7 +57,7 @@ _MAX_BINS = 32_000_000
 _SLAB_VOXELS = 48_000_000
 _NOISE_PATCHES = 48
 # Reading them is mostly waiting where the image lies far away.
-_NOISE_THREADS = 8
+_NOISE_THREADS = 4
 _NOISE_PATCH_CELLS = 12
 # Noise grows with the light: between its root (photon noise) and itself (gain).
 NOISE_EXPONENT = 0.7

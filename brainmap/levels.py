@@ -11,7 +11,7 @@ from brainmap.arrays import ArrayInfo, Node, open_reader
 from brainmap.errors import DataError, UsageError
 from brainmap.ngff import Dataset, Multiscale, Triple, dataset_from_shape, parse_multiscale
 
-__all__ = ["Level", "Shape", "check_arrays", "image_of", "levels_of", "parse_voxel_um"]
+__all__ = ["Level", "Shape", "check_arrays", "image_of", "levels_of", "parse_voxel_um", "spatial"]
 
 log = logging.getLogger(__name__)
 
@@ -99,7 +99,7 @@ def _check_dimension_names(image: Multiscale, info: ArrayInfo, where: str) -> No
 
 def levels_of(image: Multiscale, infos: list[ArrayInfo], voxel_um: Triple | None) -> tuple[Level, ...]:
     """Join metadata and arrays; a given voxel size of level 0 overrides the metadata's."""
-    shapes = [_spatial(image.axes, info.shape) for info in infos]
+    shapes = [spatial(image.axes, info.shape) for info in infos]
     first = image.datasets[0]
     levels: list[Level] = []
     for declared, info, shape in zip(image.datasets, infos, shapes, strict=True):
@@ -111,8 +111,8 @@ def levels_of(image: Multiscale, infos: list[ArrayInfo], voxel_um: Triple | None
             Level(
                 path=dataset.path,
                 shape=shape,
-                chunks=_spatial(image.axes, info.chunks),
-                shards=None if info.shards is None else _spatial(image.axes, info.shards),
+                chunks=spatial(image.axes, info.chunks),
+                shards=None if info.shards is None else spatial(image.axes, info.shards),
                 voxel_um=dataset.scale_um,
                 origin_um=dataset.translation_um,
                 digest=info.digest,
@@ -151,7 +151,8 @@ def _rescaled(dataset: Dataset, first: Dataset, voxel_um: Triple, shape0: Shape,
     return Dataset(dataset.path, (scale[0], scale[1], scale[2]), (shift[0], shift[1], shift[2]))
 
 
-def _spatial(axes: tuple[str, ...], values: tuple[int, ...]) -> Shape:
+def spatial(axes: tuple[str, ...], values: tuple[int, ...]) -> Shape:
+    """Values along z, y, x of one for each axis; 1 along a z that is not there."""
     by_role = dict(zip(axes, values, strict=True))
     return by_role.get("z", 1), by_role["y"], by_role["x"]
 

@@ -11,8 +11,10 @@ import functools
 import itertools
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +25,20 @@ from numcodecs import zstd
 from numpy.typing import NDArray
 
 from brainmap import blosc_part
+from brainmap.blosc_part import Fetch
 
 __all__ = ["LocalChunks"]
 
-# At least some bytes (start, stop) of what was encoded, and which is the first that is returned.
-Decode = Callable[[bytes, int, int], tuple[Any, int]]
+# From the bytes stored (a function that reads some, and how many there are): at least some bytes (first, stop) of a
+# chunk of so many, and which is the first that is returned.
+Decode = Callable[[Fetch, int, int, int, int], tuple[Any, int]]
 Box = tuple[slice, ...]
+Span = tuple[int, int]
 
 _NOT_STORED = 2**64 - 1
 _CHUNKS_PER_TASK = 4
+# Chunks looked at for how they are encoded: the first may not be stored.
+_SAMPLES = 9
 
 
 class LocalChunks:
@@ -51,6 +58,7 @@ class LocalChunks:
         self.shape, self.chunks = tuple(array.shape), tuple(array.chunks)
         self.shards = None if array.shards is None else tuple(array.shards)
         self._decode, self._dtype, self._index_first = _codecs(array)
+        self._in_blocks = self._decode is blosc_part.read
         self._chunk_bytes = math.prod(self.chunks) * self._dtype.itemsize
         self._fill = 0 if array.fill_value is None else array.fill_value
         self._key, self._folder, self._stored_key = array.metadata.encode_chunk_key, folder, stored_key
@@ -101,17 +109,21 @@ class LocalChunks:
     ) -> None:
         for corner, group in itertools.groupby(jobs, key=lambda job: job[0]):
             chunks = [chunk for _, chunk in group]
-            path = self._folder / self._stored_key(self._key(corner))
-            for chunk, stored in zip(chunks, self._stored(path, corner, chunks), strict=True):
-                target, source = self._overlap(region, chunk)
-                out[target] = self._fill if stored is None else self._decoded(stored, source)
+            with self._opened(corner) as file:
+                places = self._places(file, corner, chunks)
+                for chunk, place in zip(chunks, places, strict=True):
+                    target, source = self._overlap(region, chunk)
+                    if file is None or place is None:
+                        out[target] = self._fill
+                    else:
+                        out[target] = self._decoded(file, place, source)
 
-    def _decoded(self, stored: bytes, box: Box) -> NDArray[Any]:
-        """A box of a chunk."""
+    def _decoded(self, file: FileIO, place: Span, box: Box) -> NDArray[Any]:
+        """A box of a chunk that lies at (offset, bytes) of an open file."""
         item = self._dtype.itemsize
         corners = ([s.start for s in box], [s.stop - 1 for s in box])
         first, last = (int(np.ravel_multi_index(corner, self.chunks)) * item for corner in corners)
-        values, begins = self._decode(stored, first, last + item)
+        values, begins = self._decode(_fetcher(file, place), place[1], first, last + item, self._chunk_bytes)
         if begins == 0 and len(values) == self._chunk_bytes:
             return np.frombuffer(values, self._dtype).reshape(self.chunks)[box]
         if len(values) < last + item - begins:
@@ -120,6 +132,31 @@ class LocalChunks:
         chunk = np.empty(self._chunk_bytes, np.uint8)
         chunk[begins : begins + len(values)] = np.frombuffer(values, np.uint8)
         return chunk.view(self._dtype).reshape(self.chunks)[box]
+
+    @functools.cached_property
+    def unit(self) -> tuple[int, ...]:
+        """What is decoded at a time: a chunk, or fewer of its outermost sections."""
+        inside = next((a for a, n in enumerate(self.chunks) if n > 1), 0)
+        section = self._chunk_bytes // math.prod(self.chunks[: inside + 1])
+        block = self._block_bytes() if self._in_blocks else self._chunk_bytes
+        if block % section == 0 or section % block == 0:
+            depth = min(self.chunks[inside], max(1, block // section))
+            return (*self.chunks[:inside], depth, *self.chunks[inside + 1 :])
+        return self.chunks
+
+    def _block_bytes(self) -> int:
+        """Bytes that Blosc encodes together, by the first of some chunks that is stored."""
+        grid = [-(-n // c) for n, c in zip(self.shape, self.chunks, strict=True)]
+        for flat in np.linspace(0, math.prod(grid) - 1, _SAMPLES).astype(int):
+            chunk = tuple(int(i) for i in np.unravel_index(flat, grid))
+            files = self.shards or self.chunks
+            corner = tuple(i * c // f for i, c, f in zip(chunk, self.chunks, files, strict=True))
+            with self._opened(corner) as file:
+                (place,) = self._places(file, corner, [chunk])
+                if file is not None and place is not None:
+                    with suppress(ValueError):
+                        return blosc_part.block_bytes(_fetcher(file, place), place[1])
+        return self._chunk_bytes
 
     def _overlap(self, region: Box, chunk: tuple[int, ...]) -> tuple[Box, Box]:
         """Where a chunk goes in the result, and which part of it."""
@@ -130,41 +167,45 @@ class LocalChunks:
             source.append(slice(start - i * c, stop - i * c))
         return tuple(target), tuple(source)
 
-    def _stored(
-        self, path: Path, corner: tuple[int, ...], chunks: list[tuple[int, ...]]
-    ) -> list[bytes | None]:
-        """Encoded bytes of chunks of one file; None for what is not stored."""
+    @contextmanager
+    def _opened(self, corner: tuple[int, ...]) -> Iterator[FileIO | None]:
+        """The file that holds a chunk or a shard; None if it is not stored."""
+        path = self._folder / self._stored_key(self._key(corner))
         try:
-            with path.open("rb", buffering=0) as file:
-                if self.shards is None:
-                    return [file.read()]
-                return self._from_shard(file.fileno(), corner, chunks)
+            file = FileIO(path)
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-            return [None] * len(chunks)
+            yield None
+            return
+        with file:
+            yield file
 
-    def _from_shard(
-        self, file: int, corner: tuple[int, ...], chunks: list[tuple[int, ...]]
-    ) -> list[bytes | None]:
-        assert self.shards is not None
+    def _places(
+        self, file: FileIO | None, corner: tuple[int, ...], chunks: list[tuple[int, ...]]
+    ) -> list[Span | None]:
+        """Where chunks of one file lie in it, (offset, bytes); None for what is not stored."""
+        if file is None:
+            return [None] * len(chunks)
+        size = os.fstat(file.fileno()).st_size
+        if self.shards is None:
+            return [(0, size)]
         grid = [s // c for s, c in zip(self.shards, self.chunks, strict=True)]
-        count = int(np.prod(grid))
-        length, size = 16 * count + 4, os.fstat(file).st_size
-        raw = os.pread(file, length, 0 if self._index_first else max(0, size - length))
+        count = math.prod(grid)
+        length = 16 * count + 4
+        raw = _read(file, 0 if self._index_first else max(0, size - length), length)
         if len(raw) != length or google_crc32c.value(raw[:-4]) != int.from_bytes(raw[-4:], "little"):
             raise ValueError("the index of the shard is damaged")
         index = np.frombuffer(raw[:-4], "<u8").reshape(count, 2)
-        stored: list[bytes | None] = []
+        places: list[Span | None] = []
         for chunk in chunks:
             inner = tuple(i - k * g for i, k, g in zip(chunk, corner, grid, strict=True))
             offset, nbytes = (int(v) for v in index[int(np.ravel_multi_index(inner, grid))])
             if offset == nbytes == _NOT_STORED:
-                stored.append(None)
-                continue
-            data = os.pread(file, nbytes, offset)
-            if len(data) != nbytes:
-                raise ValueError(f"{len(data)} bytes are stored where {nbytes} should be")
-            stored.append(data)
-        return stored
+                places.append(None)
+            elif offset + nbytes > size:
+                raise ValueError(f"{max(0, size - offset)} bytes are stored where {nbytes} should be")
+            else:
+                places.append((offset, nbytes))
+        return places
 
 
 class _UnknownCodecError(Exception):
@@ -194,7 +235,7 @@ def _codecs(array: Any) -> tuple[Decode, np.dtype[Any], bool]:
         compressor = metadata.compressor
         if compressor is None:
             return _whole(_as_is), np.dtype(array.dtype), False
-        known = {numcodecs.Blosc: blosc_part.decode, numcodecs.Zstd: _whole(zstd.decompress)}
+        known = {numcodecs.Blosc: blosc_part.read, numcodecs.Zstd: _whole(zstd.decompress)}
         decode = known.get(type(compressor), _whole(compressor.decode))
         return decode, metadata.dtype.to_native_dtype(), False
     codecs, index_first = list(metadata.codecs), False
@@ -205,7 +246,7 @@ def _codecs(array: Any) -> tuple[Decode, np.dtype[Any], bool]:
         codecs = list(codecs[0].codecs)
     names = [type(c).__name__ for c in codecs]
     decoders: dict[str, Decode] = {
-        "BloscCodec": blosc_part.decode,
+        "BloscCodec": blosc_part.read,
         "ZstdCodec": _whole(zstd.decompress),
         "GzipCodec": _whole(numcodecs.GZip().decode),
     }
@@ -216,9 +257,23 @@ def _codecs(array: Any) -> tuple[Decode, np.dtype[Any], bool]:
     return (decoders[names[1]] if len(names) == 2 else _whole(_as_is)), dtype, index_first
 
 
+def _fetcher(file: FileIO, place: Span) -> Fetch:
+    """Reads bytes of what lies at (offset, bytes) of an open file."""
+    return lambda begin, count: _read(file, place[0] + begin, min(count, place[1] - begin))
+
+
+def _read(file: FileIO, offset: int, count: int) -> bytes:
+    """Bytes of a file, fewer only at its end: the system returns at most 2 GiB at a time."""
+    file.seek(offset)
+    data = file.read(count)
+    while len(data) < count and (more := file.read(count - len(data))):
+        data += more
+    return data
+
+
 def _whole(decode: Callable[[bytes], Any]) -> Decode:
     """For codecs whose chunks are decoded as a whole."""
-    return lambda stored, first, stop: (decode(stored), 0)
+    return lambda fetch, stored, first, stop, chunk: (decode(fetch(0, stored)), 0)
 
 
 def _as_is(stored: bytes) -> bytes:

@@ -28,6 +28,7 @@ from brainmap.exports import export_points
 from brainmap.infer.detector import Detector
 from brainmap.infer.engine import INTENSITY_FILE, DetectionResult, RunOptions, preload, run_detection
 from brainmap.infer.estimate import estimate
+from brainmap.infer.memory import keep_freed_memory
 from brainmap.infer.results import BLOCKS_DIR, iter_results
 from brainmap.intensity import Intensity
 from brainmap.mask import Mask
@@ -199,6 +200,7 @@ class _Run:
 
     def all(self) -> DetectSummary:
         """Every stage, in order."""
+        keep_freed_memory()
         registration = self._stage("registration", self._register)
         threading.Thread(target=self._load_ahead, name="brainmap-load-ahead").start()
         intensity = self._stage("overview", self._fit_intensity)

@@ -19,7 +19,7 @@ from numpy.typing import DTypeLike, NDArray
 from brainmap.arrays import Reader, ZarrFormat, locate, open_reader, read_node
 from brainmap.coords import parse_orientation
 from brainmap.errors import DataError, UsageError
-from brainmap.levels import Level, Shape, check_arrays, image_of, levels_of, parse_voxel_um
+from brainmap.levels import Level, Shape, check_arrays, image_of, levels_of, parse_voxel_um, spatial
 from brainmap.ngff import Triple, is_collection
 from brainmap.volume_writer import VolumeWriter
 
@@ -136,8 +136,13 @@ class Volume:
 
     @property
     def chunks(self) -> Shape:
-        """Chunk of level 0, the unit of decoding."""
+        """Chunk of level 0."""
         return self.levels[0].chunks
+
+    @property
+    def unit(self) -> Shape:
+        """Voxels of level 0 that are decoded at a time: a chunk, or fewer of its sections where the codec can."""
+        return spatial(self.axes, self.reader().unit)
 
     @property
     def shards(self) -> Shape | None:
@@ -228,13 +233,13 @@ class Volume:
         return max(fitting, default=0)
 
     def storage_bytes(self, z: slice, y: slice, x: slice, level: int = 0) -> int:
-        """Bytes to decode for reading a region: whole chunks, uncompressed, of one channel."""
+        """Bytes to decode for reading a region: whole units, uncompressed, of one channel."""
         region = self._region((z, y, x), level)
-        record = self.levels[level]
+        unit, shape = spatial(self.axes, self.reader(level).unit), self.levels[level].shape
         voxels = 1
-        for part, chunk, size in zip(region, record.chunks, record.shape, strict=True):
-            first, last = part.start // chunk, -(-part.stop // chunk)
-            voxels *= min(last * chunk, size) - first * chunk
+        for part, step, size in zip(region, unit, shape, strict=True):
+            first, last = part.start // step, -(-part.stop // step)
+            voxels *= min(last * step, size) - first * step
         return voxels * self.dtype.itemsize
 
     def fingerprint(self) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numcodecs import Blosc, blosc
 
-from brainmap.blosc_part import decode
+from brainmap.blosc_part import block_bytes, read
 
 SIZE = 300_000
 
@@ -27,6 +27,10 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
 def values(dtype: str) -> np.ndarray:
     rng = np.random.default_rng(4)
     return np.cumsum(rng.integers(0, 9, SIZE // np.dtype(dtype).itemsize)).astype(dtype)
+
+
+def decode(frame: bytes, first: int, stop: int, chunk: int = SIZE) -> tuple[bytes, int]:
+    return read(lambda begin, count: frame[begin : begin + count], len(frame), first, stop, chunk)
 
 
 @pytest.mark.parametrize(
@@ -59,8 +63,16 @@ def test_a_part_is_what_the_whole_holds(
 
 def test_only_the_blocks_needed_are_decoded() -> None:
     frame = Blosc("zstd", 1, Blosc.BITSHUFFLE, 16384).encode(values("u2"))
-    part, begins = decode(frame, 40_000, 50_000)
+    fetched = []
+
+    def fetch(begin: int, count: int) -> bytes:
+        fetched.append(count)
+        return frame[begin : begin + count]
+
+    part, begins = read(fetch, len(frame), 40_000, 50_000, SIZE)
     assert (begins, len(part)) == (32768, 32768)
+    assert sum(fetched) < len(frame) / 4
+    assert block_bytes(fetch, len(frame)) == 16384
 
 
 def test_noise_is_stored_as_it_is() -> None:
@@ -74,6 +86,14 @@ def test_truncated_frames_are_refused(keep: int) -> None:
     frame = Blosc("zstd", 1, Blosc.BITSHUFFLE, 16384).encode(values("u2"))
     with pytest.raises(ValueError, match="bytes are stored where"):
         decode(frame[:keep], 0, 100)
+    with pytest.raises(ValueError, match="bytes are stored where"):
+        decode(frame[:keep], 0, SIZE)
+
+
+def test_frames_of_another_size_are_refused() -> None:
+    frame = Blosc("zstd", 1, Blosc.BITSHUFFLE, 16384).encode(values("u2"))
+    with pytest.raises(ValueError, match="300000 bytes are encoded where 400000 should be"):
+        decode(frame, 0, 100, 400_000)
 
 
 def test_damaged_places_are_refused() -> None:

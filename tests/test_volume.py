@@ -593,7 +593,7 @@ def test_a_chunk_that_the_disk_refuses(
         raise OSError(5, "Input/output error")
 
     with monkeypatch.context() as patch:
-        patch.setattr("brainmap.local_reader.LocalChunks._stored", refuse)
+        patch.setattr("brainmap.local_reader.LocalChunks._places", refuse)
         with pytest.raises(DataError, match=r"chunk 0/0/0 .* cannot be read: .*Input/output error"):
             whole(volume)
     monkeypatch.setattr("zarr.storage._local._get", refuse)

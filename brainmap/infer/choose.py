@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from brainmap.infer.blocks import Blocks, Grid, Roi, Span, align_up, partition
 from brainmap.infer.detector import DetectorSpec
 from brainmap.infer.layout import Layout, make_layout
+from brainmap.infer.net_slices import longest_run
 from brainmap.volume import Volume
 
 __all__ = ["BlockCost", "block_cost", "choose_block", "run_seconds"]
@@ -43,7 +44,7 @@ class BlockCost:
     seconds : float
         One core's time.
     decoded_voxels, net_pixels : int
-        Voxels of all storage chunks it touches; pixels through the network.
+        Voxels of all units of storage it touches; pixels through the network.
     peak_bytes : int
         Memory it needs.
     """
@@ -60,15 +61,15 @@ def block_cost(volume: Volume, blocks: Blocks, layout: Layout, device: str = "cp
     block = blocks[_middle(blocks)]
     window = layout.window(grid, block)
     spans = (window.read_k, window.read_y, window.read_x)
-    decoded = math.prod(_decoded(volume.chunks[axis], grid, span, axis) for axis, span in enumerate(spans))
+    decoded = math.prod(_decoded(volume.unit[axis], grid, span, axis) for axis, span in enumerate(spans))
     heights = window.k[1] - window.k[0]
     net = heights * len(window.rows) * len(window.columns) * layout.tile[0] * layout.tile[1]
     area = window.padded[0] * window.padded[1]
     slices = window.read_k[1] - window.read_k[0]
     seconds = decoded * _DECODE_S + net * _INFER_S[device] + slices * area * _PIXEL_S[device]
-    # A run of slices; the slices around the one at work, twice; heat, offsets and their neighbours;
+    # Two runs of slices; the slices around the one at work, twice; heat, offsets and their neighbours;
     # voxels being read; activations of the network (190 bytes per input pixel in single precision).
-    run = min(slices, max(16, -(-volume.chunks[0] // grid.group)), (400 << 20) // (4 * area) + 1)
+    run = min(slices, 2 * longest_run(grid.group, volume.unit[0], 4 * area))
     held = 4 * area * (run + 4 * layout.context + 16) + (128 << 20)
     return BlockCost(seconds, decoded, net, held + 190 * layout.tile[0] * layout.tile[1])
 
@@ -87,7 +88,7 @@ def choose_block(
     bounds on memory and on what an interrupted block loses.
     """
     net = grid.net_shape
-    chunk = max(1, round(volume.chunks[0] / grid.group))
+    chunk = max(1, round(volume.unit[0] / grid.group))
     parts = range(1, min(2 * threads, _PARTS) + 1)
     depths = {_even(net[0], d, chunk if d >= chunk else 1) for d in (*_DEPTHS, net[0])}
     depths |= {-(-net[0] // n) for n in parts}
@@ -130,7 +131,7 @@ def _all_seconds(volume: Volume, blocks: Blocks, layout: Layout, device: str) ->
         )
         height, width = (layout.tile[a - 1] if a == axis else align_up(net[a]) for a in (1, 2))
         row = Blocks(grid, size, first, count)  # type: ignore[arg-type]
-        lines.append(_along(row, replace(layout, tile=(height, width)), volume.chunks[axis], axis))
+        lines.append(_along(row, replace(layout, tile=(height, width)), volume.unit[axis], axis))
     decoded, read, inferred = (z[:, None, None] * y[:, None] * x for z, y, x in zip(*lines, strict=True))
     return decoded * _DECODE_S + inferred * _INFER_S[device] + read * _PIXEL_S[device]  # type: ignore[no-any-return]
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from brainmap.infer.layout import Window
 from brainmap.infer.resample import axis_operator, resample_band
 from brainmap.volume import Volume
 
-__all__ = ["Band", "Stages", "net_slices", "read_bands"]
+__all__ = ["Band", "Stages", "longest_run", "net_slices", "read_bands"]
 
 # Bounds on what one block holds at a time: resampled slices of one run, voxels of one read (two at once).
 _SLAB_BYTES = 400 << 20
@@ -46,28 +47,42 @@ class Stages:
             self.seconds[stage] += time.perf_counter() - started
 
 
-def net_slices(volume: Volume, grid: Grid, window: Window, stages: Stages) -> Iterator[Slice]:
-    """Resampled slices (group, image of the window's readable part), in z order."""
+def net_slices(volume: Volume, grid: Grid, window: Window, kept: int, stages: Stages) -> Iterator[Slice]:
+    """Resampled slices (group, image of the window's readable part), in z order.
+
+    While the slices of one run are at work, those of the next are read and resampled by another thread.
+
+    Parameters
+    ----------
+    kept : int
+        Slices that are still valid when the next is asked for.
+    stages : Stages
+        Takes the time spent waiting, that of resampling (beside the rest), and the voxels decoded.
+    """
     rows, columns = axis_operator(grid, 1, window.read_y), axis_operator(grid, 2, window.read_x)
     shape = (window.read_y[1] - window.read_y[0], window.read_x[1] - window.read_x[0])
-    # One store for all runs: memory that is given back and asked for again comes page by page.
-    store = np.empty((0, *shape), np.float32)
-    slab: NDArray[np.float32] | None = None
-    bands = read_bands(volume, grid, window, rows.span, columns.span, stages)
-    with closing(bands):
-        for band, raw in bands:
-            first, stop = band.groups
+    slabs, voxels = _Rooms(np.dtype(np.float32), 2), _Rooms(volume.dtype, 1)
+
+    def fill(bands: list[Band]) -> NDArray[np.float32]:
+        first, stop = bands[0].groups
+        slab = slabs.room((stop - first, *shape))
+        for band in bands:
+            raw = _read(volume, band, columns.span, voxels, stages)
             with stages.time("resample"):
-                if slab is None:
-                    if len(store) < stop - first:
-                        store = np.empty((stop - first, *shape), np.float32)
-                    slab = store[: stop - first]
                 resample_band(slab, raw, band.z, band.y[0], grid, first, rows, columns)
-            if band.last:
-                for i in range(len(slab)):
-                    # A copy: the caller keeps a few slices while the store takes the next run.
-                    yield first + i, slab[i].copy()
-                slab = None
+        return slab
+
+    requests = _requests(volume, grid, window, rows.span, columns.span)
+    by_run = (list(bands) for _, bands in itertools.groupby(requests, key=lambda band: band.groups))
+    with closing(read_ahead(fill, by_run)) as runs:
+        while True:
+            with stages.time("read"):
+                bands, slab = next(runs, (None, None))
+            if bands is None or slab is None:
+                return
+            for i, image in enumerate(slab):
+                # The slab is filled again while its last slices are still needed.
+                yield bands[0].groups[0] + i, image.copy() if i >= len(slab) - kept else image
 
 
 @dataclass(frozen=True)
@@ -92,60 +107,70 @@ def read_bands(
     stages : Stages
         Takes the time spent waiting and the voxels decoded.
     """
-    x = slice(*columns)
-    requests = _requests(volume, grid, window, rows, x.stop - x.start)
-    turns = _Turns(volume.dtype)
-
-    def read(band: Band) -> NDArray[Any]:
-        room = turns.room((band.z[1] - band.z[0], band.y[1] - band.y[0], x.stop - x.start))
-        return volume.read(slice(*band.z), slice(*band.y), x, out=room)
-
-    bands = read_ahead(read, requests)
-    with closing(bands):
+    voxels = _Rooms(volume.dtype, 2)
+    requests = _requests(volume, grid, window, rows, columns)
+    with closing(read_ahead(lambda band: _read(volume, band, columns, voxels, stages), requests)) as bands:
         while True:
             with stages.time("read"):
                 band, raw = next(bands, (None, None))
             if band is None or raw is None:
                 return
-            box = (slice(*band.z), slice(*band.y), x)
-            stages.raw_voxels += volume.storage_bytes(*box) // volume.dtype.itemsize
             yield band, raw
 
 
-class _Turns:
-    """Memory for two bands in turn: one is read while the other is at work.
+def _read(volume: Volume, band: Band, columns: Span, rooms: _Rooms, stages: Stages) -> NDArray[Any]:
+    """Voxels of a band."""
+    box = (slice(*band.z), slice(*band.y), slice(*columns))
+    stages.raw_voxels += volume.storage_bytes(*box) // volume.dtype.itemsize
+    return volume.read(*box, out=rooms.room(tuple(s.stop - s.start for s in box)))
 
-    Fresh memory for each would come page by page, which takes as long as decoding.
+
+class _Rooms:
+    """Memory for arrays, used in turn: fresh memory for each would come page by page, as slowly as decoding.
+
+    Parameters
+    ----------
+    dtype : numpy.dtype
+    count : int
+        Arrays that are valid at a time.
     """
 
-    def __init__(self, dtype: np.dtype[Any]) -> None:
-        self._here, self._next = np.empty(0, dtype), np.empty(0, dtype)
+    def __init__(self, dtype: np.dtype[Any], count: int) -> None:
+        self._rooms = deque(np.empty(0, dtype) for _ in range(count))
 
-    def room(self, shape: tuple[int, int, int]) -> NDArray[Any]:
-        """An array to fill; the one of the turn before is still valid."""
-        size = math.prod(shape)
-        self._here, self._next = self._next, self._here
-        if len(self._here) < size:
-            self._here = np.empty(size, self._here.dtype)
-        return self._here[:size].reshape(shape)
+    def room(self, shape: tuple[int, ...]) -> NDArray[Any]:
+        """An array to fill, in the memory of the one made longest ago."""
+        size, memory = math.prod(shape), self._rooms.popleft()
+        if len(memory) < size:
+            memory = np.empty(size, memory.dtype)
+        self._rooms.append(memory)
+        return memory[:size].reshape(shape)
 
 
-def _requests(volume: Volume, grid: Grid, window: Window, rows: Span, width: int) -> Iterator[Band]:
+def _requests(volume: Volume, grid: Grid, window: Window, rows: Span, columns: Span) -> Iterator[Band]:
     """Everything a block reads, in order: runs of groups, each in bands of rows."""
     area = (window.read_y[1] - window.read_y[0]) * (window.read_x[1] - window.read_x[0])
-    for run in _runs(window.read_k, grid.group, volume.chunks[0], 4 * area):
+    depth, height, _ = volume.unit
+    for run in _runs(window.read_k, grid.group, depth, 4 * area):
         z = grid.voxel_span(run, 0)
-        row_bytes = (z[1] - z[0]) * width * volume.dtype.itemsize
-        for band in _bands(rows, volume.chunks[1], row_bytes):
+        row_bytes = (z[1] - z[0]) * (columns[1] - columns[0]) * volume.dtype.itemsize
+        for band in _bands(rows, height, row_bytes):
             yield Band(run, z, band, last=band[1] == rows[1])
 
 
-def _runs(k: Span, group: int, chunk: int, slice_bytes: int) -> Iterator[Span]:
-    """Cut groups into runs that end where storage chunks end, so that none is decoded twice."""
+def longest_run(group: int, depth: int, slice_bytes: int) -> int:
+    """Groups that a block holds at a time, of so many slices each; storage is decoded `depth` slices at a time."""
     most = max(1, _SLAB_BYTES // slice_bytes)
-    step = max(chunk, _RUN_GROUPS * group // chunk * chunk)
+    step = max(depth, _RUN_GROUPS * group // depth * depth)
+    return min(most, -(-step // group))
+
+
+def _runs(k: Span, group: int, depth: int, slice_bytes: int) -> Iterator[Span]:
+    """Cut groups into runs that end where units of storage end, so that none is decoded twice."""
+    most = max(1, _SLAB_BYTES // slice_bytes)
+    step = max(depth, _RUN_GROUPS * group // depth * depth)
     if step > most * group:
-        step = max(chunk, most * group // chunk * chunk)
+        step = max(depth, most * group // depth * depth)
     start = k[0]
     while start < k[1]:
         stop = max(start + 1, ((start * group) // step + 1) * step // group)

@@ -69,7 +69,8 @@ def _heat_slices(task: BlockTask) -> Iterator[HeatSlice]:
     used = {near for k, m in masks.items() if m is None or m.any() for near in task.seen_in(k)}
     inside = (slice(0, window.read_y[1] - window.read_y[0]), slice(0, window.read_x[1] - window.read_x[0]))
     stack = SliceStack(task.spec.channels, window.padded, inside, task.spec.fill)
-    source = net_slices(task.volume, task.grid, window, stages)
+    # The slice that is searched next, and those between it and the one read last.
+    source = net_slices(task.volume, task.grid, window, context + 1, stages)
     raws: dict[int, NDArray[np.float32]] = {}
     for seen in range(window.k[0] - context, window.k[1] + context):
         image = None
