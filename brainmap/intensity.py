@@ -166,12 +166,17 @@ class Intensity:
 
     def scale_at(self, background: NDArray[np.float32]) -> NDArray[np.float32]:
         """Noise expected in tissue of a background, grey levels."""
+        return self._to_scale(background.copy())
+
+    def _to_scale(self, background: NDArray[np.float32]) -> NDArray[np.float32]:
+        """`scale_at`, in the memory of the background."""
         light = max(self.typical - self.dark, 0.0) + 3 * self.noise
-        ratio = (background - np.float32(self.dark - 3 * self.noise)) * np.float32(1 / light)
-        np.clip(ratio, 0.25, 4.0, out=ratio)
-        np.power(ratio, np.float32(NOISE_EXPONENT), out=ratio)
-        ratio *= np.float32(self.noise)
-        return ratio
+        background -= np.float32(self.dark - 3 * self.noise)
+        background *= np.float32(1 / light)
+        np.clip(background, 0.25, 4.0, out=background)
+        np.power(background, np.float32(NOISE_EXPONENT), out=background)
+        background *= np.float32(self.noise)
+        return background
 
     def contrast_near(
         self, values: NDArray[Any], z_vox: float, y_vox: NDArray[Any], x_vox: NDArray[Any]
@@ -211,11 +216,12 @@ class Intensity:
             Same shape; 0 is background, 1 one standard deviation of the tissue's noise.
         """
         background = self.background_at(z_vox, y_vox, x_vox)
-        contrast = values - background
-        contrast /= self.scale_at(background)
-        contrast = contrast.astype(np.float32, copy=False)
+        contrast = (values - background).astype(np.float32, copy=False)
+        contrast /= self._to_scale(background)
         # A sum is much quicker than a search for values that hardly any volume has.
-        if not np.isfinite(contrast.sum(dtype=np.float64)):
+        with np.errstate(over="ignore"):
+            finite = np.isfinite(contrast.sum())
+        if not finite:
             np.nan_to_num(contrast, copy=False)
         return contrast
 

@@ -419,11 +419,13 @@ class _Run:
 
 
 def _load_report() -> None:
-    """Load what the report is drawn with, while others work: the blocks wait for nothing of it."""
+    """Load what the report is drawn with: modules, and by a first drawing fonts and styles."""
     import brainmap.report.run_report  # noqa: F401
-    from brainmap.report.style import new_figure
+    from brainmap.report.style import clean, new_figure
 
-    new_figure(1.0, 1.0)
+    figure = new_figure(1.0, 1.0)
+    clean(figure.subplots(), x="0")
+    figure.draw_without_rendering()
 
 
 def _options(request: DetectRequest, inputs: _Inputs) -> RunOptions:

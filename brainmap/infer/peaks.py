@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.spatial import cKDTree
 
 __all__ = [
     "BESIDE",
@@ -245,6 +244,9 @@ def suppress(
     -------
     ndarray of bool, shape (n,)
     """
+    # Takes a tenth of a second to load, which a run has while its blocks are at work but not when it starts.
+    from scipy.spatial import cKDTree
+
     keep = np.ones(len(logit), bool)
     if len(logit) < 2:
         return keep
