@@ -48,6 +48,8 @@ REPORT = "report.html"
 
 # Clear cells (by contrast) tell the size of cells; this many, this far from the expected size, are a warning.
 _CLEAR_SNR, _ENOUGH_CELLS, _SIZE_RATIO = 10.0, 20, 1.45
+# Pixels larger than this share of a cell show it as a speck; the shipped detector has seen none above 0.3.
+_COARSEST_PIXEL = 0.5
 
 T = TypeVar("T")
 
@@ -85,8 +87,9 @@ class DetectSummary:
     def __str__(self) -> str:
         if self.plan is not None:
             width = max(map(len, self.plan))
-            return "\n".join(f"{name:<{width}}  {value}" for name, value in self.plan.items())
-        rate = f", {self.voxels_per_second / 1e6:.1f} Mvoxel/s" if self.voxels_per_second else ""
+            lines = [f"{name:<{width}}  {value}" for name, value in self.plan.items()]
+            return "\n".join([*lines, *(f"warning: {warning}" for warning in self.warnings)])
+        rate = f", {self.voxels_per_second / 1e6:.3g} Mvoxel/s" if self.voxels_per_second else ""
         lines = [f"{self.cells} cells in {self.seconds:.1f} s{rate}"]
         if self.outside is not None:
             lines.append(f"{self.outside} of them outside the atlas")
@@ -194,13 +197,16 @@ class _Run:
         self.folder = request.out
         self.began = time.perf_counter()
         self.seconds: dict[str, float] = {}
-        self.warnings: list[str] = []
+        self.warnings = _foreseen(request, inputs)
         self.verdict: str | None = None
         self.record = self._open_record()
 
     def all(self) -> DetectSummary:
         """Every stage, in order."""
         keep_freed_memory()
+        for warning in self.warnings:
+            # A run may take hours: what makes it pointless is said before.
+            log.warning("%s", warning)
         registration = self._stage("registration", self._register)
         threading.Thread(target=self._load_ahead, name="brainmap-load-ahead").start()
         intensity = self._stage("overview", self._fit_intensity)
@@ -300,8 +306,7 @@ class _Run:
         saved = self.folder / BLOCKS_DIR / INTENSITY_FILE
         if saved.is_file():
             return Intensity.load(saved)
-        diameter = self.request.cell_diameter_um or self.inputs.detector.spec.cell_diameter_um
-        return Intensity.fit(self.inputs.volume, diameter)
+        return Intensity.fit(self.inputs.volume, _diameter(self.request, self.inputs))
 
     def _detect(self, intensity: Intensity) -> DetectionResult:
         if self.inputs.mask is not None:
@@ -351,7 +356,7 @@ class _Run:
         if count < _ENOUGH_CELLS:
             return
         median = (int(np.searchsorted(np.cumsum(sizes), count / 2)) + 0.5) / 2
-        expected = self.request.cell_diameter_um or self.inputs.detector.spec.cell_diameter_um
+        expected = _diameter(self.request, self.inputs)
         if not 1 / _SIZE_RATIO < median / expected < _SIZE_RATIO:
             self.warnings.append(
                 f"the clear cells measure about {median:.0f} um across (median of {count}), the detector looked for "
@@ -404,7 +409,7 @@ class _Run:
         spec = self.inputs.detector.spec
         settings = {
             "threshold": spec.threshold if self.request.threshold is None else self.request.threshold,
-            "cell_diameter_um": self.request.cell_diameter_um or spec.cell_diameter_um,
+            "cell_diameter_um": _diameter(self.request, self.inputs),
         }
         record = RunRecord.load(self.folder)
         record.updated(
@@ -447,12 +452,32 @@ def _options(request: DetectRequest, inputs: _Inputs) -> RunOptions:
     )
 
 
+def _diameter(request: DetectRequest, inputs: _Inputs) -> float:
+    """Expected diameter of a cell, um."""
+    return request.cell_diameter_um or inputs.detector.spec.cell_diameter_um
+
+
+def _foreseen(request: DetectRequest, inputs: _Inputs) -> list[str]:
+    """What can be said against a run before it starts."""
+    y, x = inputs.volume.voxel_um[1:]
+    diameter = _diameter(request, inputs)
+    if max(y, x) <= _COARSEST_PIXEL * diameter:
+        return []
+    return [
+        f"pixels of {y:g} x {x:g} um are too coarse for cells of {diameter:g} um: they would be specks, like much "
+        "else; give the image at full resolution, or the true --voxel-size or --cell-diameter"
+    ]
+
+
 def _plan(request: DetectRequest, inputs: _Inputs) -> DetectSummary:
     """The dry run: what the command would read, need and take."""
-    diameter = request.cell_diameter_um or inputs.detector.spec.cell_diameter_um
+    diameter = _diameter(request, inputs)
     intensity = Intensity.fit(inputs.volume, diameter)
     plan = estimate(inputs.volume, intensity, inputs.detector, _options(request, inputs))
-    return DetectSummary(request.out, "planned", 0, None, 0.0, 0.0, plan=dataclasses.asdict(plan))
+    warnings = tuple(_foreseen(request, inputs))
+    return DetectSummary(
+        request.out, "planned", 0, None, 0.0, 0.0, warnings=warnings, plan=dataclasses.asdict(plan)
+    )
 
 
 def _clear(folder: Path) -> None:

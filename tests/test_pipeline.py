@@ -55,6 +55,22 @@ def test_the_cells_of_the_phantom_are_found(run: Path, phantom: Phantom) -> None
     assert scores.precision > 0.8
 
 
+def test_pixels_too_coarse_for_the_cells_are_a_warning_before_the_run(
+    phantom: Phantom, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    image = np.random.default_rng(0).poisson(100, (4, 40, 40)).astype(np.uint16)
+    brain = write_volume(tmp_path / "coarse.zarr", image, (50.0, 6.0, 5.0))
+    request = request_for(phantom, tmp_path / "run", brain=brain.url, registration_channel=None)
+    assert "pixels of 6 x 5 um are too coarse for cells of 10 um" in str(
+        detect_brain(replace(request, dry_run=True))
+    )
+    assert not caplog.records
+    summary = detect_brain(request)
+    assert caplog.records[0].getMessage() == summary.warnings[0]
+    assert RunRecord.load(tmp_path / "run").warnings == summary.warnings
+    assert not detect_brain(replace(request, cell_diameter_um=12.0, dry_run=True)).warnings
+
+
 def test_the_run_folder_is_what_the_contract_says(run: Path) -> None:
     for name in (
         "run.json",

@@ -54,7 +54,7 @@ def key_numbers(run: Run) -> list[tuple[str, object]]:
         values.append(("same region mapped either way", f"{100 * agree:.1f} % of the cells"))
     values.append(("time", _duration(seconds)))
     if rate:
-        values.append(("million voxels per second", f"{rate / 1e6:.1f}"))
+        values.append(("million voxels per second", f"{rate / 1e6:.3g}"))
     if memory:
         values.append(("peak memory", f"{memory / 2**30:.2f} GiB"))
     values.append(("status", run.record.status))

@@ -54,7 +54,9 @@ def test_tiles_cover_what_a_block_needs(
 
 
 def volume(shape: tuple[int, int, int], chunks: tuple[int, int, int]) -> SimpleNamespace:
-    return SimpleNamespace(shape=shape, chunks=chunks, unit=chunks, voxel_um=(5.0, 1.0, 1.0), dtype=np.dtype("uint16"))
+    return SimpleNamespace(
+        shape=shape, chunks=chunks, unit=chunks, voxel_um=(5.0, 1.0, 1.0), dtype=np.dtype("uint16")
+    )
 
 
 @pytest.mark.parametrize(
