@@ -60,6 +60,8 @@ class LocalChunks:
         self._decode, self._dtype, self._index_first = _codecs(array)
         self._in_blocks = self._decode is blosc_part.read
         self._chunk_bytes = math.prod(self.chunks) * self._dtype.itemsize
+        # A chunk is a run of sections along its outermost axis of more than one.
+        self._outer = next((a for a, n in enumerate(self.chunks) if n > 1), 0)
         self._fill = 0 if array.fill_value is None else array.fill_value
         self._key, self._folder, self._stored_key = array.metadata.encode_chunk_key, folder, stored_key
 
@@ -120,28 +122,29 @@ class LocalChunks:
 
     def _decoded(self, file: FileIO, place: Span, box: Box) -> NDArray[Any]:
         """A box of a chunk that lies at (offset, bytes) of an open file."""
-        item = self._dtype.itemsize
-        corners = ([s.start for s in box], [s.stop - 1 for s in box])
-        first, last = (int(np.ravel_multi_index(corner, self.chunks)) * item for corner in corners)
-        values, begins = self._decode(_fetcher(file, place), place[1], first, last + item, self._chunk_bytes)
-        if begins == 0 and len(values) == self._chunk_bytes:
-            return np.frombuffer(values, self._dtype).reshape(self.chunks)[box]
-        if len(values) < last + item - begins:
+        outer = self._outer
+        section = self._chunk_bytes // self.chunks[outer]
+        first, stop = box[outer].start * section, box[outer].stop * section
+        values, begins = self._decode(_fetcher(file, place), place[1], first, stop, self._chunk_bytes)
+        if begins + len(values) < stop:
             raise ValueError(f"{len(values)} bytes were decoded where {self._chunk_bytes} should be")
-        # Only what was decoded is written, and so only that takes memory.
-        chunk = np.empty(self._chunk_bytes, np.uint8)
-        chunk[begins : begins + len(values)] = np.frombuffer(values, np.uint8)
-        return chunk.view(self._dtype).reshape(self.chunks)[box]
+        # What is decoded need not begin or end with a section.
+        skip = -begins % section
+        count = (len(values) - skip) // section
+        low = (begins + skip) // section
+        sections = np.frombuffer(values, self._dtype, count * section // self._dtype.itemsize, skip)
+        within = slice(box[outer].start - low, box[outer].stop - low)
+        shape = (*self.chunks[:outer], count, *self.chunks[outer + 1 :])
+        return sections.reshape(shape)[(*box[:outer], within, *box[outer + 1 :])]
 
     @functools.cached_property
     def unit(self) -> tuple[int, ...]:
         """What is decoded at a time: a chunk, or fewer of its outermost sections."""
-        inside = next((a for a, n in enumerate(self.chunks) if n > 1), 0)
-        section = self._chunk_bytes // math.prod(self.chunks[: inside + 1])
+        section = self._chunk_bytes // self.chunks[self._outer]
         block = self._block_bytes() if self._in_blocks else self._chunk_bytes
         if block % section == 0 or section % block == 0:
-            depth = min(self.chunks[inside], max(1, block // section))
-            return (*self.chunks[:inside], depth, *self.chunks[inside + 1 :])
+            depth = min(self.chunks[self._outer], max(1, block // section))
+            return (*self.chunks[: self._outer], depth, *self.chunks[self._outer + 1 :])
         return self.chunks
 
     def _block_bytes(self) -> int:

@@ -90,6 +90,26 @@ def test_same_values_as_zarr(name: str, pixels: NDArray[np.uint16], tmp_path: Pa
     assert (reader.read(REGIONS[0])[12] == 7).all()
 
 
+def test_the_unit_of_decoding_is_a_chunk_or_some_of_its_sections(
+    pixels: NDArray[np.uint16], tmp_path: Path
+) -> None:
+    def unit(name: str, **options: Any) -> tuple[int, ...]:
+        reader = LocalChunks.of(make(tmp_path / name, pixels, **options), tmp_path / name, identity)
+        assert reader is not None
+        return reader.unit
+
+    assert unit("whole", compressors=ZstdCodec()) == unit("one block", compressors=BloscCodec()) == (4, 8, 16)
+    # A section of a chunk has 256 bytes.
+    for block, depth in {128: 1, 256: 1, 512: 2, 1024: 4}.items():
+        assert unit(f"{block}", compressors=BloscCodec(cname="zstd", blocksize=block)) == (depth, 8, 16)
+    empty = zarr.create_array(
+        tmp_path / "empty", shape=SHAPE, chunks=(4, 8, 16), dtype="u2", compressors=BloscCodec(blocksize=256)
+    )
+    reader = LocalChunks.of(empty, tmp_path / "empty", identity)
+    assert reader is not None
+    assert reader.unit == (4, 8, 16)
+
+
 @pytest.mark.parametrize("name", UNKNOWN)
 def test_other_codecs_are_left_to_zarr(name: str, pixels: NDArray[np.uint16], tmp_path: Path) -> None:
     array = make(tmp_path / "a.zarr", pixels, **UNKNOWN[name])
