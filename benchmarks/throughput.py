@@ -1,6 +1,7 @@
 """End-to-end speed of `brainmap detect --no-atlas`, process start included, beside the bare network.
 
-    python benchmarks/throughput.py [--gvox 1.6] [--workers N] [--device cpu|cuda] [--keep DIR] [--json FILE]
+    python benchmarks/throughput.py [--gvox 1.6] [--repeats 1] [--workers N] [--device cpu|cuda] [--keep DIR]
+        [--json FILE]
 
 Writes a volume of simulated tissue that fills it to every face (a tile of the kind "sparse", 3000 cells a cubic
 millimetre, repeated with fresh noise; 5 x 1 x 1 um, OME-Zarr with a pyramid), runs the command on it as a process
@@ -8,7 +9,8 @@ of its own, and prints voxels per second, CPU time, peak memory, read amplificat
 the same call the bare network runs before and after, without halo, reading or anything else: on as many threads as
 there are cores, or on images that lie on the GPU.
 
-On a busy machine compare CPU time: other work changes wall times, but hardly that.
+On a machine that others share take several repeats: bare network and command run in turn, and each command is
+compared with the bare network right before and after it. The median of the shares and its range are printed.
 """
 
 from __future__ import annotations
@@ -116,27 +118,36 @@ def end_to_end(brain: Path, run: Path, workers: int | None, device: str | None) 
     }
 
 
-def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Make the volume if it is not there, and run both on it."""
-    depth = max(32, round(options.gvox * 1e9 / SIDE**2))
+def volume_in(folder: Path, gvox: float) -> tuple[Path, int]:
+    """The volume to run on, made if it is not there, and its voxels."""
+    depth = max(32, round(gvox * 1e9 / SIDE**2))
     brain = folder / f"speed-{depth}.ome.zarr"
     if not brain.exists():
         write_volume(brain, slabs(depth, SIDE), VOXEL, shape=(depth, SIDE, SIDE), dtype=np.uint16)
-    # Before and after: machines that others share change their speed within a minute.
+    return brain, depth * SIDE**2
+
+
+def measure(options: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
+    """Both in turn on one volume, a record for each repeat."""
+    brain, voxels = volume_in(folder, options.gvox)
+    rows = []
     before = bare_network(options.device)
-    with tempfile.TemporaryDirectory() as scratch:
-        result = end_to_end(brain, Path(scratch) / "run", options.workers, options.device)
-    bare, bare_cpu = (2 / (1 / a + 1 / b) for a, b in zip(before, bare_network(options.device), strict=True))
-    voxels = depth * SIDE**2
-    speed = voxels / result["seconds"]
-    return {
-        "gvox": voxels / 1e9,
-        "mvox_per_s": speed / 1e6,
-        "bare_mvox_per_s": bare / 1e6,
-        "share_of_bare": speed / bare,
-        "share_of_bare_by_cpu_time": voxels / result["cpu_seconds"] / bare_cpu,
-        **result,
-    }
+    for _ in range(options.repeats):
+        with tempfile.TemporaryDirectory() as scratch:
+            result = end_to_end(brain, Path(scratch) / "run", options.workers, options.device)
+        after = bare_network(options.device)
+        # The time that a voxel takes, half by each.
+        bare, bare_cpu = (2 / (1 / a + 1 / b) for a, b in zip(before, after, strict=True))
+        before, speed = after, voxels / result["seconds"]
+        rows.append({
+            "gvox": voxels / 1e9,
+            "mvox_per_s": speed / 1e6,
+            "bare_mvox_per_s": bare / 1e6,
+            "share_of_bare": speed / bare,
+            "share_of_bare_by_cpu_time": voxels / result["cpu_seconds"] / bare_cpu,
+            **result,
+        })  # fmt: skip
+    return rows
 
 
 def show(row: dict[str, Any]) -> None:
@@ -153,6 +164,7 @@ def show(row: dict[str, Any]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--gvox", type=float, default=1.6)
+    parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--workers", type=int)
     parser.add_argument("--device", help="cpu or cuda; by default what `brainmap detect` would take")
     parser.add_argument(
@@ -161,10 +173,14 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="also write the numbers there")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        row = measure(options, options.keep or Path(scratch))
-    show(row)
+        rows = measure(options, options.keep or Path(scratch))
+    for row in rows:
+        show(row)
+    for name in ("mvox_per_s", "bare_mvox_per_s", "share_of_bare", "share_of_bare_by_cpu_time"):
+        values = [row[name] for row in rows]
+        print(f"{name}: median {np.median(values):.3g}, {min(values):.3g} to {max(values):.3g}")
     if options.json:
-        options.json.write_text(json.dumps(row, indent=2) + "\n")
+        options.json.write_text(json.dumps(rows, indent=2) + "\n")
 
 
 if __name__ == "__main__":
