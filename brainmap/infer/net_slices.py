@@ -24,7 +24,7 @@ __all__ = ["Band", "Stages", "longest_run", "net_slices", "read_bands"]
 
 # Bounds on what one block holds at a time: resampled slices of one run, voxels of one read (two at once).
 _SLAB_BYTES = 400 << 20
-_BAND_BYTES = 32 << 20
+_BAND_BYTES = 16 << 20
 _RUN_GROUPS = 16
 
 Slice = tuple[int, NDArray[np.float32]]

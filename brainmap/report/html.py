@@ -283,14 +283,15 @@ def _render(figure: Figure, format: str, dpi: int) -> Callable[[], bytes]:
     if format not in ("png", "svg", "webp"):
         raise DataError(f"figure format {format!r} is not png, svg or webp")
     buffer = io.BytesIO()
+    # Drawn here: `savefig` would draw every picture twice, once to lay the figure out.
     if format == "svg":
         import matplotlib
+        from matplotlib.backends.backend_svg import FigureCanvasSVG
 
         # No date and a fixed salt: equal inputs give equal files.
         with matplotlib.rc_context({"svg.hashsalt": "brainmap"}):
-            figure.savefig(buffer, format=format, metadata={"Date": None})
+            FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None})
         return buffer.getvalue
-    # Drawn here: `savefig` would draw every picture twice, once to lay the figure out.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from PIL import Image
 
