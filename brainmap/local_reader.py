@@ -154,11 +154,11 @@ class LocalChunks:
             chunk = tuple(int(i) for i in np.unravel_index(flat, grid))
             files = self.shards or self.chunks
             corner = tuple(i * c // f for i, c, f in zip(chunk, self.chunks, files, strict=True))
-            with self._opened(corner) as file:
+            # What cannot be read is reported where it is needed.
+            with suppress(ValueError, OSError), self._opened(corner) as file:
                 (place,) = self._places(file, corner, [chunk])
                 if file is not None and place is not None:
-                    with suppress(ValueError):
-                        return blosc_part.block_bytes(_fetcher(file, place), place[1])
+                    return blosc_part.block_bytes(_fetcher(file, place), place[1])
         return self._chunk_bytes
 
     def _overlap(self, region: Box, chunk: tuple[int, ...]) -> tuple[Box, Box]:

@@ -425,12 +425,14 @@ class _Run:
 
 def _load_report() -> None:
     """Load what the report is drawn with: modules, and by a first drawing fonts and styles."""
-    import brainmap.report.run_report  # noqa: F401
-    from brainmap.report.style import clean, new_figure
+    # What fails here fails again when the report is written, and then the cells are safe.
+    with suppress(Exception):
+        import brainmap.report.run_report  # noqa: F401
+        from brainmap.report.style import clean, new_figure
 
-    figure = new_figure(1.0, 1.0)
-    clean(figure.subplots(), x="0")
-    figure.draw_without_rendering()
+        figure = new_figure(1.0, 1.0)
+        clean(figure.subplots(), x="0")
+        figure.draw_without_rendering()
 
 
 def _options(request: DetectRequest, inputs: _Inputs) -> RunOptions:

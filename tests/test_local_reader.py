@@ -108,6 +108,13 @@ def test_the_unit_of_decoding_is_a_chunk_or_some_of_its_sections(
     reader = LocalChunks.of(empty, tmp_path / "empty", identity)
     assert reader is not None
     assert reader.unit == (4, 8, 16)
+    (tmp_path / "damaged").mkdir()
+    array = make(tmp_path / "damaged", pixels, shards=(8, 16, 32), compressors=BloscCodec(blocksize=256))
+    for shard in (tmp_path / "damaged").rglob("c/*/*/*"):
+        shard.write_bytes(b"nothing of a shard")
+    reader = LocalChunks.of(array, tmp_path / "damaged", identity)
+    assert reader is not None
+    assert reader.unit == (4, 8, 16)
 
 
 @pytest.mark.parametrize("name", UNKNOWN)

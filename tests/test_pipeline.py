@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from brainmap.coords import vox_to_um
 from brainmap.counting import recount, summarise_run
 from brainmap.errors import IncompleteRunError, NotFoundError, UsageError
 from brainmap.evaluation import evaluate_files
+from brainmap.infer import process
 from brainmap.phantom import Phantom, write_phantom
 from brainmap.pipeline import detect_brain
 from brainmap.points import COLUMNS, Points
@@ -53,6 +55,23 @@ def test_the_cells_of_the_phantom_are_found(run: Path, phantom: Phantom) -> None
     scores = evaluate_files(run, phantom.truth, tolerance_um=10).scores
     assert scores.recall > 0.9
     assert scores.precision > 0.8
+
+
+def test_the_network_is_loaded_once(
+    phantom: Phantom, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = []
+    load = process.load_backend
+
+    def spy(*args: object) -> object:
+        loaded.append(threading.current_thread().name)
+        return load(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(process, "load_backend", spy)
+    monkeypatch.setattr(process, "_backends", process._Once())
+    roi = Roi.parse("0:8,0:64,0:64")
+    detect_brain(request_for(phantom, tmp_path / "run", roi=roi))
+    assert loaded == ["brainmap-load-ahead"]
 
 
 def test_pixels_too_coarse_for_the_cells_are_a_warning_before_the_run(

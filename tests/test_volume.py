@@ -20,6 +20,7 @@ import pytest
 import zarr
 from numpy.typing import NDArray
 from scipy import ndimage
+from zarr.codecs import TransposeCodec
 
 from brainmap.errors import DataError, NotFoundError, UsageError
 from brainmap.volume import Volume, write_volume
@@ -582,6 +583,22 @@ def test_a_copy_without_any_chunk_is_suspicious(
     shutil.rmtree(tmp_path / "a.zarr" / "0" / "c")
     volume.fingerprint()
     assert "is the copy complete?" in caplog.text
+
+
+@pytest.mark.parametrize("codecs", [{}, {"filters": TransposeCodec(order=(2, 1, 0))}, {"compressors": None}])
+def test_a_region_is_read_into_given_memory(
+    pixels: NDArray[np.uint16], tmp_path: Path, codecs: dict[str, Any]
+) -> None:
+    array = zarr.create_array(
+        tmp_path / "a.zarr", shape=pixels.shape, chunks=(4, 8, 16), dtype="u2", **codecs
+    )
+    array[:] = pixels
+    volume = Volume.open(tmp_path / "a.zarr", voxel_um=VOXEL)
+    room = np.zeros((5, 7, 9), np.uint16)
+    region = (slice(2, 7), slice(1, 8), slice(10, 19))
+    values = volume.read(*region, out=room)
+    assert np.shares_memory(values, room)
+    np.testing.assert_array_equal(room, pixels[region])
 
 
 def test_a_chunk_that_the_disk_refuses(
