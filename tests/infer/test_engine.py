@@ -417,7 +417,7 @@ def test_a_run_whose_workers_are_gone_ends(
     monkeypatch.setattr(engine, "_PATIENCE_S", 2.0)
     run = dispatch.Dispatcher.run
 
-    def without_workers(self: dispatch.Dispatcher) -> None:
+    def without_workers(self: dispatch.Dispatcher, meanwhile: object) -> None:
         self.client.cluster.scale(0)
         while self.client.nthreads():
             time.sleep(0.05)
