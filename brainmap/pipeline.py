@@ -208,7 +208,8 @@ class _Run:
             # A run may take hours: what makes it pointless is said before.
             log.warning("%s", warning)
         registration = self._stage("registration", self._register)
-        threading.Thread(target=self._load_ahead, name="brainmap-load-ahead").start()
+        if self.record.status != "complete":
+            threading.Thread(target=self._load_ahead, name="brainmap-load-ahead").start()
         intensity = self._stage("overview", self._fit_intensity)
         result = self._stage("detection", lambda: self._detect(intensity))
         outside = self._stage("regions", lambda: self._assemble(registration))

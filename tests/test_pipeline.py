@@ -72,6 +72,9 @@ def test_the_network_is_loaded_once(
     roi = Roi.parse("0:8,0:64,0:64")
     detect_brain(request_for(phantom, tmp_path / "run", roi=roi))
     assert loaded == ["brainmap-load-ahead"]
+    process._backends.values.clear()
+    detect_brain(request_for(phantom, tmp_path / "run", roi=roi))
+    assert len(loaded) == 1, "nothing is left to detect"
 
 
 def test_pixels_too_coarse_for_the_cells_are_a_warning_before_the_run(
