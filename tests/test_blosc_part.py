@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -12,16 +11,6 @@ from numcodecs import Blosc, blosc
 from brainmap.blosc_part import block_bytes, read
 
 SIZE = 300_000
-
-
-@pytest.fixture(params=[1, 2])
-def threads(request: pytest.FixtureRequest) -> Iterator[int]:
-    """Threads that compress: with several, blocks lie in the order in which they were finished."""
-    before, used = blosc.set_nthreads(request.param), blosc.use_threads
-    blosc.use_threads = True
-    yield request.param
-    blosc.use_threads = used
-    blosc.set_nthreads(before)
 
 
 def values(dtype: str) -> np.ndarray:
@@ -44,9 +33,7 @@ def decode(frame: bytes, first: int, stop: int, chunk: int = SIZE) -> tuple[byte
         ("lz4hc", Blosc.SHUFFLE, "f8", 1 << 20),
     ],
 )
-def test_a_part_is_what_the_whole_holds(
-    name: str, shuffle: int, dtype: str, block: int, threads: int
-) -> None:
+def test_a_part_is_what_the_whole_holds(name: str, shuffle: int, dtype: str, block: int) -> None:
     array = values(dtype)
     whole = array.tobytes()
     frame = Blosc(name, 5, shuffle, block).encode(array)
@@ -59,6 +46,24 @@ def test_a_part_is_what_the_whole_holds(
         assert begins <= first
         assert begins + len(part) >= stop
         assert part == whole[begins : begins + len(part)]
+
+
+def test_blocks_may_lie_in_any_order() -> None:
+    """As threads leave them that finish one after the other."""
+    frame = Blosc("zstd", 1, Blosc.BITSHUFFLE, 16384).encode(values("u2"))
+    starts = np.frombuffer(frame, "<i4", -(-SIZE // 16384), 16)
+    blocks = [frame[a:b] for a, b in itertools.pairwise([*starts, len(frame)])]
+    order = np.random.default_rng(2).permutation(len(blocks))
+    ends = np.cumsum([len(blocks[i]) for i in order])
+    places = np.empty_like(starts)
+    places[order] = starts[0] + np.append(0, ends[:-1])
+    shuffled = b"".join([frame[:16], places.tobytes(), *(blocks[i] for i in order)])
+    whole = values("u2").tobytes()
+    assert blosc.decompress(shuffled) == whole
+    for first in range(0, SIZE, 9999):
+        part, begins = decode(shuffled, first, min(first + 20_000, SIZE))
+        assert part == whole[begins : begins + len(part)]
+        assert begins <= first < begins + len(part)
 
 
 def test_only_the_blocks_needed_are_decoded() -> None:

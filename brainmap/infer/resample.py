@@ -98,27 +98,13 @@ class _Sum:
         self.scale = self._along(weight[:1] if (weight == weight[0]).all() else weight)
 
     def __call__(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Sums along the axis; possibly a view of the image."""
-        total: NDArray[np.float32] | None = None
-        shared = False
+        """Sums along the axis."""
+        shape = list(image.shape)
+        shape[self._axis] = self._outputs
+        total = np.zeros(shape, np.float32)
         for share in self._shares:
             part = image[self._at(share.source)]
-            if not self._even:
-                part = part * self._along(share.weight)
-            whole = isinstance(share.target, slice) and share.target == slice(0, self._outputs)
-            if total is None and whole:
-                total, shared = part, self._even
-            elif total is None:
-                shape = list(image.shape)
-                shape[self._axis] = self._outputs
-                total = np.zeros(shape, np.float32)
-                total[self._at(share.target)] += part
-            elif shared and whole:
-                total, shared = total + part, False
-            else:
-                total, shared = total.copy() if shared else total, False
-                total[self._at(share.target)] += part
-        assert total is not None
+            total[self._at(share.target)] += part if self._even else part * self._along(share.weight)
         return total
 
     def _at(self, place: slice | NDArray[np.int64]) -> tuple[slice | NDArray[np.int64], ...]:
