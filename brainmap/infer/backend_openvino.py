@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from brainmap.errors import DataError, MissingExtraError
 from brainmap.infer.detector import Detector
+from brainmap.infer.folding import Folds, folded, unfolded
 
 __all__ = ["OpenVinoBackend", "load"]
 
@@ -26,26 +27,29 @@ class OpenVinoBackend:
     name = "openvino"
     device = "cpu"
 
-    def __init__(self, compiled: Any, precision: str, stride: int) -> None:
+    def __init__(self, compiled: Any, precision: str, folds: Folds) -> None:
         self._compiled = compiled
         self._local = threading.local()
-        self._stride = stride
         self.precision = precision
+        self.folds = folds
 
     def infer(self, batch: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """See `Backend.infer`."""
+        found = []
+        for image in batch:
+            planes = folded(image, self.folds.image)
+            found.append([unfolded(part, self.folds.heat) for part in self.infer_folded(planes)])
+        logit, offset = (np.stack(parts) for parts in zip(*found, strict=True))
+        return logit, offset
+
+    def infer_folded(self, planes: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """See `HostBackend.infer_folded`."""
         request = getattr(self._local, "request", None)
         if request is None:
             request = self._local.request = self._compiled.create_infer_request()
-        n, _, height, width = batch.shape
-        cells = (height // self._stride, width // self._stride)
-        logit = np.empty((n, 1, *cells), np.float32)
-        offset = np.empty((n, 2, *cells), np.float32)
-        for i in range(n):
-            # Both ways without a copy: the outputs are taken over before the next call.
-            out = request.infer({0: batch[i : i + 1]}, share_inputs=True, share_outputs=True)
-            logit[i], offset[i] = out["logit"][0], out["offset"][0]
-        return logit, offset
+        # Both ways without a copy.
+        out = request.infer({0: planes[None]}, share_inputs=True, share_outputs=True)
+        return out["logit"][0], out["offset"][0]
 
 
 def load(
@@ -56,6 +60,8 @@ def load(
         import openvino as ov
     except ImportError as error:
         raise MissingExtraError("openvino", "all", "run a detector on the CPU") from error
+    from brainmap.infer.openvino_graph import rearranged
+
     core = ov.Core()
     try:
         model = core.read_model(str(detector.model_path))
@@ -63,6 +69,7 @@ def load(
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1]
         raise DataError(f"{detector.model_path} is not a network OpenVINO can read: {reason}") from error
+    model, folds = rearranged(model)
     # "BF16" is listed only where the processor computes in it (AMX or AVX512_BF16).
     fast = precision == "auto" and "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     settings = {
@@ -74,7 +81,7 @@ def load(
         "ENABLE_CPU_PINNING": False,
     }
     compiled = core.compile_model(model, "CPU", settings)
-    backend = OpenVinoBackend(compiled, "bf16" if fast else "f32", detector.spec.stride)
+    backend = OpenVinoBackend(compiled, "bf16" if fast else "f32", folds)
     # The binding sets itself up in a process's first call and gives up the GIL meanwhile; a second thread
     # that then makes its own first call waits for that set-up without giving up the GIL: both stop for ever.
     with _first_call:

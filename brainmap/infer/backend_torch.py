@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from brainmap.errors import DataError, MissingExtraError, UsageError
 from brainmap.infer.detector import Detector
+from brainmap.infer.folding import Folds
 
 try:
     import onnx
@@ -35,6 +36,7 @@ class TorchBackend:
     """An ONNX graph on a torch device; results are copied back to the host."""
 
     name = "torch"
+    folds = Folds()
 
     def __init__(self, graph: Graph, device: str, precision: str) -> None:
         self._graph = graph
@@ -48,6 +50,11 @@ class TorchBackend:
                 part.cpu().numpy() for part in self.heat(torch.from_numpy(batch).to(self.device))
             )
         return np.ascontiguousarray(logit), np.ascontiguousarray(offset)
+
+    def infer_folded(self, planes: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """See `brainmap.infer.on_host.HostBackend.infer_folded`."""
+        logit, offset = self.infer(planes[None])
+        return logit[0], offset[0]
 
     def heat(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """See `brainmap.infer.on_device.DeviceBackend.heat`."""

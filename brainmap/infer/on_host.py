@@ -8,22 +8,55 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Generator, Iterator
+from typing import Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from brainmap.infer.block_task import BlockTask, SliceCells, net_places
-from brainmap.infer.layout import Strip, heat_cells
+from brainmap.infer.detector import Backend
+from brainmap.infer.folding import Folds, folded_values, unfolded
+from brainmap.infer.layout import heat_cells
 from brainmap.infer.measure import diameters, mean_around
 from brainmap.infer.net_slices import net_slices
 from brainmap.infer.peaks import Heat, find_peaks, weigh_face
 from brainmap.infer.stack import SliceStack
 from brainmap.infer.tissue import atom_mask, cell_mask, touches
 
-__all__ = ["slice_cells"]
+__all__ = ["HostBackend", "slice_cells"]
 
 # Group, resampled slice, heat; the heat is None where there is no tissue.
 HeatSlice = tuple[int, NDArray[np.float32], Heat | None]
+# Rows and columns of a map.
+Box = tuple[slice, slice]
+
+
+class HostBackend(Backend, Protocol):
+    """A backend that takes and gives arrays, as planes where that saves work."""
+
+    folds: Folds
+
+    def infer_folded(self, planes: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Heat map and offsets of one image; see `brainmap.infer.folding`.
+
+        Parameters
+        ----------
+        planes : ndarray of float32, shape (channels x f**2, H / f, W / f)
+            C-contiguous network input, `folds.image` = f; H, W as given to `load_backend`.
+
+        Returns
+        -------
+        logit : ndarray of float32, shape (g**2, H / stride / g, W / stride / g)
+            `folds.heat` = g.
+        offset : ndarray of float32, shape (2 x g**2, H / stride / g, W / stride / g)
+            Both are valid until this thread's next call.
+        """
+        ...
+
+
+def host_backend(task: BlockTask) -> HostBackend:
+    """The task's backend, which is one of these where blocks are computed here."""
+    return cast(HostBackend, task.backend)
 
 
 def slice_cells(task: BlockTask) -> Generator[SliceCells, None, None]:
@@ -48,8 +81,8 @@ def _search(
         return
     spec, window = task.spec, task.window
     with task.stages.time("peaks"):
-        sides = [None if side is None else side[0] for side in (before, after)]
-        peaks = find_peaks(sides[0], heat, sides[1], task.lowest_in(k), spec.subpixel)
+        sides = [None if side is None else side.logit for side in (before, after)]
+        peaks = find_peaks(sides[0], heat, sides[1], spec.subpixel)
         peaks["logit"] = weigh_face(peaks, k, task.grid.net_shape[0], task.face)
         y, x = net_places(peaks, window, spec.stride)
         row, column = y - window.read_y[0], x - window.read_x[0]
@@ -67,8 +100,9 @@ def _heat_slices(task: BlockTask) -> Iterator[HeatSlice]:
     window, stages, context = task.window, task.stages, task.layout.context
     masks = atom_mask(task.intensity, task.grid, window.k, window.y, window.x)
     used = {near for k, m in masks.items() if m is None or m.any() for near in task.seen_in(k)}
-    inside = (slice(0, window.read_y[1] - window.read_y[0]), slice(0, window.read_x[1] - window.read_x[0]))
-    stack = SliceStack(task.spec.channels, window.padded, inside, task.spec.fill)
+    inside = (window.read_y[1] - window.read_y[0], window.read_x[1] - window.read_x[0])
+    fold = host_backend(task).folds.image
+    stack = SliceStack(task.spec.channels, window.padded, inside, task.spec.fill, fold)
     # The slice that is searched next, and those between it and the one read last.
     source = net_slices(task.volume, task.grid, window, context + 1, stages)
     raws: dict[int, NDArray[np.float32]] = {}
@@ -85,7 +119,7 @@ def _heat_slices(task: BlockTask) -> Iterator[HeatSlice]:
             continue
         heat, mask = None, masks[k]
         if mask is None or mask.any():
-            heat = _infer(task, stack.latest, mask)
+            heat = _infer(task, k, stack.latest, mask)
         yield k, raws.pop(k), heat
 
 
@@ -97,33 +131,64 @@ def _normalised(task: BlockTask, k: int, raw: NDArray[np.float32]) -> NDArray[np
     return task.intensity.normalise(raw[None], grid.group_z(np.array([k])), y, x)[0]
 
 
-def _infer(task: BlockTask, stack: NDArray[np.float32], mask: NDArray[np.bool_] | None) -> Heat:
-    """Heat of the needed window from the slices around it, tile by tile; tiles without tissue are skipped."""
+def _infer(task: BlockTask, k: int, stack: NDArray[np.float32], mask: NDArray[np.bool_] | None) -> Heat:
+    """Heat of the needed window of slice `k`, tile by tile; tiles without tissue are skipped.
+
+    Parameters
+    ----------
+    stack : ndarray of float32
+        The slices around it, as `SliceStack.latest`.
+    mask : ndarray of bool, optional
+        From `atom_mask`.
+    """
     window, stride = task.window, task.spec.stride
-    tiles = list(itertools.product(window.rows, window.columns))
-    if len(tiles) == 1:
-        logit, offset = _infer_tile(task, stack, *tiles[0])
-    else:
-        shape = tuple(-(-(s[1] - s[0]) // stride) for s in (window.y, window.x))
-        logit, offset = np.full(shape, -np.inf, np.float32), np.zeros((2, *shape), np.float32)
-        for row, column in tiles:
-            corner = (row.own[0], column.own[0])
-            size = (row.own[1] - row.own[0], column.own[1] - column.own[0])
-            if mask is None or touches(mask, window.y[0], window.x[0], corner, size):
-                _, target = heat_cells(row, column, (window.y[0], window.x[0]), stride)
-                logit[target], offset[:, *target] = _infer_tile(task, stack, row, column)
+    origin, lowest = (window.y[0], window.x[0]), task.lowest_in(k)
+    parts = []
+    for row, column in itertools.product(window.rows, window.columns):
+        corner, size = (row.own[0], column.own[0]), (row.own[1] - row.own[0], column.own[1] - column.own[0])
+        if mask is None or touches(mask, *origin, corner, size):
+            inner, target = heat_cells(row, column, origin, stride)
+            parts.append((target, _tile_heat(task, stack, (row.start, column.start), inner, lowest)))
+    shape = (-(-(window.y[1] - window.y[0]) // stride), -(-(window.x[1] - window.x[0]) // stride))
+    heat = _joined(shape, parts)
     if mask is not None:
-        np.copyto(logit, -np.inf, where=~cell_mask(mask, window.y, window.x, stride))
-    return logit, offset
+        np.copyto(heat.logit, -np.inf, where=~cell_mask(mask, window.y, window.x, stride))
+    return heat
 
 
-def _infer_tile(task: BlockTask, stack: NDArray[np.float32], row: Strip, column: Strip) -> Heat:
-    """The heat that a tile owns."""
-    window, (height, width) = task.window, task.layout.tile
-    top, left = row.start - window.read_y[0], column.start - window.read_x[0]
+def _tile_heat(
+    task: BlockTask, stack: NDArray[np.float32], start: tuple[int, int], inner: Box, lowest: float
+) -> Heat:
+    """Heat of the cells `inner` of the tile that starts at a net pixel."""
+    backend, window = host_backend(task), task.window
+    fold, unfold = backend.folds.image, backend.folds.heat
+    box = tuple(
+        slice((a - first) // fold, (a - first + n) // fold)
+        for a, first, n in zip(start, (window.read_y[0], window.read_x[0]), task.layout.tile, strict=True)
+    )
     with task.stages.time("infer"):
-        part = stack[:, top : top + height, left : left + width]
-        logit, offset = task.backend.infer(np.ascontiguousarray(part)[None])
-    task.stages.net_pixels += height * width
-    inner, _ = heat_cells(row, column, (window.y[0], window.x[0]), task.spec.stride)
-    return logit[0, 0][inner], offset[0][:, *inner]
+        logit, offset = backend.infer_folded(np.ascontiguousarray(stack[:, *box]))
+    task.stages.net_pixels += task.layout.tile[0] * task.layout.tile[1]
+    with task.stages.time("peaks"):
+        found = unfolded(logit, unfold)[0][inner]
+        place = np.flatnonzero(found >= lowest)
+        row, column = np.divmod(place, found.shape[1])
+        return Heat(
+            found, place, folded_values(offset, unfold, row + inner[0].start, column + inner[1].start)
+        )
+
+
+def _joined(shape: tuple[int, int], parts: list[tuple[Box, Heat]]) -> Heat:
+    """One map of the tiles' own cells, each with where they go; no heat anywhere else."""
+    if len(parts) == 1 and parts[0][1].logit.shape == shape:
+        return parts[0][1]
+    logit = np.full(shape, -np.inf, np.float32)
+    places, offsets = [np.empty(0, np.int64)], [np.empty((2, 0), np.float32)]
+    for target, heat in parts:
+        logit[target] = heat.logit
+        row, column = np.divmod(heat.place, heat.logit.shape[1])
+        places.append((row + target[0].start) * shape[1] + column + target[1].start)
+        offsets.append(heat.offset)
+    place = np.concatenate(places)
+    order = np.argsort(place)
+    return Heat(logit, place[order], np.concatenate(offsets, axis=1)[:, order])

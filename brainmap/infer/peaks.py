@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -34,9 +35,6 @@ __all__ = [
 
 # Columns of a set of peaks, equal lengths.
 Peaks = dict[str, NDArray[Any]]
-# One slice: logit (rows, columns) and offset (2, rows, columns), both in heat cells.
-Heat = tuple[NDArray[np.float32], NDArray[np.float32]]
-
 # Constant, weight of a peak's own logit, of the logit beside it, and of the slices' distance in cell diameters:
 # see `weigh_face`.
 FaceWeights = tuple[float, float, float, float]
@@ -47,6 +45,31 @@ _FACE_STEP = 0.6
 # Cells above, below, left and right of a peak.
 BESIDE = ((-1, 0), (1, 0), (0, -1), (0, 1))
 NEIGHBOURS = [step for step in itertools.product((-1, 0, 1), repeat=3) if step != (0, 0, 0)]
+
+
+@dataclass(frozen=True)
+class Heat:
+    """What the network says of one slice.
+
+    Attributes
+    ----------
+    logit : ndarray of float32, shape (rows, columns)
+        The heat map, in heat cells.
+    place : ndarray of int64, shape (n,)
+        The cells that may be peaks, counted row by row, rising.
+    offset : ndarray of float32, shape (2, n)
+        The offset head there: y, x.
+    """
+
+    logit: NDArray[np.float32]
+    place: NDArray[np.int64]
+    offset: NDArray[np.float32]
+
+    @classmethod
+    def of(cls, logit: NDArray[np.float32], offset: NDArray[np.float32], lowest_logit: float) -> Heat:
+        """Heat from whole maps, logit (rows, columns) and offset (2, rows, columns); lower cells are no peaks."""
+        place = np.flatnonzero(logit >= lowest_logit)
+        return cls(logit, place, offset.reshape(2, -1)[:, place])
 
 
 def margin_cells(separation_um: float, cell_um: float, group_um: float) -> tuple[int, int]:
@@ -61,11 +84,7 @@ def margin_cells(separation_um: float, cell_um: float, group_um: float) -> tuple
 
 
 def find_peaks(
-    below: NDArray[np.float32] | None,
-    here: Heat,
-    above: NDArray[np.float32] | None,
-    lowest_logit: float,
-    subpixel: str = "offset",
+    below: NDArray[np.float32] | None, here: Heat, above: NDArray[np.float32] | None, subpixel: str = "offset"
 ) -> Peaks:
     """Local maxima of one slice of the heat map, refined.
 
@@ -75,10 +94,8 @@ def find_peaks(
     ----------
     below, above : ndarray of float32, shape (rows, columns), or None
         Logits of the slices before and after; None beyond the volume.
-    here : (logit, offset)
+    here : Heat
         The slice itself. Cells at its rim are compared with what is there.
-    lowest_logit : float
-        Lower cells are no candidates.
     subpixel : str
         "offset": in-plane place by the offset head; "parabola": by the heat map.
 
@@ -89,9 +106,8 @@ def find_peaks(
         slices beside, -inf where there is none); `dy`, `dx` (float64, offset from the cell's centre in
         cells, within one cell); `dz` (float64, in groups, within half of one).
     """
-    logit, offset = here
-    place = np.flatnonzero(logit >= lowest_logit)
-    row, column = np.divmod(place, logit.shape[1])
+    logit = here.logit
+    row, column = np.divmod(here.place, logit.shape[1])
     value = logit[row, column]
     peak = np.isfinite(value)
     slices = (below, logit, above)
@@ -105,7 +121,7 @@ def find_peaks(
     missing = np.full(len(value), -np.inf, np.float32)
     sides = [missing if s is None else s[row, column] for s in (below, above)]
     beside = [_at(logit, row + y, column + x) for y, x in BESIDE] if subpixel == "parabola" else None
-    return refined(row, column, value, sides, offset[:, row, column], beside)
+    return refined(row, column, value, sides, here.offset[:, peak], beside)
 
 
 def refined(

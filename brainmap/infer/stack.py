@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from brainmap.infer.folding import planes
+
 __all__ = ["SliceStack"]
 
 
@@ -19,18 +21,21 @@ class SliceStack:
     channels : int
         Slices that the network sees at once.
     padded : (rows, columns)
-        Window of a slice, with what lies outside the image.
-    inside : (row slice, column slice)
-        The part of it that slices fill.
+        Window of a slice, with what lies outside the image; multiples of `fold`.
+    inside : (rows, columns)
+        The part of it, from its corner, that slices fill.
     fill : float
         Value of everything else, and of slices without tissue.
+    fold : int
+        Slices are kept as planes; see `brainmap.infer.folding`.
     """
 
     def __init__(
-        self, channels: int, padded: tuple[int, int], inside: tuple[slice, slice], fill: float
+        self, channels: int, padded: tuple[int, int], inside: tuple[int, int], fill: float, fold: int = 1
     ) -> None:
-        self._store = np.full((2 * channels, *padded), fill, np.float32)
-        self._channels, self._inside, self._fill = channels, inside, np.float32(fill)
+        rows, columns = (n // fold for n in padded)
+        self._store = np.full((2 * channels, fold**2, rows, columns), fill, np.float32)
+        self._channels, self._inside, self._fill, self._fold = channels, inside, np.float32(fill), fold
         self._stop = channels
 
     def push(self, image: NDArray[np.float32] | None, offset: float = 0.0) -> None:
@@ -39,14 +44,19 @@ class SliceStack:
             kept = self._channels - 1
             self._store[:kept] = self._store[self._stop - kept :]
             self._stop = kept
-        target = self._store[self._stop][self._inside]
+        target = self._store[self._stop]
         if image is None:
-            target[...] = self._fill
-        else:
-            np.subtract(image, np.float32(offset), out=target)
+            image, offset = np.broadcast_to(self._fill, self._inside), 0.0
+        for plane, y, x in planes(self._fold):
+            part = image[y, x]
+            np.subtract(part, np.float32(offset), out=target[plane, : part.shape[0], : part.shape[1]])
         self._stop += 1
 
     @property
     def latest(self) -> NDArray[np.float32]:
-        """The last slices pushed, shape (channels, rows, columns); a view, valid until the next push."""
-        return self._store[self._stop - self._channels : self._stop]
+        """The planes of the last slices pushed, slice by slice; a view, valid until the next push.
+
+        Shape (channels x fold**2, rows / fold, columns / fold).
+        """
+        found = self._store[self._stop - self._channels : self._stop]
+        return found.reshape(-1, *found.shape[2:])

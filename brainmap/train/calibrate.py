@@ -21,6 +21,7 @@ from brainmap.infer.detector import Detector
 from brainmap.infer.peaks import (
     PLAIN_FACE,
     FaceWeights,
+    Heat,
     face_at,
     find_peaks,
     share_cells,
@@ -121,7 +122,7 @@ def detections(
     for k in range(depth):
         below = heat[k - 1] if k else None
         above = heat[k + 1] if k + 1 < depth else None
-        peaks = find_peaks(below, (heat[k], shift[k]), above, _LOWEST_LOGIT)
+        peaks = find_peaks(below, Heat.of(heat[k], shift[k], _LOWEST_LOGIT), above)
         places.append(
             np.column_stack([
                 (k + 0.5 + peaks["dz"]) * volume.step_um,

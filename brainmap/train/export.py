@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from brainmap.errors import DataError
 from brainmap.infer.detector import Detector, DetectorSpec, load_backend, write_detector
-from brainmap.infer.peaks import PLAIN_FACE, FaceWeights, find_peaks
+from brainmap.infer.peaks import PLAIN_FACE, FaceWeights, Heat, find_peaks
 from brainmap.intensity import BACKGROUND_VALUE
 from brainmap.provenance import atomic_path
 from brainmap.train.centernet import CenterNet
@@ -182,7 +182,8 @@ def _example(slices: int) -> NDArray[np.float32]:
 def _peaks_agree(mine: Sequence[NDArray[np.float32]], theirs: Sequence[NDArray[np.float32]]) -> bool:
     """Whether every clear peak of mine is one of theirs."""
     a, b = (
-        find_peaks(None, (logit[0, 0], offset[0]), None, _LOWEST_LOGIT) for logit, offset in (mine, theirs)
+        find_peaks(None, Heat.of(logit[0, 0], offset[0], _LOWEST_LOGIT), None)
+        for logit, offset in (mine, theirs)
     )
     clear = a["logit"] > _LOWEST_LOGIT + _TOLERANCE
     known = {(r, c): (y, x) for r, c, y, x in zip(b["row"], b["column"], b["dy"], b["dx"], strict=True)}

@@ -21,7 +21,7 @@ from brainmap.infer.engine import RunOptions, make_job, run_detection  # noqa: E
 from brainmap.infer.layout import make_layout  # noqa: E402
 from brainmap.infer.measure import mean_around  # noqa: E402
 from brainmap.infer.net_slices import Band  # noqa: E402
-from brainmap.infer.peaks import find_peaks  # noqa: E402
+from brainmap.infer.peaks import Heat, find_peaks  # noqa: E402
 from brainmap.infer.process import COLUMNS, Job, process_block  # noqa: E402
 from brainmap.infer.resample import axis_operator, resample_band  # noqa: E402
 from brainmap.infer.results import iter_results  # noqa: E402
@@ -168,7 +168,7 @@ def test_peaks_are_those_of_the_host(levels: int) -> None:
     which, row, column = (part.numpy() for part in found)
     for k in range(6):
         offset = np.zeros((2, 17, 19), np.float32)
-        wanted = find_peaks(padded[k], (logit[k], offset), padded[k + 2], lowest[k])
+        wanted = find_peaks(padded[k], Heat.of(logit[k], offset, lowest[k]), padded[k + 2])
         np.testing.assert_array_equal(row[which == k], wanted["row"])
         np.testing.assert_array_equal(column[which == k], wanted["column"])
 

@@ -10,6 +10,7 @@ import pytest
 from brainmap.infer.peaks import (
     PLAIN_FACE,
     FaceWeights,
+    Heat,
     face_at,
     find_peaks,
     lowest_on_face,
@@ -44,7 +45,7 @@ def all_peaks(logit: np.ndarray, lowest: float) -> set[tuple[int, int, int]]:
     for k in range(len(logit)):
         below = logit[k - 1] if k else None
         above = logit[k + 1] if k + 1 < len(logit) else None
-        peaks = find_peaks(below, (logit[k], offset), above, lowest)
+        peaks = find_peaks(below, Heat.of(logit[k], offset, lowest), above)
         found |= {(k, int(r), int(c)) for r, c in zip(peaks["row"], peaks["column"], strict=True)}
     return found
 
@@ -58,6 +59,9 @@ def test_peaks_equal_the_plain_definition(levels: int, lowest: float) -> None:
     assert all_peaks(logit, lowest) == oracle(logit, lowest)
 
 
+NO_OFFSET = np.zeros((2, 21, 21), np.float32)
+
+
 def heat_of(place: tuple[float, float, float], shape: tuple[int, int, int] = (5, 21, 21)) -> np.ndarray:
     axes = np.meshgrid(*map(np.arange, shape), indexing="ij")
     distance = sum(((a - p) / s) ** 2 for a, p, s in zip(axes, place, (0.8, 1.5, 1.5), strict=True))
@@ -69,9 +73,7 @@ def heat_of(place: tuple[float, float, float], shape: tuple[int, int, int] = (5,
 def test_parabola_finds_the_centre_of_a_gaussian(place: tuple[float, float, float]) -> None:
     logit = heat_of(place)
     k = round(place[0])
-    peaks = find_peaks(
-        logit[k - 1], (logit[k], np.zeros((2, 21, 21), np.float32)), logit[k + 1], 0.0, "parabola"
-    )
+    peaks = find_peaks(logit[k - 1], Heat.of(logit[k], NO_OFFSET, 0.0), logit[k + 1], "parabola")
     assert len(peaks["row"]) == 1
     found = (k + peaks["dz"][0], peaks["row"][0] + peaks["dy"][0], peaks["column"][0] + peaks["dx"][0])
     np.testing.assert_allclose(found, place, atol=0.02)
@@ -81,7 +83,7 @@ def test_offset_head_moves_the_peak_and_is_bounded() -> None:
     logit = heat_of((2, 10, 10))
     offset = np.zeros((2, 21, 21), np.float32)
     offset[:, 10, 10] = 0.25, -7.0
-    peaks = find_peaks(logit[1], (logit[2], offset), logit[3], 0.0)
+    peaks = find_peaks(logit[1], Heat.of(logit[2], offset, 0.0), logit[3])
     assert (peaks["dy"][0], peaks["dx"][0]) == (0.25, -1.0)
 
 
@@ -89,7 +91,7 @@ def test_offset_head_moves_the_peak_and_is_bounded() -> None:
 def test_a_cell_cut_by_a_face_stays_in_the_last_slice(k: int) -> None:
     logit = heat_of((k, 10, 10))
     sides = [logit[i] if 0 <= i < 5 else None for i in (k - 1, k + 1)]
-    peaks = find_peaks(sides[0], (logit[k], np.zeros((2, 21, 21), np.float32)), sides[1], 0.0)
+    peaks = find_peaks(sides[0], Heat.of(logit[k], NO_OFFSET, 0.0), sides[1])
     assert peaks["dz"].tolist() == [0.0]
 
 

@@ -5,23 +5,25 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from brainmap.infer.folding import folded
 from brainmap.infer.stack import SliceStack
 
-INSIDE = (slice(1, 4), slice(2, 6))
+INSIDE = (3, 5)
 
 
+@pytest.mark.parametrize("fold", [1, 2])
 @pytest.mark.parametrize("channels", [1, 3, 5])
-def test_latest_are_the_last_slices_in_order(channels: int) -> None:
-    stack = SliceStack(channels, (5, 8), INSIDE, fill=-1.0)
+def test_latest_are_the_last_slices_in_order(channels: int, fold: int) -> None:
+    stack = SliceStack(channels, (6, 8), INSIDE, -1.0, fold)
     rng = np.random.default_rng(0)
-    whole = [np.full((5, 8), -1, np.float32) for _ in range(channels)]
+    whole = [np.full((6, 8), -1, np.float32) for _ in range(channels)]
     for turn in range(25):
-        image = None if turn % 4 == 3 else rng.normal(size=(3, 4)).astype(np.float32)
+        image = None if turn % 4 == 3 else rng.normal(size=INSIDE).astype(np.float32)
         stack.push(image, 0.25)
-        whole.append(np.full((5, 8), -1, np.float32))
+        whole.append(np.full((6, 8), -1, np.float32))
         if image is not None:
-            whole[-1][INSIDE] = image - np.float32(0.25)
-        np.testing.assert_array_equal(stack.latest, np.stack(whole[-channels:]))
+            whole[-1][: INSIDE[0], : INSIDE[1]] = image - np.float32(0.25)
+        np.testing.assert_array_equal(stack.latest, folded(np.stack(whole[-channels:]), fold))
         assert stack.latest.flags.c_contiguous
 
 
