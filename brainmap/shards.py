@@ -27,9 +27,10 @@ __all__ = ["BLOCK_BYTES", "CODEC", "LEVEL", "ShardWriter", "checksum"]
 # LZ4 would compress three times as fast, but 8 to 12 % larger.
 CODEC: Literal["zstd"] = "zstd"
 LEVEL = 1
-# What blosc shuffles and compresses at a time. Its own choice, 32 KB or so, takes twice the time here, for reading
-# too, and the files are 3 to 5 % larger.
-BLOCK_BYTES = 2**20
+# What blosc shuffles and compresses at a time, and the least that is decoded. Its own choice, 32 KB or so, takes twice
+# the time here, for reading too, and the files are 3 to 5 % larger. With 1 MiB they are 1 % smaller, and detection
+# decodes 8 % more and holds 0.25 GiB more.
+BLOCK_BYTES = 2**19
 
 _NOT_STORED = 2**64 - 1
 _READ_BYTES = 2**24

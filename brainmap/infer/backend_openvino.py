@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,11 +15,13 @@ from brainmap.infer.folding import Folds, folded, unfolded
 
 __all__ = ["OpenVinoBackend", "load"]
 
+T = TypeVar("T")
+
 _first_call = threading.Lock()
 
 
 class OpenVinoBackend:
-    """One compiled network, one stream per calling thread, one infer request per thread.
+    """One compiled network, one stream per calling thread, infer requests of each thread's own.
 
     Throughput streams of one thread each beat one stream over all threads: layers of this size do
     not scale, and a stream that waits for its caller does not stall the others.
@@ -38,18 +41,35 @@ class OpenVinoBackend:
         found = []
         for image in batch:
             planes = folded(image, self.folds.image)
-            found.append([unfolded(part, self.folds.heat) for part in self.infer_folded(planes)])
+            found.append(self.begin(planes, self._whole)())
         logit, offset = (np.stack(parts) for parts in zip(*found, strict=True))
         return logit, offset
 
-    def infer_folded(self, planes: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """See `HostBackend.infer_folded`."""
-        request = getattr(self._local, "request", None)
-        if request is None:
-            request = self._local.request = self._compiled.create_infer_request()
+    def begin(
+        self,
+        planes: NDArray[np.float32],
+        use: Callable[[NDArray[np.float32], NDArray[np.float32]], T],
+    ) -> Callable[[], T]:
+        """See `brainmap.infer.on_host.HostBackend.begin`."""
+        if not hasattr(self._local, "idle"):
+            self._local.idle = []
+        idle = self._local.idle
+        request = idle.pop() if idle else self._compiled.create_infer_request()
         # Both ways without a copy.
-        out = request.infer({0: planes[None]}, share_inputs=True, share_outputs=True)
-        return out["logit"][0], out["offset"][0]
+        request.start_async({0: planes[None]}, share_inputs=True)
+
+        def finish() -> T:
+            request.wait()
+            found = use(request.get_tensor("logit").data[0], request.get_tensor("offset").data[0])
+            idle.append(request)
+            return found
+
+        return finish
+
+    def _whole(
+        self, logit: NDArray[np.float32], offset: NDArray[np.float32]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        return unfolded(logit, self.folds.heat), unfolded(offset, self.folds.heat)
 
 
 def load(

@@ -7,7 +7,7 @@ refused by name rather than approximated.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["OPERATORS", "TorchBackend", "load"]
 
 Attributes = dict[str, Any]
+T = TypeVar("T")
 
 
 class TorchBackend:
@@ -51,10 +52,14 @@ class TorchBackend:
             )
         return np.ascontiguousarray(logit), np.ascontiguousarray(offset)
 
-    def infer_folded(self, planes: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """See `brainmap.infer.on_host.HostBackend.infer_folded`."""
+    def begin(
+        self,
+        planes: NDArray[np.float32],
+        use: Callable[[NDArray[np.float32], NDArray[np.float32]], T],
+    ) -> Callable[[], T]:
+        """See `brainmap.infer.on_host.HostBackend.begin`; it computes at once."""
         logit, offset = self.infer(planes[None])
-        return logit[0], offset[0]
+        return lambda: use(logit[0], offset[0])
 
     def heat(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """See `brainmap.infer.on_device.DeviceBackend.heat`."""

@@ -35,6 +35,8 @@ _SETTINGS = {
     # Python 3.11 collects garbage in the middle of taking them (CPython issue 106883).
     "distributed.worker.profile.enabled": False,
     "distributed.comm.timeouts.connect": "30s",
+    # Each server asks fifty times a second whether its loop runs late: 2 % of a core, of those that compute.
+    "distributed.admin.tick.interval": "1s",
     # Its logs of messages hold the tasks themselves: a thousand of them are kept by default, of each kind.
     "distributed.admin.low-level-log-length": 20,
     # A task whose worker died comes back at once: the engine decides what is tried again, and how.

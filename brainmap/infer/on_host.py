@@ -7,8 +7,8 @@ memory does not grow with its depth.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Generator, Iterator
-from typing import Protocol, cast
+from collections.abc import Callable, Generator, Iterator
+from typing import Protocol, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,7 @@ __all__ = ["HostBackend", "slice_cells"]
 HeatSlice = tuple[int, NDArray[np.float32], Heat | None]
 # Rows and columns of a map.
 Box = tuple[slice, slice]
+T = TypeVar("T")
 
 
 class HostBackend(Backend, Protocol):
@@ -36,20 +37,26 @@ class HostBackend(Backend, Protocol):
 
     folds: Folds
 
-    def infer_folded(self, planes: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Heat map and offsets of one image; see `brainmap.infer.folding`.
+    def begin(
+        self,
+        planes: NDArray[np.float32],
+        use: Callable[[NDArray[np.float32], NDArray[np.float32]], T],
+    ) -> Callable[[], T]:
+        """Start on the heat map and offsets of one image; see `brainmap.infer.folding`.
 
         Parameters
         ----------
         planes : ndarray of float32, shape (channels x f**2, H / f, W / f)
-            C-contiguous network input, `folds.image` = f; H, W as given to `load_backend`.
+            C-contiguous network input, `folds.image` = f; H, W as given to `load_backend`. It is read until the
+            result has been waited for.
+        use : callable
+            Takes logit (g**2, H / stride / g, W / stride / g) and offset (2 x g**2, ...), float32, `folds.heat` = g;
+            both are valid only within it.
 
         Returns
         -------
-        logit : ndarray of float32, shape (g**2, H / stride / g, W / stride / g)
-            `folds.heat` = g.
-        offset : ndarray of float32, shape (2 x g**2, H / stride / g, W / stride / g)
-            Both are valid until this thread's next call.
+        callable
+            Waits, to be called once by the same thread, and returns what `use` does.
         """
         ...
 
@@ -96,31 +103,39 @@ def _search(
 
 
 def _heat_slices(task: BlockTask) -> Iterator[HeatSlice]:
-    """Resampled slice and heat of each needed group."""
+    """Resampled slice and heat of each needed group; the network is at work on the next one meanwhile."""
     window, stages, context = task.window, task.stages, task.layout.context
     masks = atom_mask(task.intensity, task.grid, window.k, window.y, window.x)
     used = {near for k, m in masks.items() if m is None or m.any() for near in task.seen_in(k)}
     inside = (window.read_y[1] - window.read_y[0], window.read_x[1] - window.read_x[0])
     fold = host_backend(task).folds.image
     stack = SliceStack(task.spec.channels, window.padded, inside, task.spec.fill, fold)
-    # The slice that is searched next, and those between it and the one read last.
-    source = net_slices(task.volume, task.grid, window, context + 1, stages)
+    # The slice that is searched next, that at work, and those between it and the one read last.
+    source = net_slices(task.volume, task.grid, window, context + 2, stages)
     raws: dict[int, NDArray[np.float32]] = {}
-    for seen in range(window.k[0] - context, window.k[1] + context):
-        image = None
-        if window.read_k[0] <= seen < window.read_k[1]:
-            _, raws[seen] = next(source)
-            if seen in used:
-                with stages.time("normalise"):
-                    image = _normalised(task, seen, raws[seen])
-        stack.push(image, task.spec.offset)
-        k = seen - context
-        if k < window.k[0]:
-            continue
-        heat, mask = None, masks[k]
-        if mask is None or mask.any():
-            heat = _infer(task, k, stack.latest, mask)
-        yield k, raws.pop(k), heat
+    at_work: Callable[[], HeatSlice] | None = None
+    try:
+        for seen in range(window.k[0] - context, window.k[1] + context):
+            image = None
+            if window.read_k[0] <= seen < window.read_k[1]:
+                _, raws[seen] = next(source)
+                if seen in used:
+                    with stages.time("normalise"):
+                        image = _normalised(task, seen, raws[seen])
+            stack.push(image, task.spec.offset)
+            k = seen - context
+            if k < window.k[0]:
+                continue
+            before, at_work = at_work, _begin(task, k, raws.pop(k), stack.latest, masks[k])
+            if before is not None:
+                yield before()
+        if at_work is not None:
+            yield at_work()
+            at_work = None
+    finally:
+        if at_work is not None:
+            # The network must not outlive its input.
+            at_work()
 
 
 def _normalised(task: BlockTask, k: int, raw: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -131,51 +146,76 @@ def _normalised(task: BlockTask, k: int, raw: NDArray[np.float32]) -> NDArray[np
     return task.intensity.normalise(raw[None], grid.group_z(np.array([k])), y, x)[0]
 
 
-def _infer(task: BlockTask, k: int, stack: NDArray[np.float32], mask: NDArray[np.bool_] | None) -> Heat:
-    """Heat of the needed window of slice `k`, tile by tile; tiles without tissue are skipped.
+def _begin(
+    task: BlockTask,
+    k: int,
+    raw: NDArray[np.float32],
+    stack: NDArray[np.float32],
+    mask: NDArray[np.bool_] | None,
+) -> Callable[[], HeatSlice]:
+    """Start on the heat of the needed window of slice `k`; what is returned waits for it.
+
+    Tiles without tissue are skipped. Of others only the first is at work when this returns.
 
     Parameters
     ----------
+    raw : ndarray of float32
+        The slice, for the result.
     stack : ndarray of float32
-        The slices around it, as `SliceStack.latest`.
+        The slices around it, as `SliceStack.latest`; to stay as it is until the result has been waited for.
     mask : ndarray of bool, optional
         From `atom_mask`.
     """
     window, stride = task.window, task.spec.stride
     origin, lowest = (window.y[0], window.x[0]), task.lowest_in(k)
-    parts = []
+    tiles = []
     for row, column in itertools.product(window.rows, window.columns):
         corner, size = (row.own[0], column.own[0]), (row.own[1] - row.own[0], column.own[1] - column.own[0])
         if mask is None or touches(mask, *origin, corner, size):
-            inner, target = heat_cells(row, column, origin, stride)
-            parts.append((target, _tile_heat(task, stack, (row.start, column.start), inner, lowest)))
-    shape = (-(-(window.y[1] - window.y[0]) // stride), -(-(window.x[1] - window.x[0]) // stride))
-    heat = _joined(shape, parts)
-    if mask is not None:
-        np.copyto(heat.logit, -np.inf, where=~cell_mask(mask, window.y, window.x, stride))
-    return heat
+            tiles.append(((row.start, column.start), *heat_cells(row, column, origin, stride)))
+    if not tiles:
+        return lambda: (k, raw, None)
+    # Each is started when it is asked for.
+    begun = (_begin_tile(task, stack, start, inner, lowest) for start, inner, _ in tiles)
+    first = next(begun)
+
+    def finish() -> HeatSlice:
+        parts: list[tuple[Box, Heat]] = []
+        # The next one is started before this one is waited for.
+        pairs = itertools.pairwise(itertools.chain([first], begun, [first]))
+        for (_, _, target), (wait, _) in zip(tiles, pairs, strict=True):
+            with task.stages.time("infer"):
+                parts.append((target, wait()))
+        shape = (-(-(window.y[1] - window.y[0]) // stride), -(-(window.x[1] - window.x[0]) // stride))
+        heat = _joined(shape, parts)
+        if mask is not None:
+            np.copyto(heat.logit, -np.inf, where=~cell_mask(mask, window.y, window.x, stride))
+        return k, raw, heat
+
+    return finish
 
 
-def _tile_heat(
+def _begin_tile(
     task: BlockTask, stack: NDArray[np.float32], start: tuple[int, int], inner: Box, lowest: float
-) -> Heat:
-    """Heat of the cells `inner` of the tile that starts at a net pixel."""
+) -> Callable[[], Heat]:
+    """Start on the heat of the cells `inner` of the tile that starts at a net pixel."""
     backend, window = host_backend(task), task.window
     fold, unfold = backend.folds.image, backend.folds.heat
     box = tuple(
         slice((a - first) // fold, (a - first + n) // fold)
         for a, first, n in zip(start, (window.read_y[0], window.read_x[0]), task.layout.tile, strict=True)
     )
-    with task.stages.time("infer"):
-        logit, offset = backend.infer_folded(np.ascontiguousarray(stack[:, *box]))
-    task.stages.net_pixels += task.layout.tile[0] * task.layout.tile[1]
-    with task.stages.time("peaks"):
+
+    def use(logit: NDArray[np.float32], offset: NDArray[np.float32]) -> Heat:
         found = unfolded(logit, unfold)[0][inner]
         place = np.flatnonzero(found >= lowest)
         row, column = np.divmod(place, found.shape[1])
         return Heat(
             found, place, folded_values(offset, unfold, row + inner[0].start, column + inner[1].start)
         )
+
+    task.stages.net_pixels += task.layout.tile[0] * task.layout.tile[1]
+    return backend.begin(np.ascontiguousarray(stack[:, *box]), use)
 
 
 def _joined(shape: tuple[int, int], parts: list[tuple[Box, Heat]]) -> Heat:
