@@ -26,6 +26,7 @@ _QUANTILE = 0.3
 # The overview stays this small for any brain, by pooling sections and widening bins.
 _MAX_BINS = 32_000_000
 _SLAB_VOXELS = 48_000_000
+_PIECE_VOXELS = 1 << 19
 
 
 class Source(Protocol):
@@ -130,10 +131,18 @@ def pooled(image: NDArray[Any], factors: tuple[int, int]) -> NDArray[np.float32]
 
 def _quantile_bins(slab: NDArray[Any], sub: list[int]) -> NDArray[np.float32]:
     """Low quantile over the sub-bins of each bin of a slab; shape (z, ceil(ny/4), ceil(nx/4))."""
-    means = pooled(slab, (sub[0], sub[1]))
+    depth, height, width = slab.shape
+    # A few sections at a time, in memory that is there already: fresh memory takes longer than all the arithmetic.
+    step = max(1, _PIECE_VOXELS // (height * width))
+    return np.concatenate([_quantile_of(slab[z : z + step], sub) for z in range(0, depth, step)])
+
+
+def _quantile_of(sections: NDArray[Any], sub: list[int]) -> NDArray[np.float32]:
+    means = pooled(sections, (sub[0], sub[1]))
     depth, height, width = means.shape
     pad = [(0, 0), (0, -height % _SUBBINS), (0, -width % _SUBBINS)]
-    means = np.pad(means, pad, mode="edge")
+    if any(map(any, pad)):
+        means = np.pad(means, pad, mode="edge")
     rows, columns = means.shape[1] // _SUBBINS, means.shape[2] // _SUBBINS
     bins = means.reshape(depth, rows, _SUBBINS, columns, _SUBBINS).swapaxes(2, 3)
     bins = bins.reshape(depth, rows, columns, _SUBBINS**2)
