@@ -17,6 +17,7 @@ normalised
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -36,6 +37,7 @@ __all__ = [
     "KNEE",
     "NOISE_EXPONENT",
     "Intensity",
+    "IntensityWindow",
     "linear_places",
     "noise_of",
 ]
@@ -48,6 +50,8 @@ _NOISE_PATCHES = 48
 # Reading them is mostly waiting where the image lies far away.
 _NOISE_THREADS = 4
 _NOISE_PATCH_CELLS = 12
+# Pixels of a band of rows: some arrays of so many fit into a core's cache.
+_BAND_PIXELS = 1 << 16
 # Noise grows with the light: between its root (photon noise) and itself (gain).
 NOISE_EXPONENT = 0.7
 
@@ -123,39 +127,22 @@ class Intensity:
         )  # fmt: skip
         return cls(background, tissue, bin_vox, full.shape, noise, typical, dark, surrounded)
 
+    def window(self, y_vox: NDArray[Any], x_vox: NDArray[Any]) -> IntensityWindow:
+        """This intensity on a separable grid of level-0 voxel coordinates, made ready for many sections."""
+        return IntensityWindow(self, y_vox, x_vox)
+
     def background_at(
         self, z_vox: NDArray[Any], y_vox: NDArray[Any], x_vox: NDArray[Any]
     ) -> NDArray[np.float32]:
         """Background on a separable grid of level-0 voxel coordinates; shape (len(z), len(y), len(x))."""
-        part = self.background
-        # The single slices of a block are mixed first and the rows, the longest pass, last.
-        for axis, vox in ((0, z_vox), (2, x_vox), (1, y_vox)):
-            low, weight, first, stop = linear_places(vox, self.bin_vox[axis], self.background.shape[axis])
-            part = part[(slice(None),) * axis + (slice(first, stop),)]
-            shape = [1, 1, 1]
-            shape[axis] = -1
-            high = np.minimum(low - first + 1, part.shape[axis] - 1)
-            w = weight.reshape(shape)
-            upper = part.take(high, axis)
-            part = part.take(low - first, axis)
-            upper -= part
-            upper *= w
-            part += upper
-        return part
+        window = self.window(y_vox, x_vox)
+        return np.stack([window.background(float(z)) for z in z_vox])
 
     def scale_at(self, background: NDArray[np.float32]) -> NDArray[np.float32]:
         """Noise expected in tissue of a background, grey levels."""
-        return self._to_scale(background.copy())
-
-    def _to_scale(self, background: NDArray[np.float32]) -> NDArray[np.float32]:
-        """`scale_at`, in the memory of the background."""
         light = max(self.typical - self.dark, 0.0) + 3 * self.noise
-        background -= np.float32(self.dark - 3 * self.noise)
-        background *= np.float32(1 / light)
-        np.clip(background, 0.25, 4.0, out=background)
-        np.power(background, np.float32(NOISE_EXPONENT), out=background)
-        background *= np.float32(self.noise)
-        return background
+        ratio = (background - np.float32(self.dark - 3 * self.noise)) * np.float32(1 / light)
+        return np.clip(ratio, 0.25, 4.0) ** np.float32(NOISE_EXPONENT) * np.float32(self.noise)
 
     def contrast_near(
         self, values: NDArray[Any], z_vox: float, y_vox: NDArray[Any], x_vox: NDArray[Any]
@@ -194,26 +181,15 @@ class Intensity:
         ndarray of float32
             Same shape; 0 is background, 1 one standard deviation of the tissue's noise.
         """
-        background = self.background_at(z_vox, y_vox, x_vox)
-        contrast = (values - background).astype(np.float32, copy=False)
-        contrast /= self._to_scale(background)
-        # A sum is much quicker than a search for values that hardly any volume has.
-        with np.errstate(over="ignore"):
-            finite = np.isfinite(contrast.sum())
-        if not finite:
-            np.nan_to_num(contrast, copy=False)
-        return contrast
+        window = self.window(y_vox, x_vox)
+        return np.stack([window.contrast(v, float(z)) for v, z in zip(values, z_vox, strict=True)])
 
     def normalise(
         self, values: NDArray[Any], z_vox: NDArray[Any], y_vox: NDArray[Any], x_vox: NDArray[Any]
     ) -> NDArray[np.float32]:
         """Normalised intensity v in 0..1 on a separable grid; parameters as for `contrast`."""
-        contrast = self.contrast(values, z_vox, y_vox, x_vox)
-        contrast *= np.float32(1 / KNEE)
-        np.arcsinh(contrast, out=contrast)
-        contrast *= np.float32(GAIN)
-        contrast += np.float32(BACKGROUND_VALUE)
-        return np.clip(contrast, 0.0, 1.0, out=contrast)
+        window = self.window(y_vox, x_vox)
+        return np.stack([window.normalise(v, float(z)) for v, z in zip(values, z_vox, strict=True)])
 
     def tissue_fraction(self, z: slice, y: slice, x: slice) -> float:
         """Share of a box of level-0 voxels that is tissue, at the resolution of the bins."""
@@ -249,6 +225,88 @@ class Intensity:
                 dark=float(record["dark"]),
                 surrounded=bool(record["surrounded"]),
             )
+
+
+class IntensityWindow:
+    """An `Intensity` at the pixels of a window, section by section.
+
+    Background and 1 / s are known in the rows of bins and interpolated between them. All is done in bands of a few
+    rows, which stay in the processor's cache: every step over a whole image would wait for memory.
+
+    Parameters
+    ----------
+    unit : Intensity
+    y_vox, x_vox : ndarray of float, 1-D
+        Level-0 voxel coordinates of the window's rows and columns.
+    """
+
+    def __init__(self, unit: Intensity, y_vox: NDArray[Any], x_vox: NDArray[Any]) -> None:
+        self._unit = unit
+        low, weight, first, stop = linear_places(y_vox, unit.bin_vox[1], unit.background.shape[1])
+        self._rows, self._low, self._weight = slice(first, stop), low - first, weight[:, None]
+        low, self._x_weight, first, stop = linear_places(x_vox, unit.bin_vox[2], unit.background.shape[2])
+        self._columns, self._x_low = slice(first, stop), low - first
+        self._x_high = np.minimum(self._x_low + 1, stop - first - 1)
+        self._shape = (len(self._low), len(self._x_low))
+
+    def background(self, z_vox: float) -> NDArray[np.float32]:
+        """Background of a section, shape (rows, columns)."""
+        out = np.empty(self._shape, np.float32)
+        for rows, (light,) in self._mixed(self._at_bins(z_vox)[None]):
+            out[rows] = light
+        return out
+
+    def contrast(self, image: NDArray[Any], z_vox: float) -> NDArray[np.float32]:
+        """Contrast u of a section of raw grey levels, shape (rows, columns)."""
+        out = np.empty(self._shape, np.float32)
+        for rows, contrast in self._contrasts(image, z_vox, 1.0):
+            out[rows] = contrast
+        return out
+
+    def normalise(self, image: NDArray[Any], z_vox: float) -> NDArray[np.float32]:
+        """Normalised intensity v in 0..1 of a section of raw grey levels, shape (rows, columns)."""
+        out = np.empty(self._shape, np.float32)
+        for rows, contrast in self._contrasts(image, z_vox, KNEE):
+            np.arcsinh(contrast, out=contrast)
+            contrast *= np.float32(GAIN)
+            contrast += np.float32(BACKGROUND_VALUE)
+            np.clip(contrast, 0.0, 1.0, out=out[rows])
+        return out
+
+    def _contrasts(
+        self, image: NDArray[Any], z_vox: float, unit: float
+    ) -> Iterator[tuple[slice, NDArray[np.float32]]]:
+        """Contrast in units of `unit`, band by band."""
+        light = self._at_bins(z_vox)
+        inverse = np.reciprocal(self._unit.scale_at(light) * np.float32(unit))
+        for rows, (background, gain) in self._mixed(np.stack([light, inverse])):
+            contrast = (image[rows] - background).astype(np.float32, copy=False)
+            contrast *= gain
+            # A sum is much quicker than a search for values that hardly any volume has.
+            with np.errstate(over="ignore"):
+                finite = np.isfinite(contrast.sum())
+            if not finite:
+                np.nan_to_num(contrast, copy=False)
+            yield rows, contrast
+
+    def _at_bins(self, z_vox: float) -> NDArray[np.float32]:
+        """Background at z, in the rows of bins and the columns of the window."""
+        bins = self._unit.background[:, self._rows, self._columns]
+        (low,), (weight,), _, _ = linear_places(np.array([z_vox]), self._unit.bin_vox[0], len(bins))
+        part = bins[low] + (bins[min(low + 1, len(bins) - 1)] - bins[low]) * weight
+        left = part.take(self._x_low, axis=1)
+        return left + (part.take(self._x_high, axis=1) - left) * self._x_weight
+
+    def _mixed(self, fields: NDArray[np.float32]) -> Iterator[tuple[slice, NDArray[np.float32]]]:
+        """Fields (n, rows of bins, columns) at the rows of the window, band by band."""
+        steps = np.diff(fields, axis=1, append=fields[:, -1:])
+        band = max(1, _BAND_PIXELS // max(1, self._shape[1]))
+        for start in range(0, self._shape[0], band):
+            rows = slice(start, start + band)
+            mixed = steps.take(self._low[rows], axis=1)
+            mixed *= self._weight[rows]
+            mixed += fields.take(self._low[rows], axis=1)
+            yield rows, mixed
 
 
 def noise_of(detail: NDArray[Any]) -> float:

@@ -146,25 +146,30 @@ class Normaliser:
     def __call__(self, image: Tensor, k: int) -> Tensor:
         """One slice, float32, shape (rows, columns); group `k` of the grid."""
         unit = self._intensity
-        background = self._background(float(self._grid.group_z(np.array([k]))[0]))
+        background = self._at_bins(float(self._grid.group_z(np.array([k]))[0]))
         light = max(unit.typical - unit.dark, 0.0) + 3 * unit.noise
         ratio = (background - np.float32(unit.dark - 3 * unit.noise)) * np.float32(1 / light)
-        scale = ratio.clamp_(0.25, 4.0).pow_(NOISE_EXPONENT).mul_(np.float32(unit.noise))
-        contrast = torch.nan_to_num((image - background).div_(scale))
-        value = contrast.mul_(np.float32(1 / KNEE)).asinh_().mul_(np.float32(GAIN))
+        scale = ratio.clamp_(0.25, 4.0).pow_(NOISE_EXPONENT).mul_(np.float32(unit.noise * KNEE))
+        contrast = torch.nan_to_num((image - self._mixed(background)).mul_(self._mixed(scale.reciprocal_())))
+        value = contrast.asinh_().mul_(np.float32(GAIN))
         return value.add_(np.float32(BACKGROUND_VALUE)).clamp_(0.0, 1.0).sub_(np.float32(self._offset))
 
-    def _background(self, z_vox: float) -> Tensor:
+    def _at_bins(self, z_vox: float) -> Tensor:
+        """Background at z, in the rows of bins and the columns of the window."""
         grid = self._intensity.background
         low, weight, _, _ = linear_places(np.array([z_vox]), self._intensity.bin_vox[0], grid.shape[0])
-        (rows, y_low, y_high, y_weight), (columns, x_low, x_high, x_weight) = self._axes
+        (rows, *_), (columns, x_low, x_high, x_weight) = self._axes
         part = grid[low[0], rows, columns]
         high = grid[min(low[0] + 1, grid.shape[0] - 1), rows, columns]
         mixed = on_device(part + (high - part) * weight[0], self._device)
         left = mixed[:, x_low]
-        left = left + (mixed[:, x_high] - left) * x_weight
-        top = left[y_low]
-        return top + (left[y_high] - top) * y_weight[:, None]
+        return left + (mixed[:, x_high] - left) * x_weight
+
+    def _mixed(self, bins: Tensor) -> Tensor:
+        """Values in the rows of bins, at the rows of the window."""
+        _, low, high, weight = self._axes[0]
+        top = bins[low]
+        return top + (bins[high] - top) * weight[:, None]
 
 
 def find_peaks(volume: Tensor, lowest: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -110,6 +110,10 @@ def _heat_slices(task: BlockTask) -> Iterator[HeatSlice]:
     inside = (window.read_y[1] - window.read_y[0], window.read_x[1] - window.read_x[0])
     fold = host_backend(task).folds.image
     stack = SliceStack(task.spec.channels, window.padded, inside, task.spec.fill, fold)
+    light = task.intensity.window(
+        task.grid.to_vox(np.arange(*window.read_y, dtype=np.float64), 1),
+        task.grid.to_vox(np.arange(*window.read_x, dtype=np.float64), 2),
+    )
     # The slice that is searched next, that at work, and those between it and the one read last.
     source = net_slices(task.volume, task.grid, window, context + 2, stages)
     raws: dict[int, NDArray[np.float32]] = {}
@@ -121,7 +125,7 @@ def _heat_slices(task: BlockTask) -> Iterator[HeatSlice]:
                 _, raws[seen] = next(source)
                 if seen in used:
                     with stages.time("normalise"):
-                        image = _normalised(task, seen, raws[seen])
+                        image = light.normalise(raws[seen], float(task.grid.group_z(np.array([seen]))[0]))
             stack.push(image, task.spec.offset)
             k = seen - context
             if k < window.k[0]:
@@ -136,14 +140,6 @@ def _heat_slices(task: BlockTask) -> Iterator[HeatSlice]:
         if at_work is not None:
             # The network must not outlive its input.
             at_work()
-
-
-def _normalised(task: BlockTask, k: int, raw: NDArray[np.float32]) -> NDArray[np.float32]:
-    """One slice of the window's readable part, as the network knows it."""
-    grid, window = task.grid, task.window
-    y = grid.to_vox(np.arange(*window.read_y, dtype=np.float64), 1)
-    x = grid.to_vox(np.arange(*window.read_x, dtype=np.float64), 2)
-    return task.intensity.normalise(raw[None], grid.group_z(np.array([k])), y, x)[0]
 
 
 def _begin(
