@@ -5,7 +5,11 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+
+from brainmap.infer.detector import Detector, load_backend
+from brainmap.infer.folding import folded, unfolded
 
 CHILD = """
 import os, sys, threading
@@ -35,3 +39,19 @@ def test_two_threads_may_make_their_first_call_together(attempt: int) -> None:
     # Without the call that `load` makes beforehand about two of five such processes stopped for ever.
     done = subprocess.run([sys.executable, "-c", CHILD], capture_output=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr.decode()
+
+
+def test_images_at_work_together_keep_their_memory_and_their_heat() -> None:
+    detector = Detector.open()
+    backend = load_backend(detector, "openvino", tile=(64, 64), threads=1, precision="f32")
+    images = np.random.default_rng(0).normal(0, 0.1, (4, detector.spec.channels, 64, 64)).astype(np.float32)
+    wanted = backend.infer(images)[0]
+    # Nothing but what is at work holds the planes; others would take their place in memory.
+    begun = [
+        backend.begin(
+            folded(image, backend.folds.image), lambda logit, _: unfolded(logit, backend.folds.heat)
+        )
+        for image in images
+    ]
+    for i in (2, 0, 3, 1):
+        np.testing.assert_array_equal(begun[i](), wanted[i])
