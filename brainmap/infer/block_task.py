@@ -35,6 +35,8 @@ class BlockTask:
         Weaker peaks are no detections.
     stages : Stages
         Takes times and counts.
+    streams : int
+        As for `Job`.
     """
 
     volume: Volume
@@ -46,6 +48,7 @@ class BlockTask:
     backend: Backend
     lowest_logit: float
     stages: Stages
+    streams: int = 1
 
     @property
     def searched(self) -> range:

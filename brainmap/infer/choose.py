@@ -24,7 +24,7 @@ __all__ = ["BlockCost", "block_cost", "choose_block", "run_seconds"]
 _INFER_S = {"cpu": 1 / 8.2e6, "cuda": 1 / 80e6}  # network pixel
 _DECODE_S = 1 / 450e6  # stored voxel
 _PIXEL_S = {"cpu": 25e-9, "cuda": 1e-9}  # pixel of a resampled slice
-# Bytes per thread that a block may need, and the time of one core that a kill may cost.
+# Bytes per core that a block may need, and the time of one core that a kill may cost.
 _BLOCK_BYTES = 1 << 30
 _BLOCK_S = 120.0
 # Axes are also cut into up to this many equal parts.
@@ -55,8 +55,10 @@ class BlockCost:
     peak_bytes: int
 
 
-def block_cost(volume: Volume, blocks: Blocks, layout: Layout, device: str = "cpu") -> BlockCost:
-    """Estimate the cost of the block in the middle of a run."""
+def block_cost(
+    volume: Volume, blocks: Blocks, layout: Layout, device: str = "cpu", streams: int = 1
+) -> BlockCost:
+    """Estimate the cost of the block in the middle of a run; `streams` as for `Job`."""
     grid = blocks.grid
     block = blocks[_middle(blocks)]
     window = layout.window(grid, block)
@@ -71,7 +73,7 @@ def block_cost(volume: Volume, blocks: Blocks, layout: Layout, device: str = "cp
     # voxels being read; activations of the network (190 bytes per input pixel in single precision).
     run = min(slices, 2 * longest_run(grid.group, volume.unit[0], 4 * area))
     held = 4 * area * (run + 4 * layout.context + 16) + (128 << 20)
-    return BlockCost(seconds, decoded, net, held + 190 * layout.tile[0] * layout.tile[1])
+    return BlockCost(seconds, decoded, net, held + 190 * streams * layout.tile[0] * layout.tile[1])
 
 
 def _middle(blocks: Blocks) -> int:
@@ -80,7 +82,13 @@ def _middle(blocks: Blocks) -> int:
 
 
 def choose_block(
-    volume: Volume, grid: Grid, spec: DetectorSpec, roi: Roi | None, threads: int, device: str = "cpu"
+    volume: Volume,
+    grid: Grid,
+    spec: DetectorSpec,
+    roi: Roi | None,
+    threads: int,
+    device: str = "cpu",
+    streams: int = 1,
 ) -> tuple[int, int, int]:
     """Groups, rows, columns of the block that makes the whole run quickest.
 
@@ -99,8 +107,8 @@ def choose_block(
     for size in itertools.product(sorted(depths), sorted(sizes[0]), sorted(sizes[1])):
         blocks = partition(grid, size, roi)
         layout = make_layout(spec, blocks)
-        cost = block_cost(volume, blocks, layout, device)
-        if cost.peak_bytes > _BLOCK_BYTES or cost.seconds > _BLOCK_S:
+        cost = block_cost(volume, blocks, layout, device, streams)
+        if cost.peak_bytes > streams * _BLOCK_BYTES or cost.seconds > _BLOCK_S:
             continue
         if (seconds := run_seconds(volume, blocks, layout, threads, device)) < least:
             best, least = size, seconds

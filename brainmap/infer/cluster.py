@@ -21,7 +21,7 @@ from brainmap.errors import DataError, MissingExtraError, NotFoundError, UsageEr
 if TYPE_CHECKING:
     from distributed import Client
 
-__all__ = ["connect", "cores", "in_this_process", "visible_gpus"]
+__all__ = ["connect", "cores", "in_this_process", "threads_here", "visible_gpus"]
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +52,11 @@ def cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def threads_here(streams: int) -> int:
+    """Threads of this process that keep all its cores busy, each with so many streams of the network."""
+    return -(-cores() // streams)
 
 
 def visible_gpus() -> list[str]:
@@ -93,7 +98,7 @@ def _quiet() -> Iterator[None]:
 
 @contextmanager
 def connect(
-    workers: int | None = None, scheduler: str | None = None, device: str | None = None
+    workers: int | None = None, scheduler: str | None = None, device: str | None = None, streams: int = 1
 ) -> Iterator[Client]:
     """Yield a client with at least one worker, and close what was started for it.
 
@@ -108,6 +113,8 @@ def connect(
         DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED=False: see `_SETTINGS`.
     device : str, optional
         What the workers will compute on; "cuda" with a `slurm:FILE` that asks for no GPU is refused.
+    streams : int
+        Cores that a thread of this process will keep busy.
 
     Raises
     ------
@@ -127,14 +134,14 @@ def connect(
 
     with dask.config.set(_SETTINGS), _quiet():
         if scheduler is None:
-            yield from _local(workers, device)
+            yield from _local(workers, device, streams)
         elif scheduler.startswith("slurm:"):
             yield from _slurm(Path(scheduler.removeprefix("slurm:")), device)
         else:
             yield from _running(scheduler)
 
 
-def _local(workers: int | None, device: str | None) -> Iterator[Client]:
+def _local(workers: int | None, device: str | None, streams: int) -> Iterator[Client]:
     from distributed import Client, LocalCluster
 
     gpus = visible_gpus() if device == "cuda" else []
@@ -147,7 +154,8 @@ def _local(workers: int | None, device: str | None) -> Iterator[Client]:
         "host": "127.0.0.1",
     }
     if workers is None:
-        options |= {"processes": False, "n_workers": 1, "threads_per_worker": cores(), "memory_limit": 0}
+        options |= {"processes": False, "n_workers": 1, "memory_limit": 0}
+        options |= {"threads_per_worker": threads_here(streams)}
         # One batch of blocks after another shows nothing that the progress bar does not; it costs half a second.
         options |= {"protocol": "inproc", "host": None, "scheduler_kwargs": {"dashboard": False}}
     else:

@@ -22,7 +22,7 @@ from brainmap.infer import process, results
 from brainmap.infer.batch import peak_memory, process_name
 from brainmap.infer.blocks import Grid, Roi, block_in_net, partition
 from brainmap.infer.choose import choose_block
-from brainmap.infer.cluster import connect, cores, in_this_process
+from brainmap.infer.cluster import connect, cores, in_this_process, threads_here
 from brainmap.infer.detector import Detector, choose_backend
 from brainmap.infer.dispatch import Dispatcher
 from brainmap.infer.layout import make_layout
@@ -137,7 +137,7 @@ def preload(volume: Volume, detector: Detector, run_dir: str | Path, options: Ru
     """
     job = make_job(volume, detector, Path(run_dir).absolute(), options)
     if in_this_process(options.workers, options.scheduler, job.device):
-        process.backend_of(dataclasses.replace(job, threads=cores()))
+        process.backend_of(_with_threads(job, threads_here(job.streams)))
 
 
 def run_detection(
@@ -223,8 +223,11 @@ def make_job(volume: Volume, detector: Detector, run_dir: Path, options: RunOpti
     spec = detector.spec.scaled(options.cell_diameter_um)
     backend, device = choose_backend(options.backend, options.device)
     grid = Grid.of(volume.shape, volume.voxel_um, spec)
+    here = in_this_process(options.workers, options.scheduler, device)
+    # Fewer and larger blocks at a time: borders are computed twice, and every block holds slices of its own.
+    streams = 2 if here and backend == "openvino" and cores() > 1 else 1
     if options.block is None:
-        size = choose_block(volume, grid, spec, options.roi, cores(), device)
+        size = choose_block(volume, grid, spec, options.roi, threads_here(streams), device, streams)
     else:
         size = block_in_net(grid, options.block)
     blocks = partition(grid, size, options.roi)
@@ -242,7 +245,13 @@ def make_job(volume: Volume, detector: Detector, run_dir: Path, options: RunOpti
         backend=backend,
         device=device,
         precision=options.precision,
+        streams=streams,
     )
+
+
+def _with_threads(job: Job, threads: int) -> Job:
+    """The job of workers with so many threads each."""
+    return dataclasses.replace(job, threads=threads * job.streams)
 
 
 def _plan(job: Job, volume: Volume, detector: Detector) -> dict[str, Any]:
@@ -273,13 +282,12 @@ def _run_blocks(job: Job, tally: Tally, options: RunOptions, meanwhile: Callable
     total = tally.voxels_left()
     if in_this_process(options.workers, options.scheduler, job.device):
         # Loaded here for the threads of this process: what is missing shows before a cluster is started.
-        job = dataclasses.replace(job, threads=cores())
-        process.backend_of(job)
+        process.backend_of(_with_threads(job, threads_here(job.streams)))
     with (
-        connect(options.workers, options.scheduler, job.device) as client,
+        connect(options.workers, options.scheduler, job.device, job.streams) as client,
         Progress(total, options.progress) as bar,
     ):
-        job = dataclasses.replace(job, threads=max(client.nthreads().values()))
+        job = _with_threads(job, max(client.nthreads().values()))
         process.cancelled.discard(job.run_dir)
         dispatcher = Dispatcher(client, job, tally, bar)
         # A queue of a cluster may well have nobody at work for hours.

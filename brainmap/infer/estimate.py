@@ -89,8 +89,9 @@ def estimate(
     pixel_s, backend = _measure(job, detector)
     count = len(job.blocks)
     with_tissue = round(count * _share_of_blocks(job, intensity))
-    cost = block_cost(volume, job.blocks, job.layout)
-    seconds = with_tissue * _block_seconds(cost, pixel_s, volume.dtype.itemsize) / min(threads, max(count, 1))
+    cost = block_cost(volume, job.blocks, job.layout, streams=job.streams)
+    busy = min(threads, max(count, 1) * job.streams)
+    seconds = with_tissue * _block_seconds(cost, pixel_s, volume.dtype.itemsize) / busy
     block_vox = _owned_voxels(job)
     roi = options.roi or tuple((0, n) for n in volume.shape)
     itemsize = volume.dtype.itemsize
@@ -102,7 +103,7 @@ def estimate(
         tile=job.layout.tile,
         bytes_to_read=with_tissue * cost.decoded_voxels * itemsize,
         read_amplification=cost.decoded_voxels / float(np.prod(block_vox)),
-        memory_bytes=threads * cost.peak_bytes + processes * peak_memory(),
+        memory_bytes=-(-threads // job.streams) * cost.peak_bytes + processes * peak_memory(),
         seconds=seconds,
         megapixels_per_second=1e-6 / pixel_s,
         backend=backend[0],

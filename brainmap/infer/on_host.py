@@ -7,6 +7,7 @@ memory does not grow with its depth.
 from __future__ import annotations
 
 import itertools
+from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from typing import Protocol, TypeVar, cast
 
@@ -103,21 +104,22 @@ def _search(
 
 
 def _heat_slices(task: BlockTask) -> Iterator[HeatSlice]:
-    """Resampled slice and heat of each needed group; the network is at work on the next one meanwhile."""
+    """Resampled slice and heat of each needed group; the network is at work on the next ones meanwhile."""
     window, stages, context = task.window, task.stages, task.layout.context
     masks = atom_mask(task.intensity, task.grid, window.k, window.y, window.x)
     used = {near for k, m in masks.items() if m is None or m.any() for near in task.seen_in(k)}
     inside = (window.read_y[1] - window.read_y[0], window.read_x[1] - window.read_x[0])
     fold = host_backend(task).folds.image
-    stack = SliceStack(task.spec.channels, window.padded, inside, task.spec.fill, fold)
+    # While a slice is pushed, as many as there are streams are at work.
+    stack = SliceStack(task.spec.channels, window.padded, inside, task.spec.fill, fold, valid=task.streams)
     light = task.intensity.window(
         task.grid.to_vox(np.arange(*window.read_y, dtype=np.float64), 1),
         task.grid.to_vox(np.arange(*window.read_x, dtype=np.float64), 2),
     )
-    # The slice that is searched next, that at work, and those between it and the one read last.
-    source = net_slices(task.volume, task.grid, window, context + 2, stages)
+    # The slice that is searched next, those at work, and those between them and the one read last.
+    source = net_slices(task.volume, task.grid, window, context + 1 + task.streams, stages)
     raws: dict[int, NDArray[np.float32]] = {}
-    at_work: Callable[[], HeatSlice] | None = None
+    at_work: deque[Callable[[], HeatSlice]] = deque()
     try:
         for seen in range(window.k[0] - context, window.k[1] + context):
             image = None
@@ -130,16 +132,16 @@ def _heat_slices(task: BlockTask) -> Iterator[HeatSlice]:
             k = seen - context
             if k < window.k[0]:
                 continue
-            before, at_work = at_work, _begin(task, k, raws.pop(k), stack.latest, masks[k])
-            if before is not None:
-                yield before()
-        if at_work is not None:
-            yield at_work()
-            at_work = None
+            at_work.append(_begin(task, k, raws.pop(k), stack.latest, masks[k]))
+            # One more than there are streams, for the first that is free.
+            if len(at_work) > task.streams:
+                yield at_work.popleft()()
+        while at_work:
+            yield at_work.popleft()()
     finally:
-        if at_work is not None:
-            # The network must not outlive its input.
-            at_work()
+        # The network must not outlive its input.
+        for wait in at_work:
+            wait()
 
 
 def _begin(

@@ -62,6 +62,8 @@ class Job:
         The run folder.
     backend, device, precision, threads
         As for `load_backend`.
+    streams : int
+        Images that a thread keeps the network at work on at a time, where blocks are computed on the CPU.
     """
 
     volume: Volume
@@ -77,6 +79,7 @@ class Job:
     device: str | None = None
     precision: str = "auto"
     threads: int = 1
+    streams: int = 1
 
 
 @dataclass
@@ -131,7 +134,7 @@ def process_block(job: Job, block: Block) -> tuple[dict[str, NDArray[Any]], Stag
     window = job.layout.window(job.blocks.grid, block)
     task = BlockTask(
         job.volume, job.blocks.grid, window, job.spec, job.layout, intensity_of(job), backend_of(job),
-        _lowest_logit(job), stages,
+        _lowest_logit(job), stages, job.streams,
     )  # fmt: skip
     cells = _Cells(job, block, window)
     with closing(_slices_of(task)) as slices:

@@ -13,7 +13,7 @@ __all__ = ["SliceStack"]
 class SliceStack:
     """The last `channels` slices that were pushed, as one array without copying them for every slice.
 
-    Slices move through a store twice as deep as the network sees; only at its end are the last ones
+    Slices move through a store at least twice as deep as the network sees; only at its end are the last ones
     moved back to its start.
 
     Parameters
@@ -28,13 +28,21 @@ class SliceStack:
         Value of everything else, and of slices without tissue.
     fold : int
         Slices are kept as planes; see `brainmap.infer.folding`.
+    valid : int
+        Pushes for which what `latest` returned stays as it is, at least 1.
     """
 
     def __init__(
-        self, channels: int, padded: tuple[int, int], inside: tuple[int, int], fill: float, fold: int = 1
+        self,
+        channels: int,
+        padded: tuple[int, int],
+        inside: tuple[int, int],
+        fill: float,
+        fold: int = 1,
+        valid: int = 1,
     ) -> None:
         rows, columns = (n // fold for n in padded)
-        self._store = np.full((2 * channels, fold**2, rows, columns), fill, np.float32)
+        self._store = np.full((2 * channels + valid - 1, fold**2, rows, columns), fill, np.float32)
         self._channels, self._inside, self._fill, self._fold = channels, inside, np.float32(fill), fold
         self._stop = channels
 
@@ -54,7 +62,7 @@ class SliceStack:
 
     @property
     def latest(self) -> NDArray[np.float32]:
-        """The planes of the last slices pushed, slice by slice; a view, valid until the next push.
+        """The planes of the last slices pushed, slice by slice; a view.
 
         Shape (channels x fold**2, rows / fold, columns / fold).
         """

@@ -176,8 +176,8 @@ class _Runner:
             lambda logit: 1 / (1 + np.exp(-np.asarray(logit, np.float64))), lambda shape: infer,
         )  # fmt: skip
 
-    def heat(self, image: NDArray[np.float32], lowest_logit: float) -> Heat:
-        """Heat of a whole image, part by part; in the other channels there is nothing."""
+    def maps(self, image: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Logit and offsets of a whole image, part by part; in the other channels there is nothing."""
         whole = [align_up(n, self.align) for n in image.shape]
         tile = [
             tile_length(((0, n),), size, self.halo, MAX_TILE, self.align)
@@ -198,7 +198,7 @@ class _Runner:
             one, two = infer(batch)
             inner, target = heat_cells(row, column, (0, 0), self.stride)
             logit[target], offset[:, *target] = one[0, 0][inner], two[0][:, *inner]
-        return Heat.of(logit, offset, lowest_logit)
+        return logit, offset
 
 
 def _predict(
@@ -212,7 +212,8 @@ def _predict(
 ) -> tuple[NDArray, ...]:
     """Columns of `TilePoints` for one tile."""
     view = net_tile(image, tuple(voxel_um), grid, diameter_um)
-    peaks = find_peaks(None, runner.heat(view.image, lowest_logit), None, runner.subpixel)
+    heat = Heat.of(*runner.maps(view.image), lowest_logit)
+    peaks = find_peaks(None, heat, None, runner.subpixel)
     stride = runner.stride
     yx_net = np.column_stack([
         (peaks["row"] + 0.5 + peaks["dy"]) * stride - 0.5,

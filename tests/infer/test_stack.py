@@ -29,3 +29,15 @@ def test_latest_are_the_last_slices_in_order(channels: int, fold: int) -> None:
 
 def test_a_new_stack_is_empty() -> None:
     assert (SliceStack(5, (5, 8), INSIDE, fill=0.5).latest == 0.5).all()
+
+
+@pytest.mark.parametrize("valid", [1, 2, 3])
+@pytest.mark.parametrize("channels", [1, 5])
+def test_what_was_latest_stays_for_some_pushes(channels: int, valid: int) -> None:
+    stack = SliceStack(channels, (4, 4), (4, 4), 0.0, fold=2, valid=valid)
+    seen: list[tuple[np.ndarray, np.ndarray]] = []
+    for turn in range(40):
+        stack.push(np.full((4, 4), turn, np.float32))
+        for view, content in seen[-valid:]:
+            np.testing.assert_array_equal(view, content)
+        seen.append((stack.latest, stack.latest.copy()))

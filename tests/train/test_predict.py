@@ -87,7 +87,7 @@ def test_heat_is_that_of_the_whole_image(stride: int, levels: int, monkeypatch: 
     runner = predict._Runner.of_network(network)
     for largest in (1024, 2 * runner.halo + 48):
         monkeypatch.setattr(predict, "MAX_TILE", largest)
-        got_logit, got_offset = runner.heat(image)
+        got_logit, got_offset = runner.maps(image)
         np.testing.assert_allclose(got_logit, logit[0, 0].numpy()[inner], atol=1e-4)
         np.testing.assert_allclose(got_offset, offset[0].numpy()[:, inner[0], inner[1]], atol=1e-4)
 
