@@ -1,9 +1,11 @@
 """How much faster two workers are than one, each a process with one thread.
 
-    python benchmarks/scaling.py [--gvox 0.2] [--workers 1 2] [--repeats 3] [--out FILE.json]
+    python benchmarks/scaling.py [--gvox 0.2] [--workers 1 2] [--repeats 3] [--free] [--out FILE.json]
 
 Detection on the same simulated tissue with different numbers of workers in turn, several times in one call; each
-worker has loaded the network before the clock starts. Where other programs use the machine, wall times say little:
+worker has loaded the network before the clock starts. A worker reads and prepares slices while its network is at
+work, so one alone would use a part of a second core: every worker is bound to a core of its own (on Linux), unless
+`--free` is given. Where other programs use the machine, wall times say little:
 processor seconds per gigavoxel stand beside them. Workers that hinder each other need more of them.
 """
 
@@ -42,12 +44,25 @@ def processor_seconds() -> float:
     return total
 
 
-def measure(volume: Volume, intensity: Intensity, workers: int, scratch: Path) -> dict[str, float]:
+def bind(core: int) -> None:
+    """Let all threads of this process, and those that they start, run on one core."""
+    for thread in os.listdir("/proc/self/task"):
+        os.sched_setaffinity(int(thread), {core})
+
+
+def measure(
+    volume: Volume, intensity: Intensity, workers: int, scratch: Path, free: bool
+) -> dict[str, float]:
     """A run with so many workers of one thread: voxels, wall and processor seconds."""
-    from distributed import LocalCluster
+    from distributed import Client, LocalCluster
 
     detector, size = Detector.open(), volume.shape
     with LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None) as cluster:
+        if not free:
+            with Client(cluster) as client:
+                cores = sorted(os.sched_getaffinity(0))
+                for core, worker in zip(cores, client.scheduler_info(n_workers=-1)["workers"], strict=False):
+                    client.run(bind, core, workers=[worker])
         options = RunOptions(scheduler=cluster.scheduler_address, block=(32, 512, 512), progress=False)
         first = ((0, min(32, size[0])), (0, size[1]), (0, size[2]))
         run_detection(
@@ -64,6 +79,7 @@ def main() -> None:
     parser.add_argument("--gvox", type=float, default=0.2)
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--free", action="store_true", help="do not bind workers to cores")
     parser.add_argument("--out", type=Path, help="write the numbers as JSON")
     options = parser.parse_args()
     os.environ.update(SETTINGS)
@@ -75,7 +91,7 @@ def main() -> None:
         intensity = Intensity.fit(volume)
         for _ in range(options.repeats):
             for workers in options.workers:
-                row = measure(volume, intensity, workers, Path(scratch))
+                row = measure(volume, intensity, workers, Path(scratch), options.free)
                 found.append(row)
                 rate, cost = row["voxels"] / row["seconds"] / 1e6, row["cpu_s"] / row["voxels"] * 1e9
                 print(
