@@ -55,12 +55,10 @@ class OpenVinoBackend:
             self._local.idle = []
         idle = self._local.idle
         request = idle.pop() if idle else self._compiled.create_infer_request()
-        image = planes[None]
-        # Both ways without a copy.
-        request.start_async({0: image}, share_inputs=True)
+        # Both ways without a copy; the request keeps the planes until it is given others.
+        request.start_async({0: planes[None]}, share_inputs=True)
 
-        def finish(_image: NDArray[np.float32] = image) -> T:
-            # The request reads memory that this keeps from being freed.
+        def finish() -> T:
             request.wait()
             found = use(request.get_tensor("logit").data[0], request.get_tensor("offset").data[0])
             idle.append(request)

@@ -22,6 +22,7 @@ from brainmap.errors import DataError, MissingExtraError, UsageError
 from brainmap.infer import dispatch, engine, net_slices, process
 from brainmap.infer.detector import Detector, DetectorSpec, load_backend
 from brainmap.infer.engine import RunOptions, run_detection
+from brainmap.infer.layout import make_layout
 from brainmap.infer.peaks import suppress
 from brainmap.infer.results import finished, iter_results
 from brainmap.intensity import Intensity
@@ -124,6 +125,42 @@ def test_same_cells_with_the_shipped_detector_in_its_fast_precision(brain: Brain
     assert len(runs[0]) > 10
     assert_same(runs[1], runs[0])
     assert_same(runs[2], runs[0])
+
+
+@pytest.mark.parametrize("max_tile", [4096, 128])
+def test_same_cells_for_any_number_of_streams(brain: Brain, tmp_path: Path, max_tile: int) -> None:
+    volume, intensity, _ = brain
+    detector = Detector.open("default")
+    job = engine.make_job(volume, detector, tmp_path, RunOptions(block=volume.shape, precision="f32"))
+    job = dataclasses.replace(job, layout=make_layout(job.spec, job.blocks, max_tile))
+    window = job.layout.window(job.blocks.grid, job.blocks[0])
+    assert (len(window.rows) * len(window.columns) > 1) == (max_tile == 128)
+    Path(job.intensity).parent.mkdir()
+    intensity.save(Path(job.intensity))
+    found = []
+    for streams in (1, 2, 5):
+        with_streams = dataclasses.replace(job, streams=streams, threads=streams)
+        found.append(process.process_block(with_streams, job.blocks[0])[0])
+    assert len(found[0]["z"]) > 10
+    for other in found[1:]:
+        for name, values in found[0].items():
+            np.testing.assert_array_equal(values, other[name])
+
+
+def test_streams_are_for_threads_of_this_process_and_the_default_backend(
+    brain: Brain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def streams(**options: Any) -> int:
+        return engine.make_job(
+            brain[0], Detector.open(), tmp_path, RunOptions(device="cpu", **options)
+        ).streams
+
+    monkeypatch.setattr(engine, "cores", lambda: 4)
+    assert streams(backend="openvino") == 2
+    assert streams(backend="openvino", workers=1) == 1
+    assert streams(backend="torch") == 1
+    monkeypatch.setattr(engine, "cores", lambda: 1)
+    assert streams(backend="openvino") == 1
 
 
 @pytest.mark.parametrize("workers", [1, 2])
