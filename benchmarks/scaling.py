@@ -4,8 +4,8 @@
 
 Detection on the same simulated tissue with different numbers of workers in turn, several times in one call; each
 worker has loaded the network before the clock starts. A worker reads and prepares slices while its network is at
-work, so one alone would use a part of a second core: every worker is bound to a core of its own (on Linux), unless
-`--free` is given. Where other programs use the machine, wall times say little:
+work, so one alone would use a part of a second core: every worker is bound to a core of its own, unless `--free` is
+given (elsewhere than on Linux it must be). Where other programs use the machine, wall times say little:
 processor seconds per gigavoxel stand beside them. Workers that hinder each other need more of them.
 """
 

@@ -176,3 +176,15 @@ def test_values_that_are_no_numbers_count_as_background() -> None:
     contrast = intensity.contrast(broken, *everywhere(image.shape))
     assert contrast[3, 50, 60] == 0
     assert np.isfinite(contrast).all()
+
+
+def test_contrast_of_a_section_is_that_of_its_places() -> None:
+    rng = np.random.default_rng(3)
+    rows = np.linspace(200, 800, 160)[:, None] + 100 * np.sin(np.arange(240) / 40)
+    image = rng.normal(rows, 10, (6, 160, 240)).astype(np.float32)
+    intensity = fit(image)
+    section = intensity.contrast(image, *everywhere(image.shape))[3]
+    y, x = (axis.ravel().astype(float) for axis in np.indices((160, 240)))
+    places = intensity.contrast_near(image[3].ravel(), 3.0, y, x).reshape(160, 240)
+    # The noise of a section is interpolated between rows of bins.
+    np.testing.assert_allclose(section, places, rtol=0.02, atol=0.01)

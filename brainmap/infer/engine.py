@@ -226,10 +226,14 @@ def make_job(volume: Volume, detector: Detector, run_dir: Path, options: RunOpti
     here = in_this_process(options.workers, options.scheduler, device)
     # Fewer and larger blocks at a time: borders are computed twice, and every block holds slices of its own.
     streams = 2 if here and backend == "openvino" and cores() > 1 else 1
-    if options.block is None:
-        size = choose_block(volume, grid, spec, options.roi, threads_here(streams), device, streams)
-    else:
+    # A run goes on with the blocks it has, also with other workers or on another machine.
+    planned = None if options.overwrite else results.planned_block(run_dir)
+    if options.block is not None:
         size = block_in_net(grid, options.block)
+    elif planned is not None:
+        size = planned
+    else:
+        size = choose_block(volume, grid, spec, options.roi, threads_here(streams), device, streams)
     blocks = partition(grid, size, options.roi)
     return Job(
         volume=volume,

@@ -60,8 +60,10 @@ def take_off_folds(model: ov.Model) -> tuple[ov.Model, Folds]:
     """
     (image,) = model.get_parameters()
     readers = image.output(0).get_target_inputs()
-    first = next(iter(readers)).get_node()
-    factor = _factor(first, _FOLDS) if len(readers) == 1 else 1
+    factor = 1
+    if len(readers) == 1:
+        first = next(iter(readers)).get_node()
+        factor = _factor(first, _FOLDS)
     if factor > 1:
         planes = ops.parameter(first.get_output_shape(0), np.float32, name="planes")
         _replace(first.output(0), planes.output(0))
@@ -83,13 +85,15 @@ def _factor(node: ov.Node, kinds: tuple[str, ...]) -> int:
     if node.get_type_name() not in kinds:
         return 1
     weight = _constant(node.input_value(1))
-    size = 1 if weight is None else weight.shape[-1]
-    settings = node.get_attributes()
+    if weight is None:
+        return 1
+    size, settings = weight.shape[-1], node.get_attributes()
     if (
         size == 1
+        or weight.shape[-2] != size
         or tuple(settings["strides"]) != (size, size)
+        or tuple(settings["dilations"]) != (1, 1)
         or any((*settings["pads_begin"], *settings["pads_end"], *settings.get("output_padding", ())))
-        or weight is None
     ):
         return 1
     # (groups, planes, 1, factor, factor) or, for one group, without the first; picks one pixel a plane.

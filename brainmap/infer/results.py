@@ -31,6 +31,16 @@ BLOCK_COLUMN = "block"
 _NAME = re.compile(r"(\d+)-(\d+)-(\d+)\.parquet")
 
 
+def planned_block(run_dir: Path) -> tuple[int, int, int] | None:
+    """The size of block of the run in a folder, groups and net pixels; None where there is no run."""
+    path = run_dir / BLOCKS_DIR / PLAN_FILE
+    if not path.is_file():
+        return None
+    # A plan that says nothing of it is refused by `open_plan`.
+    size = read_json(path).get("block_size")
+    return None if size is None else (size[0], size[1], size[2])
+
+
 def open_plan(run_dir: Path, plan: dict[str, Any]) -> bool:
     """Start or resume the blocks of a run.
 

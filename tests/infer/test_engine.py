@@ -163,6 +163,17 @@ def test_streams_are_for_threads_of_this_process_and_the_default_backend(
     assert streams(backend="openvino") == 1
 
 
+def test_a_run_goes_on_with_its_blocks_whatever_computes_them(
+    brain: Brain, toy: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "choose_block", lambda *_: (16, 48, 112))
+    whole = detect(brain, toy, tmp_path)
+    monkeypatch.setattr(engine, "choose_block", lambda *_: (8, 96, 112))
+    assert_same(detect(brain, toy, tmp_path, workers=1), whole)
+    assert engine.make_job(brain[0], toy, tmp_path, RunOptions()).blocks.size == (16, 48, 112)
+    assert engine.make_job(brain[0], toy, tmp_path, RunOptions(overwrite=True)).blocks.size == (8, 96, 112)
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_same_cells_for_any_number_of_workers(
     brain: Brain, toy: Detector, run_dir: Path, whole: Points, workers: int
