@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from brainmap.cohort.negative_binomial import Floats
-from brainmap.counting import REGIONS_CSV
-from brainmap.provenance import RunRecord, atomic_path
+from brainmap.files import RunRecord, atomic_path
+from brainmap.run.count import REGIONS_CSV
 
 __all__ = ["Cohort", "Simulation", "simulate", "write_runs"]
 
