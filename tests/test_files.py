@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from brainmap.errors import DataError, NotFoundError, UsageError
-from brainmap.files import RunRecord, atomic_path, fingerprint, machine, read_json, versions, write_json
+from brainmap.errors import DataError, NotFoundError
+from brainmap.files import atomic_path, fingerprint, read_json, write_json
 
 
 def names(folder: Path) -> list[str]:
@@ -94,50 +94,3 @@ def test_read_json_says_where(tmp_path: Path) -> None:
         read_json(tmp_path / "bad.json")
     with pytest.raises(NotFoundError, match=r"none\.json"):
         read_json(tmp_path / "none.json")
-
-
-def test_versions_and_machine_say_something() -> None:
-    assert {"brainmap", "python", "numpy", "antspyx"} <= set(versions())
-    host = machine()
-    assert host["cores"] >= 1
-    assert host["memory_bytes"] > 0
-    assert isinstance(host["gpus"], list)
-
-
-def test_run_record_round_trip(tmp_path: Path) -> None:
-    record = RunRecord(parameters={"threshold": 0.5}, fingerprints={"input": "ab"}, warnings=("dim",))
-    record.updated(status="complete", results={"cells": 3}).save(tmp_path)
-    loaded = RunRecord.load(tmp_path)
-    assert loaded == record.updated(status="complete", results={"cells": 3})
-
-
-def test_run_record_of_a_newer_brainmap_is_read(tmp_path: Path) -> None:
-    RunRecord().save(tmp_path)
-    content = read_json(tmp_path / "run.json") | {"mood": "good"}
-    write_json(tmp_path / "run.json", content)
-    assert RunRecord.load(tmp_path).status == "running"
-
-
-@pytest.mark.parametrize("content", ['{"status": "fine"}', "[]", "{"])
-def test_damaged_run_record_is_refused(tmp_path: Path, content: str) -> None:
-    (tmp_path / "run.json").write_text(content)
-    with pytest.raises(DataError, match=r"run\.json"):
-        RunRecord.load(tmp_path)
-
-
-def test_folder_without_run_is_not_a_run(tmp_path: Path) -> None:
-    with pytest.raises(NotFoundError, match="is not a run folder"):
-        RunRecord.load(tmp_path)
-
-
-def test_run_record_status_is_checked() -> None:
-    with pytest.raises(ValueError, match="status"):
-        RunRecord(status="great")
-
-
-def test_other_parameters_are_refused_by_name() -> None:
-    record = RunRecord(parameters={"voxel_um": (5, 2, 2), "detector": "default"}, fingerprints={"input": "a"})
-    record.require_same("out", {"voxel_um": [5.0, 2.0, 2.0], "detector": "default"}, {"input": "a"})
-    with pytest.raises(UsageError, match=r"detector was default, is now other.*--overwrite") as caught:
-        record.require_same("out", {"voxel_um": [5, 2, 2], "detector": "other"}, {"input": "b"})
-    assert "input was a, is now b" in str(caught.value)

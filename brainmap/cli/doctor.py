@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from brainmap.errors import BrainmapError
-from brainmap.files import machine, versions
+from brainmap.machine import machine, versions
 from brainmap.run.request import DEFAULT_ATLAS
 
 __all__ = ["Check", "Report", "examine"]

@@ -18,7 +18,8 @@ from scipy import ndimage
 from brainmap.atlas.atlas import Atlas
 from brainmap.coords import ATLAS_ORIENTATION, axis_map
 from brainmap.errors import DataError, UsageError
-from brainmap.files import now, versions, write_json
+from brainmap.files import now, write_json
+from brainmap.machine import versions
 from brainmap.registration.alignment import SCHEDULES, Framed, align
 from brainmap.registration.figures import draw_checkerboard, draw_contours, draw_deformation
 from brainmap.registration.grid import SampleGrid, resample_volume

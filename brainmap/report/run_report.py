@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from brainmap.errors import BrainmapError, NotFoundError
-from brainmap.files import RunRecord, read_json
+from brainmap.files import read_json
 from brainmap.image.volume import Volume
 from brainmap.points.table import POINTS_PARQUET, read_locations
 from brainmap.report import figures
@@ -33,6 +33,7 @@ from brainmap.report.run_facts import (
 from brainmap.report.slices import choose_crops, choose_slices, read_crop, read_slices
 from brainmap.report.summary import points_near, summarise_points
 from brainmap.report.truth import add_truth, missed_cells
+from brainmap.run_folder import RunRecord
 
 __all__ = ["write_run_report"]
 

@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 
 from brainmap.coords import atlas_um_to_index
 from brainmap.errors import NotFoundError
-from brainmap.files import RunRecord
 from brainmap.image.mask import Mask
 from brainmap.image.volume import Volume
 from brainmap.points.table import COLUMNS, POINTS_PARQUET, Points, PointsWriter, iter_points
 from brainmap.report.region_rows import SUMMARY_CSV
 from brainmap.run.request import Roi
+from brainmap.run_folder import RunRecord
 
 if TYPE_CHECKING:
     from brainmap.atlas.atlas import Atlas

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from brainmap.coords import parse_known_letters, vox_to_um
 from brainmap.errors import BrainmapError, DataError, IncompleteRunError, UsageError
 from brainmap.export.formats import export_points
-from brainmap.files import RunRecord, fingerprint, now
+from brainmap.files import fingerprint, now
 from brainmap.image.intensity import Intensity
 from brainmap.image.mask import Mask
 from brainmap.image.volume import Volume
@@ -35,6 +35,7 @@ from brainmap.infer.engine.results import BLOCKS_DIR, iter_results
 from brainmap.points.table import POINTS_PARQUET, Points
 from brainmap.run.count import REGIONS_CSV, REGISTRATION_DIR, SUMMARY_CSV, count_in_regions, write_points
 from brainmap.run.request import DetectRequest
+from brainmap.run_folder import RunRecord
 
 if TYPE_CHECKING:
     from brainmap.atlas.atlas import Atlas

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from brainmap.errors import MissingExtraError, NotFoundError
-from brainmap.files import RunRecord
 from brainmap.image.volume import Volume
 from brainmap.points.table import Points, points_path
+from brainmap.run_folder import RunRecord
 
 __all__ = ["view_run"]
 

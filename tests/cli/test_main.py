@@ -264,7 +264,7 @@ def test_convert_and_open(run: Callable[..., Result], tmp_path: Path) -> None:
 def test_view_without_napari(
     run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from brainmap.files import RunRecord
+    from brainmap.run_folder import RunRecord
 
     RunRecord(parameters={"brain": "b.zarr"}).save(tmp_path)
     Points.empty().write(tmp_path / "points.parquet")

@@ -16,7 +16,6 @@ import pytest
 
 from brainmap.coords import vox_to_um
 from brainmap.errors import IncompleteRunError, NotFoundError, UsageError
-from brainmap.files import RunRecord
 from brainmap.image.volume import Volume, write_volume
 from brainmap.infer.block import process
 from brainmap.phantom import Phantom, write_phantom
@@ -25,6 +24,7 @@ from brainmap.points.table import COLUMNS, Points
 from brainmap.run.count import recount, summarise_run
 from brainmap.run.detect import detect_brain
 from brainmap.run.request import DetectRequest, Roi
+from brainmap.run_folder import RunRecord
 
 
 @pytest.fixture(scope="module")

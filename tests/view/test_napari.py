@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from brainmap.errors import NotFoundError
-from brainmap.files import RunRecord
 from brainmap.image.volume import write_volume
 from brainmap.points.table import Points
+from brainmap.run_folder import RunRecord
 from brainmap.view import napari as view
 
 

@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from brainmap.files import RunRecord
 from brainmap.infer.block.process import Job
 from brainmap.infer.engine import results
 from brainmap.infer.engine.batch import BatchReport
 from brainmap.infer.plan.blocks import Block, Blocks, Span
 from brainmap.infer.plan.tissue import TissueSource, has_tissue
+from brainmap.run_folder import RunRecord
 
 __all__ = ["BlockStates", "Tally", "block_voxels"]
 

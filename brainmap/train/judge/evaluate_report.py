@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from brainmap.errors import UsageError
-from brainmap.files import versions, write_json
+from brainmap.files import write_json
+from brainmap.machine import versions
 from brainmap.report.html import Page
 from brainmap.train.judge.evaluate import NOTES, Evaluation
 from brainmap.train.judge.evaluate_figures import (

@@ -25,7 +25,8 @@ import torch
 from torch import Tensor
 
 from brainmap.errors import DataError, NotFoundError, UsageError
-from brainmap.files import atomic_path, now, to_jsonable, versions, write_json
+from brainmap.files import atomic_path, now, to_jsonable, write_json
+from brainmap.machine import versions
 from brainmap.train.learn.centernet import CenterNet, CenterNetConfig
 from brainmap.train.learn.samples import GridSettings
 

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from brainmap.errors import UsageError
-from brainmap.files import RunRecord, atomic_path, now, read_json, write_json
+from brainmap.files import atomic_path, now, read_json, write_json
 from brainmap.infer.detector import Detector
+from brainmap.run_folder import RunRecord
 from brainmap.train.commands import grid_for
 from brainmap.train.judge.switch import Difference
 from brainmap.train.learn.export import export_detector

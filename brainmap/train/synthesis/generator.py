@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from brainmap.errors import DataError, UsageError
-from brainmap.files import atomic_path, fingerprint, now, versions, write_json
+from brainmap.files import atomic_path, fingerprint, now, write_json
+from brainmap.machine import versions
 from brainmap.tiles.tiles import Tiles
 from brainmap.train.learn.loop import CHECKPOINT, check_device, read_checkpoint
 from brainmap.train.synthesis.generator_data import (

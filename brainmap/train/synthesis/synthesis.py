@@ -23,7 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from brainmap.errors import UsageError
-from brainmap.files import atomic_path, versions, write_json
+from brainmap.files import atomic_path, write_json
+from brainmap.machine import versions
 from brainmap.settings import read_table
 from brainmap.tiles.tiles import Tiles, check_target, write_tiles
 from brainmap.train.learn.samples import render_targets

@@ -19,7 +19,7 @@ import pytest
 from scipy import ndimage
 
 from brainmap.errors import DataError, MissingExtraError, UsageError
-from brainmap.files import RunRecord, read_json
+from brainmap.files import read_json
 from brainmap.image.intensity import Intensity
 from brainmap.image.volume import Volume
 from brainmap.infer.block import net_slices, process
@@ -31,6 +31,7 @@ from brainmap.infer.peaks import suppress
 from brainmap.infer.plan.layout import make_layout
 from brainmap.points.matching import match_points
 from brainmap.points.table import Points
+from brainmap.run_folder import RunRecord
 
 Brain = tuple[Volume, Intensity, np.ndarray]
 

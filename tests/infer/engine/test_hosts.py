@@ -18,11 +18,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from brainmap.files import RunRecord
 from brainmap.image.intensity import Intensity
 from brainmap.image.volume import Volume
 from brainmap.infer.engine.results import finished
 from brainmap.points.table import Points
+from brainmap.run_folder import RunRecord
 
 Brain = tuple[Volume, Intensity, np.ndarray]
 

@@ -15,7 +15,6 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("onnxscript")
 
 from brainmap.errors import DataError, NotFoundError, UsageError  # noqa: E402
-from brainmap.files import RunRecord  # noqa: E402
 from brainmap.image.array_source import ArraySource  # noqa: E402
 from brainmap.image.intensity import Intensity  # noqa: E402
 from brainmap.image.volume import write_volume  # noqa: E402
@@ -23,6 +22,7 @@ from brainmap.infer.detector import Detector  # noqa: E402
 from brainmap.points.table import Points  # noqa: E402
 from brainmap.run.detect import detect_brain  # noqa: E402
 from brainmap.run.request import DetectRequest  # noqa: E402
+from brainmap.run_folder import RunRecord  # noqa: E402
 from brainmap.tiles.tiles import Tiles, write_tiles  # noqa: E402
 from brainmap.train.judge.calibrate import Judged  # noqa: E402
 from brainmap.train.judge.predict import predict_tiles  # noqa: E402
