@@ -9,6 +9,7 @@ exists: every file of the journal is read again before a conversion goes on.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 from collections.abc import Callable, Mapping
@@ -21,6 +22,8 @@ from brainmap.files import to_jsonable
 from brainmap.image.storage.shards import checksum
 
 __all__ = ["ConversionJournal"]
+
+log = logging.getLogger(__name__)
 
 _JOURNAL = "journal.jsonl"
 
@@ -94,14 +97,15 @@ class ConversionJournal:
     def _lock(self) -> None:
         try:
             import fcntl
-        except ImportError:  # not on Windows
+        except ImportError:
+            log.warning("this system has no file locks: let nothing else write to %s meanwhile", self.dest)
             return
         try:
             fcntl.flock(self._opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UsageError(f"another process is converting to {self.dest}; wait until it ends") from None
-        except OSError:  # a file system without locks
-            return
+        except OSError:
+            log.warning("%s lies on a file system without locks: let nothing else write to it", self.dest)
 
     @property
     def _opened(self) -> IO[bytes]:

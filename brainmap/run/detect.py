@@ -227,7 +227,7 @@ class _Run:
         return DetectSummary(
             run=self.folder,
             status=result.status,
-            cells=result.cells if outside is None else self.cells,
+            cells=self.cells,
             outside=outside,
             seconds=time.perf_counter() - self.began,
             voxels_per_second=result.voxels / result.seconds if result.voxels else 0.0,

@@ -176,6 +176,12 @@ class LocalChunks:
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             yield None
             return
+        except PermissionError:
+            if not path.is_dir():
+                raise
+            # What Windows says of a folder.
+            yield None
+            return
         with file:
             yield file
 
