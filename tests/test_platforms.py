@@ -48,7 +48,11 @@ print(count)
 
 def test_every_module_can_be_imported_where_functions_are_missing(repository: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", SCRIPT], cwd=repository, capture_output=True, text=True, check=False
+        [sys.executable, "-W", "error", "-c", SCRIPT],
+        cwd=repository,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) > 200

@@ -20,6 +20,7 @@ from typing import IO, Any
 from brainmap.errors import DataError, UsageError
 from brainmap.files import to_jsonable
 from brainmap.image.storage.shards import checksum
+from brainmap.run_folder import changes
 
 __all__ = ["ConversionJournal"]
 
@@ -117,12 +118,7 @@ class ConversionJournal:
         if not records:
             return []
         before, now = records[0].get("settings", {}), self._settings
-        found = [
-            f"{key} was {_short(before.get(key))}, is now {_short(now.get(key))}"
-            for key in sorted({*before, *now})
-            if before.get(key) != now.get(key)
-        ]
-        if found:
+        if found := changes(before, now):
             return found
         planes = [(r["first"], r["end"], r["source"]) for r in records[1:] if r["level"] == 0]
         changed = next((f"{a}:{b}" for a, b, source in planes if self._source_of(a, b) != source), None)
@@ -189,8 +185,3 @@ def _records(content: bytes) -> tuple[list[dict[str, Any]], int]:
         records.append(record)
         intact += len(line)
     return records, intact
-
-
-def _short(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
