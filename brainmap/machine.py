@@ -18,7 +18,7 @@ __all__ = ["machine", "usable_cores", "versions"]
 # The packages whose version can change a result.
 KEY_PACKAGES = (
     "numpy", "scipy", "zarr", "numcodecs", "dask", "distributed", "openvino", "antspyx", "pyarrow",
-    "tifffile", "imagecodecs", "scikit-learn", "hdbscan", "torch", "tensorrt", "tensorstore",
+    "tifffile", "imagecodecs", "scikit-learn", "hdbscan", "torch", "tensorrt",
 )  # fmt: skip
 
 # Instruction sets that decide how fast, and in which precision, the CPU infers.

@@ -252,7 +252,8 @@ def regions(
     ] = None,
 ) -> None:
     """Count a run's cells per region anew, say after a better registration; with --level write only its summary."""
-    from brainmap.run.count import REGIONS_CSV, recount, summarise_run
+    from brainmap.run.count import recount, summarise_run
+    from brainmap.run_folder import REGIONS_CSV
 
     if registration is None and (level is not None or out is not None):
         typer.echo(str(summarise_run(run, level, out)))
