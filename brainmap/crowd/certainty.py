@@ -84,7 +84,7 @@ def undecided(
     sizes: Mapping[str, tuple[int, int]],
     qc: Iterable[str] = (),
     rule: CertaintyRule = CertaintyRule(),
-    settings: GtSettings = GtSettings(),
+    settings: GtSettings | None = None,
 ) -> dict[str, TileState]:
     """The state of every tile; those with `more` need another worker. A pure function: nothing is read or written.
 
@@ -100,7 +100,7 @@ def undecided(
     qc : iterable of str
         QC tiles: they estimate ability, go to everybody, and never need another worker.
     rule : CertaintyRule
-    settings : GtSettings
+    settings : GtSettings, optional
 
     Returns
     -------
@@ -122,12 +122,18 @@ def undecided(
     )
     known = set(table.image_ids)
     checked = sorted(set(qc) & known)
-    states = judge_tiles(table, aggregate_clicks(table, settings, qc=checked), rule) if known else {}
+    states = (
+        judge_tiles(table, aggregate_clicks(table, settings or GtSettings(), qc=checked), rule)
+        if known
+        else {}
+    )
     unseen = TileState(0, 0, 0, True, "few")
     return {name: states.get(name, unseen) for name in sorted(sizes) if name not in set(qc)}
 
 
-def judge_tiles(clicks: Clicks, consensus: Consensus, rule: CertaintyRule = CertaintyRule()) -> dict[str, TileState]:
+def judge_tiles(
+    clicks: Clicks, consensus: Consensus, rule: CertaintyRule = CertaintyRule()
+) -> dict[str, TileState]:
     """The state of every image of an aggregation."""
     completed = np.bincount(clicks.seen_image[clicks.seen_complete], minlength=len(clicks.image_ids))
     found = {}

@@ -92,7 +92,9 @@ def last_truth(request: SampleRequest) -> LastTruth:
             f"{folder} does not say which tiles it was made of; name their folder with --truth-tiles"
         )
     if not Path(named).is_dir():
-        raise NotFoundError(f"the tiles of {folder} are not at {named} any more; name their folder with --truth-tiles")
+        raise NotFoundError(
+            f"the tiles of {folder} are not at {named} any more; name their folder with --truth-tiles"
+        )
     tiles = Tiles.open(named)
     known = np.isin(tiles.ids.astype(str), truth.ids)
     tiles = tiles.take(known)

@@ -151,7 +151,9 @@ class TileNetwork:
             raise DataError(f"{path} is not a network OpenVINO can read: {reason}") from error
         outputs = [model.output("logit"), model.output("offset")]
         layers = [_deepest(model, str(path)), _under_heat(model, str(path))]
-        results = [output.get_node().input_value(0) for output in outputs] + [layer.output(0) for layer in layers]
+        results = [output.get_node().input_value(0) for output in outputs] + [
+            layer.output(0) for layer in layers
+        ]
         settings = {"INFERENCE_NUM_THREADS": self._threads, "INFERENCE_PRECISION_HINT": "f32"}
         return core.compile_model(ov.Model(results, model.get_parameters()), "CPU", settings)
 
@@ -192,7 +194,9 @@ def _pooled(
     layer: NDArray[np.float32], shape: tuple[int, int], whole: tuple[int, int]
 ) -> NDArray[np.float32]:
     """Mean and standard deviation of each channel over the part of a layer that the image covers."""
-    rows, columns = (max(1, round(n * size / full)) for n, size, full in zip(shape, layer.shape[1:], whole, strict=True))
+    rows, columns = (
+        max(1, round(n * size / full)) for n, size, full in zip(shape, layer.shape[1:], whole, strict=True)
+    )
     inside = layer[:, :rows, :columns].reshape(len(layer), -1)
     return np.concatenate([inside.mean(axis=1), inside.std(axis=1)])
 
@@ -205,5 +209,3 @@ def _at(
     at = np.floor((place + 0.5) * size / np.array(whole)).astype(np.int64)
     y, x = np.clip(at, 0, size - 1).T
     return layer[:, y, x].T.copy()
-
-

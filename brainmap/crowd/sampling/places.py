@@ -44,6 +44,11 @@ class Places:
     def __len__(self) -> int:
         return len(self.z)
 
+    @property
+    def zyx(self) -> NDArray[np.float64]:
+        """z, y, x of each square's first pixel, shape (n, 3)."""
+        return np.stack([self.z, self.y0, self.x0], axis=1).astype(np.float64)
+
     def take(self, which: NDArray[np.bool_] | NDArray[np.int64]) -> Places:
         """Some of the places, by mask or index."""
         return Places(
@@ -110,7 +115,9 @@ def find_places(
         i = without[0]
         um = size * brains[0].volume.voxel_um[1]
         if best[i] == 0:
-            raise DataError(f"the region {names[i]} is in no section of the {len(brains)} brains that was looked at")
+            raise DataError(
+                f"the region {names[i]} is in no section of the {len(brains)} brains that was looked at"
+            )
         raise DataError(
             f"a tile of {size} px ({um:.0f} um) is larger than the region {names[i]}: it fills {best[i]:.0%} of a tile "
             f"at most, {least_share:.0%} are asked for; give a smaller --tile, or leave the region out"
@@ -131,7 +138,7 @@ def _in_brain(
                for axis, starts in ((1, rows), (2, columns))]  # fmt: skip
     largest, parts = np.zeros(len(regions)), []
     plane_of = brain.grid_index(0)
-    for z in _sections(brain, (region_of >= 0).any(axis=(1, 2)), sections):
+    for z in _sections(brain, np.asarray((region_of >= 0).any(axis=(1, 2))), sections):
         plane = region_of[plane_of[z]]
         share = np.stack([weights[0] @ (plane == number) @ weights[1].T for number in range(len(regions))])
         if share.size == 0:

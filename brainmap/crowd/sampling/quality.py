@@ -56,7 +56,12 @@ class Quality:
 
     def reasons(self, image: NDArray[np.float32]) -> tuple[str, ...]:
         """Reasons to reject a tile (height, width) in 0..1, of "background", "flat", "dim"; none for a good one."""
-        found = [reason for reason in quality_filter(image, self.rule) if reason != "dim"]
-        if "dim" in quality_filter(np.minimum(image / np.float32(self.end), np.float32(1.0)), self.rule):
+        return self.reasons_of(levels_of(image))
+
+    def reasons_of(self, levels: NDArray[np.int64]) -> tuple[str, ...]:
+        """The same of a tile's grey levels, as `levels_of` counts them."""
+        pixels = np.repeat(np.arange(_LEVELS, dtype=np.float32) / np.float32(_LEVELS - 1), levels)[None]
+        found = [reason for reason in quality_filter(pixels, self.rule) if reason != "dim"]
+        if "dim" in quality_filter(np.minimum(pixels / np.float32(self.end), np.float32(1.0)), self.rule):
             found.append("dim")
         return tuple(found)

@@ -31,7 +31,9 @@ _PICTURES, _PIXELS = 6, 160
 def write_sample_report(path: Path, request: SampleRequest, sampled: Sampled) -> Path:
     """Write the report of `brainmap crowd sample`."""
     pool, tiles = sampled.pool, sampled.tiles
-    page = Page("Tiles to annotate", f"{len(tiles)} tiles of {len(pool.brains)} brains, strategy {request.strategy}")
+    page = Page(
+        "Tiles to annotate", f"{len(tiles)} tiles of {len(pool.brains)} brains, strategy {request.strategy}"
+    )
     rejected = len(pool.places) - len(pool.passed)
     page.add_numbers([
         ("tiles", len(tiles)), ("QC tiles", int(tiles.columns["is_qc"].sum())),
@@ -39,7 +41,9 @@ def write_sample_report(path: Path, request: SampleRequest, sampled: Sampled) ->
         ("passed", len(pool.passed)), ("rejected", rejected),
     ])  # fmt: skip
     if pool.without:
-        page.add_warning(f"No tile of {', '.join(pool.without)}: the region is smaller than a tile, or not in the brains")
+        page.add_warning(
+            f"No tile of {', '.join(pool.without)}: the region is smaller than a tile, or not in the brains"
+        )
     if request.budget is not None and len(tiles) < request.budget:
         page.add_warning(f"Only {len(tiles)} tiles pass, of the {request.budget} that the budget allows")
     page.add_facts([
@@ -58,13 +62,29 @@ def write_sample_report(path: Path, request: SampleRequest, sampled: Sampled) ->
 def _counts(page: Page, sampled: Sampled) -> None:
     columns, pool = sampled.tiles.columns, sampled.pool
     page.add_section("Who got what", "The budget is spread over animals first, then over regions.")
-    rows = []
+    rows: list[list[Any]] = []
     for brain in pool.brains:
         own = columns["brain"] == brain.name
         sections = len(np.unique(columns["z"][own]))
-        rows.append([brain.name, *(int((own & (columns["region"] == r)).sum()) for r in pool.regions), int(own.sum()), sections])
-    rows.append(["all", *(int((columns["region"] == r).sum()) for r in pool.regions), len(sampled.tiles), sum(r[-1] for r in rows)])
-    page.add_table(["animal", *pool.regions, "tiles", "sections"], rows, "Tiles by animal and region", sortable=False)
+        rows.append(
+            [
+                brain.name,
+                *(int((own & (columns["region"] == r)).sum()) for r in pool.regions),
+                int(own.sum()),
+                sections,
+            ]
+        )
+    rows.append(
+        [
+            "all",
+            *(int((columns["region"] == r).sum()) for r in pool.regions),
+            len(sampled.tiles),
+            sum(r[-1] for r in rows),
+        ]
+    )
+    page.add_table(
+        ["animal", *pool.regions, "tiles", "sections"], rows, "Tiles by animal and region", sortable=False
+    )
     mixes = []
     for name in sorted(set(columns["dataset"])):
         own = columns["dataset"] == name
@@ -85,20 +105,22 @@ def _rejections(page: Page, sampled: Sampled) -> None:
     )
     region = pool.places.region
     good = np.array([not reasons for reasons in pool.reasons], bool)
-    rows = [
-        [name, int((region == i).sum()), int((good & (region == i)).sum()),
-         *(sum(reason in reasons for reasons, r in zip(pool.reasons, region, strict=True) if r == i) for reason in _REASONS)]
-        for i, name in enumerate(pool.regions)
-    ]  # fmt: skip
+    rows: list[list[Any]] = []
+    for i, name in enumerate(pool.regions):
+        own = [reasons for reasons, r in zip(pool.reasons, region, strict=True) if r == i]
+        rejected = [sum(reason in reasons for reasons in own) for reason in _REASONS]
+        rows.append([name, len(own), int((good & (region == i)).sum()), *rejected])
     rows.append(["all", *(sum(row[k] for row in rows) for k in range(1, 3 + len(_REASONS)))])
     page.add_table(["region", "looked at", "passed", *_REASONS], rows, "By region", sortable=False)
     ends = [(brain.name, quality.end) for brain, quality in zip(pool.brains, pool.quality, strict=True)]
-    page.add_facts(ends, title="Where the grey levels of each brain end (bright is the upper sixth of that range)")
-    for reason, tiles in pool.shown.items():
-        page.add_figure(
-            _mosaic([image for _, image in tiles], [pool.name(row) for row, _ in tiles]),
-            f"Rejected as {_REASONS.get(reason, reason)}", format="webp",
-        )  # fmt: skip
+    page.add_facts(
+        ends, title="Where the grey levels of each brain end (bright is the upper sixth of that range)"
+    )
+    for reason, words in _REASONS.items():
+        poor = [row for row, reasons in enumerate(pool.reasons) if reason in reasons][:_PICTURES]
+        if poor:
+            figure = _mosaic([pool.image(row) for row in poor], [pool.name(row) for row in poor])
+            page.add_figure(figure, f"Rejected as {words}", format="webp")
 
 
 def _doubt(page: Page, sampled: Sampled) -> None:
@@ -112,7 +134,9 @@ def _doubt(page: Page, sampled: Sampled) -> None:
         ("explained, of left-out tiles (share of variance)", doubt.skill),
     ])  # fmt: skip
     if doubt.skill is not None and doubt.skill <= 0:
-        page.add_warning("How the annotated tiles look does not tell which were hard: the detector's own doubt was used")
+        page.add_warning(
+            "How the annotated tiles look does not tell which were hard: the detector's own doubt was used"
+        )
 
 
 def _pictures(page: Page, sampled: Sampled) -> None:
@@ -126,9 +150,13 @@ def _pictures(page: Page, sampled: Sampled) -> None:
         qc = own[tiles.columns["is_qc"][own]]
         rest = np.setdiff1d(own, qc)
         n = min(len(rest), max(1, _PICTURES - len(qc)))
-        shown = np.concatenate([qc, rest[np.linspace(0, len(rest) - 1, n).astype(np.int64)] if len(rest) else rest])
+        shown = np.concatenate(
+            [qc, rest[np.linspace(0, len(rest) - 1, n).astype(np.int64)] if len(rest) else rest]
+        )
         images = [tiles.image(int(i)) for i in shown]
-        figure = _mosaic(images, [str(tiles.ids[i]) for i in shown], [bool(tiles.columns["is_qc"][i]) for i in shown])
+        figure = _mosaic(
+            images, [str(tiles.ids[i]) for i in shown], [bool(tiles.columns["is_qc"][i]) for i in shown]
+        )
         page.add_figure(figure, f"{region}: {len(shown)} of {len(own)} tiles", format="webp")
 
 

@@ -84,7 +84,9 @@ class SampleRequest:
     def __post_init__(self) -> None:
         if not self.runs:
             raise UsageError("crowd sample needs at least one run folder")
-        double = [run for i, run in enumerate(self.runs) if run.resolve() in {r.resolve() for r in self.runs[:i]}]
+        double = [
+            run for i, run in enumerate(self.runs) if run.resolve() in {r.resolve() for r in self.runs[:i]}
+        ]
         if double:
             raise UsageError(f"the run {double[0]} is given twice")
         if self.strategy not in STRATEGIES:

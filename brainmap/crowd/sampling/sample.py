@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,86 +18,21 @@ from numpy.typing import NDArray
 from brainmap.crowd.sampling.budget import deal, spread
 from brainmap.crowd.sampling.doubt import Doubt, LastTruth, crowd_doubt, last_truth
 from brainmap.crowd.sampling.network import TileNetwork
-from brainmap.crowd.sampling.places import Places, find_places
-from brainmap.crowd.sampling.quality import Quality, levels_of, reach
-from brainmap.crowd.sampling.request import LOOKED_AT, PER_DATASET, SampleRequest
-from brainmap.crowd.sampling.source import SampledBrain, find_regions, open_brains
+from brainmap.crowd.sampling.pool import Pool, look_at_tiles, members_of, seed_for
+from brainmap.crowd.sampling.request import PER_DATASET, SampleRequest
+from brainmap.crowd.sampling.source import open_brains
 from brainmap.crowd.sampling.strategies import choose, choose_qc, standardised, statistics
 from brainmap.errors import DataError
 from brainmap.infer.detector import Detector
 from brainmap.provenance import atomic_path, now, versions, write_json
 from brainmap.tiles import Tiles, check_target, write_tiles
 
-__all__ = ["RECORD", "REPORT", "Pool", "Sampled", "sample_tiles"]
+__all__ = ["RECORD", "REPORT", "Sampled", "sample_tiles"]
 
 log = logging.getLogger(__name__)
 
 RECORD, REPORT = "sample.json", "report.html"
-# Rejected tiles that the report shows, by reason.
-_SHOWN = 6
-
 Floats = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Pool:
-    """The tiles that were looked at.
-
-    Parameters
-    ----------
-    brains : list of SampledBrain
-    regions : tuple of str
-        Acronyms; `places.region` counts in them.
-    region_id : ndarray of int64
-        Structure id of each region.
-    without : tuple of str
-        Regions that have no tile anywhere.
-    size : int
-        Height and width, px.
-    found : int
-        Squares that lie in a region, of which the places are a part.
-    annotated : int
-        Squares left out because an earlier round has them.
-    places : Places
-        Those that were looked at.
-    reasons : list of tuple of str
-        Why each place was rejected; empty for a good one.
-    quality : list of Quality
-        The rule for each brain.
-    shown : dict of str to list of (int, image)
-        A few rejected tiles for each reason.
-    """
-
-    brains: list[SampledBrain]
-    regions: tuple[str, ...]
-    region_id: NDArray[np.int64]
-    without: tuple[str, ...]
-    size: int
-    found: int
-    annotated: int
-    places: Places
-    reasons: list[tuple[str, ...]]
-    quality: list[Quality]
-    shown: dict[str, list[tuple[int, NDArray[np.float32]]]] = field(default_factory=dict)
-
-    @property
-    def passed(self) -> NDArray[np.int64]:
-        """Rows of the places that were not rejected."""
-        return np.array([i for i, reasons in enumerate(self.reasons) if not reasons], np.int64)
-
-    def name(self, row: int) -> str:
-        """image_id of a place: where it is, so that it has one name in every sampling."""
-        p = self.places
-        return f"{self.brains[p.brain[row]].name}_z{p.z[row]:05d}_y{p.y0[row]:05d}_x{p.x0[row]:05d}"
-
-    def image(self, row: int) -> NDArray[np.float32]:
-        """Normalised intensity of a place."""
-        p = self.places
-        return self.brains[p.brain[row]].tile(int(p.z[row]), int(p.y0[row]), int(p.x0[row]), self.size)
-
-    def voxel_um(self, row: int) -> Floats:
-        """Voxel size at a place, z, y, x."""
-        return np.array(self.brains[self.places.brain[row]].volume.voxel_um)
 
 
 @dataclass(frozen=True)
@@ -131,7 +65,10 @@ class Sampled:
         rejected = len(pool.places) - len(pool.passed)
         sets = len(set(self.tiles.columns["dataset"][~qc]))
         return [
-            ("tiles", f"{len(self.tiles)} of {len(pool.passed)} that passed ({pool.found} squares lie in the regions)"),
+            (
+                "tiles",
+                f"{len(self.tiles)} of {len(pool.passed)} that passed ({pool.found} squares lie in the regions)",
+            ),
             ("rejected", f"{rejected} of {len(pool.places)} looked at: {why}" if rejected else "none"),
             ("QC tiles", str(int(qc.sum()))),
             ("data sets", str(sets)),
@@ -152,7 +89,7 @@ def sample_tiles(request: SampleRequest) -> Sampled:
     check_target(request.out)
     brains = open_brains(request.runs, request.brains)
     last = None if request.truth is None else last_truth(request)
-    pool = _look(request, brains, frozenset() if last is None else last.names)
+    pool = look_at_tiles(request, brains, frozenset() if last is None else last.names)
     passed = pool.passed
     if len(passed) <= request.qc:
         raise DataError(
@@ -163,7 +100,9 @@ def sample_tiles(request: SampleRequest) -> Sampled:
     chosen = _choose(request, pool, passed, features, doubt)
     if request.budget is not None and len(chosen) < request.budget:
         log.warning("only %d tiles pass, of the %d that the budget allows", len(chosen), request.budget)
-    columns = _columns(request, pool, passed[chosen], features[chosen], None if doubt is None else doubt.value[chosen])
+    columns = _columns(
+        request, pool, passed[chosen], features[chosen], None if doubt is None else doubt.value[chosen]
+    )
     order = np.argsort(columns["image_id"])
     rows = passed[chosen][order]
     with atomic_path(request.out) as part:
@@ -174,75 +113,6 @@ def sample_tiles(request: SampleRequest) -> Sampled:
         write_sample_report(part / REPORT, request, sampled)
         write_json(part / RECORD, _record(request, sampled))
     return Sampled(Tiles.open(request.out), pool, rows, doubt, compared)
-
-
-def _look(request: SampleRequest, brains: list[SampledBrain], old: frozenset[str]) -> Pool:
-    """Find the squares, look at a bounded number of them, reject the poor ones."""
-    given = request.regions is not None
-    ids = [find_regions(brain.structures, request.wanted_regions, given) for brain in brains]
-    _check_atlases(brains, ids)
-    places, without = find_places(
-        brains, ids, request.tile_px, request.sections, request.least_share, given
-    )
-    names = tuple(ids[0])
-    rows = [brains[0].structures.row(name) for name in names]
-    pool = Pool(
-        brains, names, brains[0].structures.id[rows], without, request.tile_px, len(places), 0, places, [], []
-    )
-    fresh = np.array([pool.name(row) not in old for row in range(len(places))], bool)
-    if not fresh.any():
-        raise DataError(
-            f"all {len(places)} tiles that could be cut are in {request.truth} already; give more runs or more --sections"
-        )
-    places = places.take(fresh)
-    annotated = int((~fresh).sum())
-    places = places.take(_thinned(request, places, len(brains), len(names)))
-    log.info("looking at %d of %d squares", len(places), pool.found)
-    pool = Pool(
-        brains, names, pool.region_id, without, request.tile_px, pool.found, annotated, places, [], []
-    )
-    _reject(request, pool)
-    return pool
-
-
-def _reject(request: SampleRequest, pool: Pool) -> None:
-    """Hold every place against the quality rule; where a brain's grey levels end is learnt from all its places."""
-    for index in range(len(pool.brains)):
-        rows = np.flatnonzero(pool.places.brain == index)
-        levels = sum((levels_of(pool.image(int(row))) for row in rows), np.zeros(256, np.int64))
-        end = reach(levels) if request.bright == "brain" and len(rows) else 1.0
-        pool.quality.append(Quality(request.quality, end))
-    for row in range(len(pool.places)):
-        image = pool.image(row)
-        reasons = pool.quality[pool.places.brain[row]].reasons(image)
-        pool.reasons.append(reasons)
-        for reason in reasons:
-            if len(shown := pool.shown.setdefault(reason, [])) < _SHOWN:
-                shown.append((row, image))
-
-
-def _check_atlases(brains: list[SampledBrain], ids: list[dict[str, NDArray[np.int64]]]) -> None:
-    for brain, own in zip(brains, ids, strict=True):
-        if own.keys() != ids[0].keys() or any((own[k][0] != ids[0][k][0]) for k in own):
-            raise DataError(
-                f"the runs {brains[0].run} and {brain.run} were made with atlases whose regions differ "
-                f"({brains[0].atlas.name}, {brain.atlas.name}); sample them apart"
-            )
-
-
-def _thinned(request: SampleRequest, places: Places, animals: int, regions: int) -> NDArray[np.int64]:
-    """Places to look at: a few for each tile of the budget, even over animals and regions."""
-    if request.budget is None:
-        return np.arange(len(places), dtype=np.int64)
-    members = _members(places, animals, regions)
-    available = np.array([[len(members[a, r]) for r in range(regions)] for a in range(animals)], np.int64)
-    quota = spread(LOOKED_AT * request.budget, available)
-    strategy = "random" if request.strategy == "random" else "even"
-    kept = [
-        rows[choose(strategy, int(quota[key]), _zyx(places.take(rows)), None, None, _seed(request, 1, *key))]
-        for key, rows in members.items()
-    ]
-    return np.sort(np.concatenate(kept))
 
 
 def _features(
@@ -277,32 +147,16 @@ def _choose(
     """Indices into `passed`: the budget over animals and regions, the strategy within."""
     places = pool.places.take(passed)
     animals, regions = len(pool.brains), len(pool.regions)
-    members = _members(places, animals, regions)
-    available = np.array([[len(members[a, r]) for r in range(regions)] for a in range(animals)], np.int64)
+    groups = members_of(places, animals, regions)
+    available = np.array([[len(groups[a, r]) for r in range(regions)] for a in range(animals)], np.int64)
     quota = spread(request.budget, available)
     chosen = []
-    for key, rows in members.items():
+    for key, rows in groups.items():
         value = None if doubt is None else doubt.value[rows]
-        seed = _seed(request, 2, *key)
-        picks = choose(request.strategy, int(quota[key]), _zyx(places.take(rows)), features[rows], value, seed)
+        seed = seed_for(request, 2, *key)
+        picks = choose(request.strategy, int(quota[key]), places.take(rows).zyx, features[rows], value, seed)
         chosen.append(rows[picks])
     return np.sort(np.concatenate(chosen))
-
-
-def _members(places: Places, animals: int, regions: int) -> dict[tuple[int, int], NDArray[np.int64]]:
-    return {
-        (a, r): np.flatnonzero((places.brain == a) & (places.region == r)).astype(np.int64)
-        for a in range(animals) for r in range(regions)
-    }  # fmt: skip
-
-
-def _zyx(places: Places) -> Floats:
-    return np.stack([places.z, places.y0, places.x0], axis=1).astype(np.float64)
-
-
-def _seed(request: SampleRequest, *keys: int) -> int:
-    # A draw of its own for each animal and region: one more run must not change what is drawn from the others.
-    return int(np.random.SeedSequence([request.seed, *keys]).generate_state(1)[0] % 2**31)
 
 
 def _columns(
@@ -351,8 +205,8 @@ def _record(request: SampleRequest, sampled: Sampled) -> dict[str, Any]:
     return {
         "made": now(),
         "options": request.record(),
-        "runs": {brain.name: {"run": brain.run.resolve(), "brain": brain.volume.url, "volume": brain.volume.fingerprint()}
-                 for brain in pool.brains},
+        "runs": {b.name: {"run": b.run.resolve(), "brain": b.volume.url, "volume": b.volume.fingerprint()}
+                 for b in pool.brains},
         "grey_levels_end": {b.name: q.end for b, q in zip(pool.brains, pool.quality, strict=True)},
         "truth": request.truth,
         "features": sampled.features,

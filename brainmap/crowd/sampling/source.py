@@ -192,12 +192,16 @@ def open_brains(runs: Sequence[str | Path], brains: Path | None = None) -> list[
     found = [SampledBrain.open(run, brains) for run in runs]
     names = [brain.name for brain in found]
     named = [
-        brain if names.count(brain.name) == 1 else replace(brain, name=brain.run.resolve().name.removesuffix(".brainmap"))
+        brain
+        if names.count(brain.name) == 1
+        else replace(brain, name=brain.run.resolve().name.removesuffix(".brainmap"))
         for brain in found
     ]
     names = [brain.name for brain in named]
     return [
-        brain if names.count(brain.name) == 1 else replace(brain, name=f"{brain.name}_{names[:i].count(brain.name) + 1}")
+        brain
+        if names.count(brain.name) == 1
+        else replace(brain, name=f"{brain.name}_{names[:i].count(brain.name) + 1}")
         for i, brain in enumerate(named)
     ]
 

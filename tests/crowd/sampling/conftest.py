@@ -35,7 +35,7 @@ def draw_brain(seed: int) -> tuple[NDArray[np.uint16], NDArray[np.float64]]:
     image *= np.linspace(0.8, 1.2, SHAPE[2])
     n = 1500
     cells = np.column_stack([
-        rng.integers(0, SHAPE[0], n), rng.uniform(EMPTY.stop + 3, SHAPE[1] - 3, n), rng.uniform(3, SHAPE[2] - 3, n)
+        rng.integers(0, SHAPE[0], n), rng.uniform(EMPTY.stop + 4, SHAPE[1] - 5, n), rng.uniform(4, SHAPE[2] - 5, n)
     ])  # fmt: skip
     y, x = np.mgrid[-3:4, -3:4]
     for z, cy, cx in cells:
@@ -57,8 +57,8 @@ def write_run(folder: Path, name: str, seed: int = 0, **parameters: Any) -> Path
     Points({**zyx, **um}, {"brain": volume.url}).write(run / "points.parquet")
     RunRecord(
         status="complete",
-        parameters={"brain": str(volume.url), "channel": None, "voxel_um": None, "atlas": "phantom", "registration": None,
-                    "detector": "default", "roi": None, **parameters},
+        parameters={"brain": str(volume.url), "channel": None, "voxel_um": None, "atlas": "phantom",
+                    "registration": None, "detector": "default", "roi": None, **parameters},
         fingerprints={"volume": volume.fingerprint()},
         results={"cell_diameter_um": 10.0},
     ).save(run)  # fmt: skip
