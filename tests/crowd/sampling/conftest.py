@@ -32,7 +32,7 @@ def draw_brain(seed: int) -> tuple[NDArray[np.uint16], NDArray[np.float64]]:
     """Tissue with cells 10 um across in all but the first rows; the image and the cells' z, y, x."""
     rng = np.random.default_rng(seed)
     image = rng.normal(1000, 25, SHAPE)
-    image *= np.linspace(0.8, 1.2, SHAPE[2])
+    image *= np.linspace(0.95, 1.05, SHAPE[2])
     n = 1500
     cells = np.column_stack([
         rng.integers(0, SHAPE[0], n), rng.uniform(EMPTY.stop + 4, SHAPE[1] - 5, n), rng.uniform(4, SHAPE[2] - 5, n)
