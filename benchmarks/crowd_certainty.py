@@ -22,7 +22,7 @@ from brainmap.gt.aggregate import aggregate_clicks
 from brainmap.gt.clicks import Clicks, read_clicks, read_point_table
 from brainmap.gt.settings import GtSettings
 from brainmap.gt.simulate import Simulation, simulate
-from brainmap.matching import match_points, score
+from brainmap.points.matching import match_points, score
 
 REDUNDANCY = range(3, 13)
 RULES = {
@@ -97,13 +97,19 @@ def equal_f1(curve: np.ndarray, f1: float) -> float:
 def replay(name: str, crowds: list[tuple[Clicks, dict[str, np.ndarray], float]], seeds: int) -> None:
     """One table: the curve of fixed redundancy, and every rule beside it."""
     print(f"\n## {name}\n", flush=True)
-    runs = [(clicks, orders(clicks, 100 + k), truth, tol) for k in range(seeds) for clicks, truth, tol in [crowds[k % len(crowds)]]]
+    runs = [
+        (clicks, orders(clicks, 100 + k), truth, tol)
+        for k in range(seeds)
+        for clicks, truth, tol in [crowds[k % len(crowds)]]
+    ]
     curves = [fixed(*run) for run in runs]
     mean = np.mean(curves, axis=0)
     print("| fixed redundancy | " + " | ".join(f"{r}" for r in REDUNDANCY) + " |")
     print("|---" * (len(REDUNDANCY) + 1) + "|")
     print("| F1 | " + " | ".join(f"{f:.3f}" for f in mean[:, 1]) + " |\n")
-    print("| until certain | workers an image | F1 | fixed needs | saved | saved against 12 | F1 lost against 12 | images left in doubt |")
+    print(
+        "| until certain | workers an image | F1 | fixed needs | saved | saved against 12 | F1 lost against 12 | images left in doubt |"
+    )
     print("|---|---|---|---|---|---|---|---|")
     for title, rule in RULES.items():
         found = np.array([until_certain(*run, rule) for run in runs])
@@ -168,7 +174,10 @@ def joined(a: Clicks, truth_a, b: Clicks, truth_b):
         columns[1] += [clicks.worker_ids[w] for w in clicks.worker]
         columns[2] += clicks.xy[:, 0].tolist()
         columns[3] += clicks.xy[:, 1].tolist()
-        pairs += [(names[i], clicks.worker_ids[w], True) for i, w in zip(clicks.seen_image, clicks.seen_worker, strict=True)]
+        pairs += [
+            (names[i], clicks.worker_ids[w], True)
+            for i, w in zip(clicks.seen_image, clicks.seen_worker, strict=True)
+        ]
         sizes |= {n: (int(h), int(w)) for n, h, w in zip(names, clicks.height, clicks.width, strict=True)}
         truth |= {f"{label}_{n}": xy for n, xy in cells.items()}
     ids, workers = (np.array(c, dtype=object) for c in columns[:2])

@@ -19,9 +19,9 @@ from brainmap.crowd.sampling.network import TileNetwork
 from brainmap.crowd.sampling.request import SampleRequest
 from brainmap.crowd.sampling.strategies import statistics
 from brainmap.errors import DataError, NotFoundError, UsageError
+from brainmap.files import read_json
 from brainmap.gt.truth import GroundTruth
-from brainmap.provenance import read_json
-from brainmap.tiles import Tiles
+from brainmap.tiles.tiles import Tiles
 
 __all__ = ["Doubt", "LastTruth", "crowd_doubt", "last_truth"]
 

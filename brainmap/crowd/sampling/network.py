@@ -16,11 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from brainmap.errors import DataError, MissingExtraError
-from brainmap.infer.blocks import align_up
 from brainmap.infer.detector import Detector
 from brainmap.infer.peaks import Heat, find_peaks, suppress
-from brainmap.train.samples import GridSettings
-from brainmap.train.views import NetTile, net_tile
+from brainmap.infer.plan.blocks import align_up
+from brainmap.train.learn.samples import GridSettings
+from brainmap.train.learn.views import NetTile, net_tile
 
 __all__ = ["TileLook", "TileNetwork"]
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from brainmap.tiles import QualityRule, quality_filter
+from brainmap.tiles.tiles import QualityRule, quality_filter
 
 __all__ = ["Quality", "levels_of", "reach"]
 

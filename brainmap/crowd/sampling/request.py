@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from brainmap.errors import UsageError
-from brainmap.tiles import QualityRule
+from brainmap.tiles.tiles import QualityRule
 
 __all__ = ["DEFAULT_REGIONS", "STRATEGIES", "SampleRequest", "parse_regions"]
 

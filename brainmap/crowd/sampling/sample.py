@@ -23,9 +23,10 @@ from brainmap.crowd.sampling.request import PER_DATASET, SampleRequest
 from brainmap.crowd.sampling.source import open_brains
 from brainmap.crowd.sampling.strategies import choose, choose_qc, standardised, statistics
 from brainmap.errors import DataError
+from brainmap.files import atomic_path, now, write_json
 from brainmap.infer.detector import Detector
-from brainmap.provenance import atomic_path, now, versions, write_json
-from brainmap.tiles import Tiles, check_target, write_tiles
+from brainmap.machine import versions
+from brainmap.tiles.tiles import Tiles, check_target, write_tiles
 
 __all__ = ["RECORD", "REPORT", "Sampled", "sample_tiles"]
 

@@ -13,17 +13,17 @@ from numpy.typing import NDArray
 
 from brainmap.atlas.atlas import Atlas
 from brainmap.atlas.region_sets import Hierarchy
-from brainmap.atlas.registration import Registration
 from brainmap.atlas.structures import Structures
-from brainmap.config import Roi
-from brainmap.counting import REGISTRATION_DIR
 from brainmap.errors import DataError, NotFoundError, UsageError
-from brainmap.infer.engine import INTENSITY_FILE
-from brainmap.infer.results import BLOCKS_DIR
-from brainmap.intensity import Intensity
-from brainmap.points import iter_points, points_path
-from brainmap.provenance import RunRecord
-from brainmap.volume import Volume
+from brainmap.image.intensity import Intensity
+from brainmap.image.volume import Volume
+from brainmap.infer.engine.engine import INTENSITY_FILE
+from brainmap.infer.engine.results import BLOCKS_DIR
+from brainmap.points.table import iter_points, points_path
+from brainmap.registration.registered import Registration
+from brainmap.run.count import REGISTRATION_DIR
+from brainmap.run.request import Roi
+from brainmap.run_folder import RunRecord
 
 __all__ = ["SampledBrain", "find_regions", "open_brains"]
 
@@ -150,7 +150,7 @@ class SampledBrain:
         Returns
         -------
         ndarray of float32, shape (size, size)
-            0..1, see `brainmap.intensity`.
+            0..1, see `brainmap.image.intensity`.
         """
         y, x = slice(y0, y0 + size), slice(x0, x0 + size)
         grey = self.volume.read(slice(z, z + 1), y, x)[0]

@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from brainmap.atlas.grid import SampleGrid
-from brainmap.atlas.registered import FORMAT
-from brainmap.intensity import Intensity
+from brainmap.files import write_json
+from brainmap.image.intensity import Intensity
+from brainmap.image.volume import Volume, write_volume
 from brainmap.phantom.anatomy import STRUCTURES, Anatomy, write_atlas
-from brainmap.points import Points
-from brainmap.provenance import RunRecord, write_json
-from brainmap.volume import Volume, write_volume
+from brainmap.points.table import Points
+from brainmap.registration.grid import SampleGrid
+from brainmap.registration.registered import FORMAT
+from brainmap.run_folder import RunRecord
 
 IDS = {s.acronym: s.id for s in STRUCTURES}
 VOXEL = (10.0, 2.0, 2.0)

@@ -16,11 +16,11 @@ from brainmap.crowd.sampling.places import find_places
 from brainmap.crowd.sampling.request import parse_regions
 from brainmap.crowd.sampling.source import SampledBrain, find_regions, open_brains
 from brainmap.errors import BrainmapError, DataError, NotFoundError, UsageError
-from brainmap.intensity import Intensity
-from brainmap.points import Points
-from brainmap.provenance import RunRecord
-from brainmap.tiles import Tiles
-from brainmap.volume import Volume
+from brainmap.image.intensity import Intensity
+from brainmap.image.volume import Volume
+from brainmap.points.table import Points
+from brainmap.run_folder import RunRecord
+from brainmap.tiles.tiles import Tiles
 
 REGIONS = ("ISO", "HPF", "STR")
 

@@ -7,7 +7,7 @@ import pytest
 
 from brainmap.crowd.sampling.quality import Quality, levels_of, reach
 from brainmap.crowd.sampling.strategies import choose, choose_qc, representatives, standardised, statistics
-from brainmap.tiles import QualityRule
+from brainmap.tiles.tiles import QualityRule
 
 
 def line(n: int) -> np.ndarray:
