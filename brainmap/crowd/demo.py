@@ -60,9 +60,8 @@ def run_crowd_demo(out: str | Path, size: str = "demo", steps: int = 40) -> str:
         shutil.copytree(tiles.folder, part / "tiles")
 
     log.info("a round: simulated clicks, ground truth, retraining")
-    result = run_round(
-        RoundRequest(folder / "site", PROJECT, folder / "round", "default", _settings(steps)), simulated_site
-    )
+    request = RoundRequest(folder / "site", PROJECT, folder / "round", "default", _settings(steps))
+    result = run_round(request, simulated_site)
     agreed = crowd_against_truth(tiles, shown, GroundTruth.open(folder / "round" / "gt"))
     return _text(tiles, agreed, result)
 
@@ -141,7 +140,8 @@ def _text(tiles: Tiles, agreed: Scores, result: RoundResult) -> str:
     regions, count = np.unique(tiles.columns["region"], return_counts=True)
     lines = [
         f"{len(tiles)} tiles: " + ", ".join(f"{n} {r}" for r, n in zip(regions, count, strict=True)),
-        f"crowd against the known cells: recall {agreed.recall:.3f}  precision {agreed.precision:.3f}  F1 {agreed.f1:.3f}",
+        f"crowd against the known cells: recall {agreed.recall:.3f}  precision {agreed.precision:.3f}  "
+        f"F1 {agreed.f1:.3f}",
     ]
     width = max(len(name) for name, _ in result.lines())
     lines += [f"{name:<{width}}  {value}" for name, value in result.lines()]
