@@ -76,6 +76,24 @@ class Sampled:
             ("report", str(self.tiles.folder / REPORT)),
         ]
 
+    def as_dict(self) -> dict[str, Any]:
+        """The numbers, for programs."""
+        pool, columns = self.pool, self.tiles.columns
+        reasons = [reason for row in pool.reasons for reason in row]
+        return {
+            "tiles": len(self.tiles),
+            "squares": pool.found,
+            "looked_at": len(pool.places),
+            "passed": len(pool.passed),
+            "rejected": {reason: reasons.count(reason) for reason in sorted(set(reasons))},
+            "qc": [str(name) for name in self.tiles.ids[columns["is_qc"]]],
+            "by_animal": {b.name: int((columns["brain"] == b.name).sum()) for b in pool.brains},
+            "by_region": {name: int((columns["region"] == name).sum()) for name in pool.regions},
+            "datasets": sorted(set(columns["dataset"]) - {""}),
+            "without": pool.without,
+            "report": self.tiles.folder / REPORT,
+        }
+
 
 def sample_tiles(request: SampleRequest) -> Sampled:
     """Choose tiles of one or many runs and write them.
