@@ -82,8 +82,23 @@ def root(
 @command(app, "demo")
 def demo(
     out: Annotated[Path, typer.Option(help="Folder to write into.", metavar="DIR")] = Path("demo"),
+    crowd: Annotated[
+        bool, typer.Option("--crowd", help="Instead: tiles, a simulated crowd, a retrained detector.")
+    ] = False,
+    serve: Annotated[
+        bool, typer.Option("--serve", help="With --crowd: open the tiles in the browser, to click oneself.")
+    ] = False,
 ) -> None:
     """Make a phantom brain, detect and count its cells, and score them against the known truth."""
+    if serve and not crowd:
+        raise UsageError("--serve belongs to --crowd")
+    if crowd:
+        from brainmap.crowd.demo import run_crowd_demo, serve_demo
+
+        typer.echo(run_crowd_demo(out))
+        if serve:
+            serve_demo(out)
+        return
     from brainmap.run.demo import run_demo
 
     typer.echo(str(run_demo(out)))
