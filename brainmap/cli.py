@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from brainmap import __version__, atlas_cli, gt_cli, train_cli
+from brainmap.crowd import commands as crowd_commands
 from brainmap.console import (
     EXIT_FAILED,
     EXIT_INTERRUPTED,
@@ -34,6 +35,7 @@ app = new_app("brainmap", "Whole-brain cell detection: a brain in, a table of ce
 app.add_typer(atlas_cli.app)
 app.add_typer(gt_cli.app)
 app.add_typer(train_cli.app)
+app.add_typer(crowd_commands.app)
 command(app, "retrain")(train_cli.retrain)
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Channel = Annotated[int | None, typer.Option(help="Channel, counting from 0.", metavar="N")]
