@@ -72,7 +72,7 @@ def check_name(name: object) -> str:
     if not 2 <= len(name) <= 40:
         raise Refused(422, "the name must have 2 to 40 characters")
     good = all(unicodedata.category(c)[0] in _NAME_CATEGORIES or c in _NAME_OTHERS for c in name)
-    if not good or not unicodedata.category(name[0])[0] in ("L", "N"):
+    if not good or unicodedata.category(name[0])[0] not in ("L", "N"):
         raise Refused(422, "the name may hold letters, digits, spaces, dots, dashes and underscores")
     return name
 

@@ -97,9 +97,7 @@ def has_next(site: Site, connection: Connection, worker: Worker, name: str) -> b
 
 def join_project(site: Site, connection: Connection, worker: Worker, row: Any) -> Any:
     """The worker's membership; on joining he gets the data set that lacks most answers per member."""
-    query = select(membership).where(
-        membership.c.worker_id == worker.id, membership.c.project_id == row.id
-    )
+    query = select(membership).where(membership.c.worker_id == worker.id, membership.c.project_id == row.id)
     found = connection.execute(query).first()
     if found is not None:
         return found

@@ -140,7 +140,11 @@ def _keep_settings(old: Path, new: Path) -> None:
     if not old.is_file():
         return
     line = next((t for t in new.read_text(encoding="utf-8").splitlines() if t.startswith("database")), "")
-    kept = [t for t in old.read_text(encoding="utf-8").splitlines() if not t.replace(" ", "").startswith("database=")]
+    kept = [
+        t
+        for t in old.read_text(encoding="utf-8").splitlines()
+        if not t.replace(" ", "").startswith("database=")
+    ]
     new.write_text("\n".join([line, *kept] if line else kept) + "\n", encoding="utf-8")
 
 
@@ -157,7 +161,7 @@ def _add_table(archive: tarfile.TarFile, connection: Connection, table: Table) -
     count = 0
     with tempfile.TemporaryFile() as stream:
         with gzip.GzipFile(fileobj=stream, mode="wb", compresslevel=3, mtime=0) as packed:
-            keys = [column for column in table.primary_key.columns]
+            keys = list(table.primary_key.columns)
             for row in connection.execute(select(table).order_by(*keys)):
                 packed.write(json.dumps(dict(row._mapping), ensure_ascii=False).encode() + b"\n")
                 count += 1

@@ -253,9 +253,7 @@ def complete_tile(site: Site, worker: Worker, token: str) -> dict[str, Any]:
         row = own_assignment(connection, worker, token, lock=True)
         counted = False
         if row.completed_at is None:
-            done = set(
-                connection.execute(select(seen.c.idx).where(seen.c.assignment_id == row.id)).scalars()
-            )
+            done = set(connection.execute(select(seen.c.idx).where(seen.c.assignment_id == row.id)).scalars())
             missing = sorted(set(range(len(subtiles(row.height, row.width)))) - done)
             if missing:
                 shown = ", ".join(str(index) for index in missing[:5]) + (" ..." if len(missing) > 5 else "")

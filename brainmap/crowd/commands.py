@@ -23,9 +23,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON."
 SiteFolder = Annotated[Path, typer.Argument(help="Folder of the site.", metavar="SITE")]
 ProjectName = Annotated[str, typer.Argument(help="Project.", metavar="NAME")]
 UserName = Annotated[str, typer.Argument(help="Account.", metavar="NAME")]
-Database = Annotated[
-    str, typer.Option(help="PostgreSQL URL [default: SQLite in the folder].", metavar="URL")
-]
+Database = Annotated[str, typer.Option(help="PostgreSQL URL [default: SQLite in the folder].", metavar="URL")]
 
 
 def _need_web() -> None:
@@ -64,9 +62,7 @@ def project(
         typer.Option(help="Tiles for practice, and their ground truth.", metavar="TILES GT"),
     ] = None,
     title: Annotated[str, typer.Option(help="Title for people [default: NAME].", metavar="TEXT")] = "",
-    language: Annotated[
-        str, typer.Option(help="Languages, separated by commas.", metavar="en,ja")
-    ] = "en,ja",
+    language: Annotated[str, typer.Option(help="Languages, separated by commas.", metavar="en,ja")] = "en,ja",
 ) -> None:
     """Add a project: tiles, copied into the site, and how many people shall see each."""
     _need_web()

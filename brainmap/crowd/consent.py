@@ -18,8 +18,8 @@ What is kept: the name you choose here (please not your real name and no e-mail 
 can read, the places you mark and when, how far you have come, and this consent with its time. Log-ins are recorded \
 without your address. Nothing else is asked or kept, and nothing is passed on with your name.
 
-Taking part is voluntary. You may stop at any time, see and download everything that is held about you, and delete your \
-account.
+Taking part is voluntary. You may stop at any time, see and download everything that is held about you, and delete \
+your account.
 """,
     "ja": """\
 科学研究のために、顕微鏡画像の中の細胞に印を付けていただきます。

@@ -203,7 +203,8 @@ def _tile_table(rows: Sequence[Any]) -> pa.Table:
         for one in rows
     ]  # fmt: skip
     columns: dict[str, Any] = {
-        name: [record.get(name) for record in records] for name in dict.fromkeys(k for r in records for k in r)
+        name: [record.get(name) for record in records]
+        for name in dict.fromkeys(k for r in records for k in r)
     }
     voxel = np.array(columns.pop("voxel_um"), np.float64)
     table = pa.table(columns)
@@ -215,5 +216,3 @@ def iso(seconds: float | None) -> str:
     if seconds is None:
         return ""
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-

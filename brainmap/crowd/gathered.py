@@ -23,9 +23,7 @@ def gather(connection: Connection, project_id: int, tile_ids: Sequence[int] | No
     if tile_ids is not None:
         here.append(assignment.c.tile_id.in_(list(tile_ids)))
     seen = connection.execute(
-        select(
-            tile.c.image_id, worker.c.name, assignment.c.completed_at, tile.c.height, tile.c.width
-        )
+        select(tile.c.image_id, worker.c.name, assignment.c.completed_at, tile.c.height, tile.c.width)
         .select_from(assignment)
         .join(tile, tile.c.id == assignment.c.tile_id)
         .join(worker, worker.c.id == assignment.c.worker_id)

@@ -213,9 +213,7 @@ def _clicks(
         connection.execute(insert(click), new[start : start + 5000])
     for number, count in grown.items():
         connection.execute(
-            update(assignment)
-            .where(assignment.c.id == number)
-            .values(n_clicks=assignment.c.n_clicks + count)
+            update(assignment).where(assignment.c.id == number).values(n_clicks=assignment.c.n_clicks + count)
         )
     return len(new), len(rows) - len(new)
 

@@ -49,9 +49,7 @@ def migrate(database: Database) -> int:
         for version in range(found + 1, VERSION + 1) if found else ():
             log.info("bringing the database from schema %d to %d", version - 1, version)
             STEPS[version](connection)
-        connection.execute(
-            schema.schema_version.insert().values(version=VERSION, applied_at=time.time())
-        )
+        connection.execute(schema.schema_version.insert().values(version=VERSION, applied_at=time.time()))
     return found
 
 

@@ -81,9 +81,7 @@ class PasswordQueue:
         """Call a function in a thread when its turn comes."""
         if self._limiter is None:
             self._limiter = anyio.CapacityLimiter(self._at_once)
-        return await anyio.to_thread.run_sync(
-            functools.partial(function, *arguments), limiter=self._limiter
-        )
+        return await anyio.to_thread.run_sync(functools.partial(function, *arguments), limiter=self._limiter)
 
 
 def check_password(password: object) -> str:

@@ -30,9 +30,7 @@ def feedback(connection: Connection, row: Any) -> dict[str, Any]:
     ).reshape(-1, 2)
     marks = np.array(
         connection.execute(
-            select(click.c.x, click.c.y).where(
-                click.c.assignment_id == row.id, click.c.deleted_at.is_(None)
-            )
+            select(click.c.x, click.c.y).where(click.c.assignment_id == row.id, click.c.deleted_at.is_(None))
         ).all(),
         float,
     ).reshape(-1, 2)

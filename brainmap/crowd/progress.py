@@ -51,9 +51,9 @@ def project_status(connection: Connection, row: Any) -> ProjectStatus:
         select(
             func.count().label("tiles"),
             func.coalesce(func.sum(case((done, 1), else_=0)), 0).label("finished"),
-            func.coalesce(
-                func.sum(case((and_(not_(done), tile.c.id.in_(begun)), 1), else_=0)), 0
-            ).label("in_work"),
+            func.coalesce(func.sum(case((and_(not_(done), tile.c.id.in_(begun)), 1), else_=0)), 0).label(
+                "in_work"
+            ),
             func.coalesce(func.sum(case((tile.c.n_undecided > 0, 1), else_=0)), 0).label("undecided"),
             func.coalesce(func.sum(tile.c.n_completed), 0).label("answers"),
         ).where(tile.c.project_id == row.id, tile.c.kind != "practice")
@@ -106,9 +106,7 @@ def projects_of(site: Site, connection: Connection, worker: Worker) -> list[dict
     found = []
     for row in connection.execute(select(project).order_by(project.c.id)).all():
         own = connection.execute(
-            select(
-                func.count(assignment.c.completed_at).label("done"), func.count().label("all")
-            ).where(
+            select(func.count(assignment.c.completed_at).label("done"), func.count().label("all")).where(
                 assignment.c.worker_id == worker.id,
                 assignment.c.project_id == row.id,
                 assignment.c.position > 0,

@@ -7,7 +7,7 @@ from typing import Any
 __all__ = ["Refused"]
 
 
-class Refused(Exception):  # noqa: N818
+class Refused(Exception):
     """A request that is not carried out: an HTTP status, one sentence, and facts a program can use.
 
     Parameters

@@ -149,9 +149,7 @@ assignment = Table(
 subtile_seen = Table(
     "subtile_seen",
     metadata,
-    Column(
-        "assignment_id", Id, ForeignKey("assignment.id", ondelete="CASCADE"), primary_key=True
-    ),
+    Column("assignment_id", Id, ForeignKey("assignment.id", ondelete="CASCADE"), primary_key=True),
     Column("idx", Integer, primary_key=True, autoincrement=False),
     Column("at", Float(53), nullable=False),
 )
@@ -159,9 +157,7 @@ subtile_seen = Table(
 click = Table(
     "click",
     metadata,
-    Column(
-        "assignment_id", Id, ForeignKey("assignment.id", ondelete="CASCADE"), primary_key=True
-    ),
+    Column("assignment_id", Id, ForeignKey("assignment.id", ondelete="CASCADE"), primary_key=True),
     Column("id", String(36), primary_key=True),  # made by the client: a lost answer costs no second click
     Column("x", Float(53)),  # none: deleted before it arrived
     Column("y", Float(53)),

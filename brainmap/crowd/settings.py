@@ -136,7 +136,9 @@ def read_site_settings(folder: str | Path, environment: Mapping[str, str] | None
     """
     path = Path(folder) / CROWD_TOML
     if not path.is_file():
-        raise NotFoundError(f"{folder} is no crowd site: there is no {CROWD_TOML}; brainmap crowd init makes one")
+        raise NotFoundError(
+            f"{folder} is no crowd site: there is no {CROWD_TOML}; brainmap crowd init makes one"
+        )
     known = {f.name for f in dataclasses.fields(SiteSettings)}
     values = read_settings(path, known)
     if urlsplit(str(values.get("database", ""))).password and _readable_by_others(path):

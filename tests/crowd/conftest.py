@@ -50,7 +50,14 @@ def quick_passwords() -> Passwords:
 
 
 def make_tiles(
-    folder: Path, names: list[str], *, qc: int = 0, datasets: int = 1, size: int = TILE, cells: int = 9, seed: int = 0
+    folder: Path,
+    names: list[str],
+    *,
+    qc: int = 0,
+    datasets: int = 1,
+    size: int = TILE,
+    cells: int = 9,
+    seed: int = 0,
 ) -> dict[str, np.ndarray]:
     """Write a tile folder of bright discs on noise; return x, y (n, 2) of the cells of each tile."""
     rng = np.random.default_rng(seed)
@@ -120,7 +127,9 @@ class Person:
         assert answer.status_code == 200, answer.text
         return answer.json()
 
-    def work_through(self, places: Callable[[dict[str, Any]], Any] = lambda tile: (), most: int = 1000) -> int:
+    def work_through(
+        self, places: Callable[[dict[str, Any]], Any] = lambda tile: (), most: int = 1000
+    ) -> int:
         done = 0
         while done < most and (tile := self.next()) is not None:
             self.finish(tile, places(tile))
@@ -146,10 +155,21 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     run = {"user": user, "check": True, "capture_output": True, "cwd": "/"}
     data = folder / "data"
     subprocess.run(
-        [str(binaries / "initdb"), "-D", str(data), "-U", "crowd", "-A", "trust", "-E", "UTF8", "--locale=C"], **run
+        [str(binaries / "initdb"), "-D", str(data), "-U", "crowd", "-A", "trust", "-E", "UTF8", "--locale=C"],
+        **run,
     )
     options = f"-p {port} -c listen_addresses=127.0.0.1 -k {folder} -c max_connections=200"
-    start = [str(binaries / "pg_ctl"), "-D", str(data), "-w", "-l", str(folder / "log"), "-o", options, "start"]
+    start = [
+        str(binaries / "pg_ctl"),
+        "-D",
+        str(data),
+        "-w",
+        "-l",
+        str(folder / "log"),
+        "-o",
+        options,
+        "start",
+    ]
     # Its server inherits pipes: with captured output this would wait for the server's end.
     subprocess.run(start, **(run | {"capture_output": False, "stdout": subprocess.DEVNULL}))
     try:
@@ -214,7 +234,9 @@ def truth(tmp_path: Path) -> dict[str, np.ndarray]:
 @pytest.fixture
 def site(empty_site: Site, tmp_path: Path, truth: dict[str, np.ndarray]) -> Site:
     """A site with one project, two workers a tile."""
-    add_project(empty_site, ProjectSpec("cortex", tmp_path / "tiles", redundancy=2, title="Cells of the cortex"))
+    add_project(
+        empty_site, ProjectSpec("cortex", tmp_path / "tiles", redundancy=2, title="Cells of the cortex")
+    )
     return empty_site
 
 

@@ -130,16 +130,17 @@ class AccountApi:
 
     async def me(self, request: Request) -> Response:
         """What is held about me, in numbers."""
-        return JSONResponse(await self.desk.run(request, self._me))
+        return JSONResponse(await self.desk.run(request, self.about))
 
-    def _me(self, worker: Worker) -> dict[str, Any]:
+    def about(self, worker: Worker) -> dict[str, Any]:
+        """What is held about a worker, in numbers."""
         site, table, assignment = self.desk.site, schema.worker, schema.assignment
         with site.database.read() as connection:
             row = connection.execute(select(table).where(table.c.id == worker.id)).one()
             clicks, first = connection.execute(
-                select(func.coalesce(func.sum(assignment.c.n_clicks), 0), func.min(assignment.c.opened_at)).where(
-                    assignment.c.worker_id == worker.id
-                )
+                select(
+                    func.coalesce(func.sum(assignment.c.n_clicks), 0), func.min(assignment.c.opened_at)
+                ).where(assignment.c.worker_id == worker.id)
             ).one()
             sessions = connection.execute(
                 select(func.count()).where(schema.session.c.worker_id == worker.id)
@@ -166,7 +167,7 @@ class AccountApi:
 
     def _everything(self, worker: Worker) -> dict[str, Any]:
         assignment, click, tile, project = schema.assignment, schema.click, schema.tile, schema.project
-        about = self._me(worker)
+        about = self.about(worker)
         with self.desk.site.database.read() as connection:
             tiles = connection.execute(
                 select(assignment, project.c.name.label("project"), tile.c.kind)
@@ -224,4 +225,3 @@ class AccountApi:
         with self.desk.site.database.read() as connection:
             count = select(func.count()).where(table.c.role == "admin", ~table.c.disabled)
             return connection.execute(count).scalar_one() <= 1
-

@@ -24,6 +24,7 @@ from brainmap.crowd.web.api_account import AccountApi
 from brainmap.crowd.web.api_work import WorkApi
 from brainmap.crowd.web.desk import Desk, refusal
 from brainmap.crowd.web.guards import HostCheck, SafeHeaders, SameOrigin
+from brainmap.crowd.web.pages import Pages, Renderer
 from brainmap.errors import BrainmapError
 
 __all__ = ["LOOPBACK", "create_app"]
@@ -79,6 +80,7 @@ def create_app(
         Route("/healthz", health, methods=["GET"]),
         *AccountApi(desk).routes(),
         *WorkApi(desk).routes(),
+        *Pages(desk, Renderer(desk)).routes(),
     ]
     return Starlette(
         routes=routes,
