@@ -102,6 +102,8 @@ export class View {
     this.element.dataset.scale = String(1 / this.scale);
     this.element.dataset.x = String(corner.x);
     this.element.dataset.y = String(corner.y);
+    this.element.dataset.tile = this.tile.tile;
+    this.element.dataset.subtile = String(this.window.index);
     const ratio = this.picture.width / Math.max(1, this.element.getBoundingClientRect().width);
     const scale = this.scale * ratio;
     for (const canvas of [this.picture, this.marks]) {

@@ -479,7 +479,7 @@ class Work {
 
   buildMap() {
     const columns = new Set(this.tile.subtiles.map((w) => w.x)).size;
-    $("map").style.gridTemplateColumns = `repeat(${columns}, 1fr)`;
+    $("map").style.gridTemplateColumns = `repeat(${columns}, minmax(0, 1.6rem))`;
     $("map").replaceChildren(...this.tile.subtiles.map((w) => {
       const button = document.createElement("button");
       button.type = "button";
