@@ -7,6 +7,7 @@ does not grow with the number of clicks.
 from __future__ import annotations
 
 import csv
+import io
 import json
 import shutil
 from collections.abc import Iterator, Sequence
@@ -28,7 +29,7 @@ from brainmap.errors import DataError, UsageError
 from brainmap.provenance import atomic_path
 from brainmap.tiles import IMAGES, TILES_PARQUET
 
-__all__ = ["ASSIGNMENT_COLUMNS", "CLICK_COLUMNS", "WORKER_COLUMNS", "Export", "export_project", "table_rows"]
+__all__ = ["ASSIGNMENT_COLUMNS", "CLICK_COLUMNS", "WORKER_COLUMNS", "FILES", "Export", "csv_lines", "export_project", "table_rows"]
 
 assignment, click, tile, worker = schema.assignment, schema.click, schema.tile, schema.worker
 
@@ -39,6 +40,7 @@ ASSIGNMENT_COLUMNS = ("image_id", "worker_id", "completed", "order", "opened", "
 WORKER_COLUMNS = (
     "worker_id", "role", "language", "dataset", "tiles_done", "n_clicks", "consent_version", "consent_at",
 )  # fmt: skip
+_PIECE = 64 * 1024
 FILES = ("clicks.csv", "assignments.csv", "workers.csv", "experts.csv")
 
 
@@ -96,6 +98,22 @@ def write_rows(stream: TextIO, header: Sequence[str], rows: Iterator[Sequence[An
         writer.writerow([neutral(value) if isinstance(value, str) else value for value in row])
         count += 1
     return count
+
+
+def csv_lines(site: Site, project_id: int, file: str) -> Iterator[str]:
+    """One of the exported tables as text, piece by piece, from one state of the database."""
+    with site.database.snapshot() as connection:
+        header, rows = table_rows(connection, project_id, file)
+        buffer = io.StringIO()
+        writer = csv.writer(buffer, lineterminator="\n")
+        writer.writerow(header)
+        for row in rows:
+            writer.writerow([neutral(value) if isinstance(value, str) else value for value in row])
+            if buffer.tell() > _PIECE:
+                yield buffer.getvalue()
+                buffer.seek(0)
+                buffer.truncate()
+        yield buffer.getvalue()
 
 
 def table_rows(

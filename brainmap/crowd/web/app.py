@@ -20,6 +20,7 @@ from brainmap.crowd.passwords import Passwords
 from brainmap.crowd.projects import names_of_projects, scan_project
 from brainmap.crowd.refused import Refused
 from brainmap.crowd.site import Site
+from brainmap.crowd.web.admin import Admin
 from brainmap.crowd.web.api_account import AccountApi
 from brainmap.crowd.web.api_work import WorkApi
 from brainmap.crowd.web.desk import Desk, refusal
@@ -55,6 +56,7 @@ def create_app(
         Look for new images in the background.
     """
     desk = Desk.of(site, passwords)
+    renderer = Renderer(desk)
     settings = site.settings
     own = {*hosts, *([urlsplit(settings.public_url).hostname or ""] if settings.public_url else [])}
 
@@ -80,7 +82,8 @@ def create_app(
         Route("/healthz", health, methods=["GET"]),
         *AccountApi(desk).routes(),
         *WorkApi(desk).routes(),
-        *Pages(desk, Renderer(desk)).routes(),
+        *Pages(desk, renderer).routes(),
+        *Admin(desk, renderer).routes(),
     ]
     return Starlette(
         routes=routes,
