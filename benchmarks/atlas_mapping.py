@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from brainmap.atlas import Atlas
 from brainmap.atlas.regions import RegionCounter
-from brainmap.atlas.registration import Registration
+from brainmap.registration.register import Registration
 
 PIECE = 1_000_000
 

@@ -27,13 +27,13 @@ from typing import Any
 
 import numpy as np
 
+from brainmap.image.intensity import Intensity
+from brainmap.image.volume import Volume, write_volume
 from brainmap.infer.detector import Detector
-from brainmap.infer.engine import RunOptions, run_detection
-from brainmap.intensity import Intensity
-from brainmap.matching import match_points
-from brainmap.points import Points
-from brainmap.train.tissue import Tissue, simulate, variant
-from brainmap.volume import Volume, write_volume
+from brainmap.infer.engine.engine import RunOptions, run_detection
+from brainmap.points.matching import match_points
+from brainmap.points.table import Points
+from brainmap.train.tissue.tissue import Tissue, simulate, variant
 
 SEED = 75_000
 TOLERANCE_UM = 10.0
@@ -135,7 +135,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--python", default=sys.executable, help="the Python that has cellfinder")
     parser.add_argument("--shape", default="92,1024,1024", help="voxels z,y,x")
-    parser.add_argument("--kind", nargs="+", default=["sparse"], help="of brainmap.train.tissue.KINDS")
+    parser.add_argument("--kind", nargs="+", default=["sparse"], help="of brainmap.train.tissue.tissue.KINDS")
     parser.add_argument("--json", type=Path, help="also write the numbers there")
     options = parser.parse_args()
     z, y, x = (int(n) for n in options.shape.split(","))

@@ -21,20 +21,20 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
-from brainmap.config import DetectRequest
 from brainmap.gt.aggregate import ACCEPT, aggregate_clicks
 from brainmap.gt.clicks import Clicks, read_clicks, read_point_table
 from brainmap.gt.settings import GtSettings
+from brainmap.image.intensity import Intensity
+from brainmap.image.volume import write_volume
 from brainmap.infer.detector import Detector
-from brainmap.intensity import Intensity
-from brainmap.matching import Scores, match_points, score
-from brainmap.pipeline import detect_brain
-from brainmap.plain_images import read_grey
-from brainmap.points import Points
-from brainmap.train import scores
-from brainmap.train.samples import ArraySource
-from brainmap.train.scores import TruePoints
-from brainmap.volume import write_volume
+from brainmap.points.matching import Scores, match_points, score
+from brainmap.points.table import Points
+from brainmap.run.detect import detect_brain
+from brainmap.run.request import DetectRequest
+from brainmap.tiles.pictures import read_grey
+from brainmap.train.judge import scores
+from brainmap.train.judge.scores import TruePoints
+from brainmap.train.learn.samples import ArraySource
 
 TOLERANCES_PX = (3.0, 5.0, 7.0, 10.0)
 MAIN_PX = 7.0

@@ -26,18 +26,18 @@ import numpy as np
 import torch
 
 from brainmap.errors import UsageError
+from brainmap.files import atomic_path, fingerprint, read_json, to_jsonable, write_json
 from brainmap.gt.aggregate import aggregate
 from brainmap.gt.truth import GroundTruth
-from brainmap.provenance import atomic_path, fingerprint, read_json, to_jsonable, write_json
-from brainmap.tiles import Tiles, import_tiles
-from brainmap.train.calibrate import tile_calibration
-from brainmap.train.centernet import CenterNet
-from brainmap.train.evaluate import EvaluationSettings, evaluate_points, true_points
-from brainmap.train.finetune import FinetuneConfig, finetune_network
-from brainmap.train.loop import load_network
-from brainmap.train.predict import TilePoints, predict_tiles
-from brainmap.train.samples import GridSettings
-from brainmap.train.scores import Scored, match_truth, reliability
+from brainmap.tiles.tiles import Tiles, import_tiles
+from brainmap.train.judge.calibrate import tile_calibration
+from brainmap.train.judge.evaluate import EvaluationSettings, evaluate_points, true_points
+from brainmap.train.judge.predict import TilePoints, predict_tiles
+from brainmap.train.judge.scores import Scored, match_truth, reliability
+from brainmap.train.learn.centernet import CenterNet
+from brainmap.train.learn.finetune import FinetuneConfig, finetune_network
+from brainmap.train.learn.loop import load_network
+from brainmap.train.learn.samples import GridSettings
 
 CELL_UM = 15.0
 SECTIONS = (8, 4, 1)

@@ -19,7 +19,7 @@ import numpy as np
 import tifffile
 from scipy.ndimage import zoom
 
-from brainmap.convert import convert
+from brainmap.convert.convert import convert
 
 
 def write_sections(folder: Path, planes: int, size: int, compression: str | None) -> int:

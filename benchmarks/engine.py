@@ -31,11 +31,11 @@ import numpy as np
 import psutil
 from virtual_brain import install, open_virtual, virtual_intensity
 
-from brainmap.infer import dispatch, engine
 from brainmap.infer.detector import Detector
-from brainmap.infer.engine import RunOptions, run_detection
-from brainmap.infer.results import finished, iter_results
-from brainmap.points import PointsWriter
+from brainmap.infer.engine import dispatch, engine
+from brainmap.infer.engine.engine import RunOptions, run_detection
+from brainmap.infer.engine.results import finished, iter_results
+from brainmap.points.table import PointsWriter
 
 BLOCK = (200, 224, 224)
 PRELOAD = Path(__file__).with_name("virtual_brain.py")

@@ -21,7 +21,7 @@ from brainmap.gt.aggregate import aggregate_clicks
 from brainmap.gt.clicks import read_clicks
 from brainmap.gt.compare import calibration_error
 from brainmap.gt.settings import GtSettings
-from brainmap.matching import match_points, score
+from brainmap.points.matching import match_points, score
 
 TOLERANCE = 3.0
 

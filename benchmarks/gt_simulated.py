@@ -21,7 +21,7 @@ from brainmap.gt.compare import calibration_error
 from brainmap.gt.settings import GtSettings
 from brainmap.gt.simulate import Simulation, simulate
 from brainmap.gt.study import _votes
-from brainmap.matching import match_points, score
+from brainmap.points.matching import match_points, score
 
 BASE = Simulation(n_images=6)
 CROWDS = {

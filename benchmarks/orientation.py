@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 
 from brainmap import coords
 from brainmap.atlas import Atlas, assign_regions
-from brainmap.atlas.grid import SampleGrid, resample_volume
-from brainmap.atlas.orientation import find_orientation
-from brainmap.atlas.registration import RegistrationOptions, register
-from brainmap.config import parse_voxel_size
-from brainmap.volume import Volume, write_volume
+from brainmap.image.volume import Volume, write_volume
+from brainmap.registration.grid import SampleGrid, resample_volume
+from brainmap.registration.orientation import find_orientation
+from brainmap.registration.register import RegistrationOptions, register
+from brainmap.run.request import parse_voxel_size
 
 VOXEL_UM = (100.0, 100.0, 100.0)
 #: Points nearer to the midline than this are left out: there the affine decides, not the orientation.

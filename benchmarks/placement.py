@@ -18,8 +18,8 @@ import numpy as np
 import pandas as pd
 from scipy.stats import ks_2samp
 
-from brainmap.train.placement import Placement, StudyRules
-from brainmap.train.point_process import count_pairs, nearest_distances
+from brainmap.train.synthesis.placement import Placement, StudyRules
+from brainmap.train.synthesis.point_process import count_pairs, nearest_distances
 
 SECTION_PX = 1024
 RADIUS_PX = (6.8, 1.8, 3.0, 12.0)

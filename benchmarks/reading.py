@@ -23,10 +23,10 @@ import numpy as np
 import zarr
 from scipy import ndimage
 
-from brainmap.infer.cluster import cores
-from brainmap.local_reader import LocalChunks
-from brainmap.tensorstore_reader import TensorStoreChunks
-from brainmap.volume import write_volume
+from brainmap.image.storage.local import LocalChunks
+from brainmap.image.storage.tensorstore import TensorStoreChunks
+from brainmap.image.volume import write_volume
+from brainmap.infer.engine.cluster import cores
 
 SIDE, CHUNK, SHARD = 1024, (64, 128, 128), (64, 512, 512)
 Read = Callable[[tuple[slice, ...]], np.ndarray]

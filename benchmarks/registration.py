@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from brainmap.atlas import Atlas
-from brainmap.atlas.registration import Registration, RegistrationOptions, register
 from brainmap.coords import axis_map, reorient, vox_to_um
-from brainmap.volume import Volume, write_volume
+from brainmap.image.volume import Volume, write_volume
+from brainmap.registration.register import Registration, RegistrationOptions, register
 
 #: Regions with fewer voxels say more about rounding than about registration.
 LEAST_VOXELS = 300

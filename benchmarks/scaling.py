@@ -22,10 +22,10 @@ import numpy as np
 import psutil
 from throughput import VOXEL, slabs
 
+from brainmap.image.intensity import Intensity
+from brainmap.image.volume import Volume, write_volume
 from brainmap.infer.detector import Detector
-from brainmap.infer.engine import RunOptions, run_detection
-from brainmap.intensity import Intensity
-from brainmap.volume import Volume, write_volume
+from brainmap.infer.engine.engine import RunOptions, run_detection
 
 SIDE = 1024
 # One thread each, also inside the libraries.

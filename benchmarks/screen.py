@@ -20,11 +20,11 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
-from brainmap.infer.blocks import align_up
 from brainmap.infer.detector import Detector, load_backend
-from brainmap.train.predict import grid_of
-from brainmap.train.samples import net_volume
-from brainmap.train.tissue import KINDS, Tissue, TissueConfig, simulate, simulate_section, variant
+from brainmap.infer.plan.blocks import align_up
+from brainmap.train.judge.predict import grid_of
+from brainmap.train.learn.samples import net_volume
+from brainmap.train.tissue.tissue import KINDS, Tissue, TissueConfig, simulate, simulate_section, variant
 
 TILES = (64, 128)
 MARGIN = 0.8

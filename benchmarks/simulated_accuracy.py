@@ -2,7 +2,7 @@
 
     python benchmarks/simulated_accuracy.py [--detector NAME|DIR] [--seeds 3] [--json]
 
-For every kind of tissue in `brainmap.train.tissue.KINDS` and every seed: write the volume as OME-Zarr, run
+For every kind of tissue in `brainmap.train.tissue.tissue.KINDS` and every seed: write the volume as OME-Zarr, run
 `brainmap detect` on it at the default threshold, score at 10 and 5 um. Beside it a difference of Gaussians
 whose threshold is chosen with the truth in hand: what a well-tuned classical detector could reach.
 """
@@ -18,12 +18,12 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
-from brainmap.config import DetectRequest
-from brainmap.matching import match_points
-from brainmap.pipeline import detect_brain
-from brainmap.points import Points
-from brainmap.train.tissue import KINDS, Tissue, simulate, variant
-from brainmap.volume import write_volume
+from brainmap.image.volume import write_volume
+from brainmap.points.matching import match_points
+from brainmap.points.table import Points
+from brainmap.run.detect import detect_brain
+from brainmap.run.request import DetectRequest
+from brainmap.train.tissue.tissue import KINDS, Tissue, simulate, variant
 
 FIRST_SEED = 70_000
 

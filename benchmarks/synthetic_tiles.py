@@ -27,13 +27,13 @@ import numpy as np
 import pandas as pd
 from scipy import ndimage
 
-from brainmap.tiles import Tiles, hold_out, import_tiles, quality_filter, write_tiles
-from brainmap.train.cell_images import CellLook, measure_cells
-from brainmap.train.placement import Placement
-from brainmap.train.similarity import compare_tiles, disc_signal, synthetic_signal
-from brainmap.train.similarity_report import write_similarity
-from brainmap.train.synthesis import SynthesisSettings, synthesize
-from brainmap.train.texture import Texture, bright_spots
+from brainmap.tiles.tiles import Tiles, hold_out, import_tiles, quality_filter, write_tiles
+from brainmap.train.synthesis.cell_images import CellLook, measure_cells
+from brainmap.train.synthesis.placement import Placement
+from brainmap.train.synthesis.similarity import compare_tiles, disc_signal, synthetic_signal
+from brainmap.train.synthesis.similarity_report import write_similarity
+from brainmap.train.synthesis.synthesis import SynthesisSettings, synthesize
+from brainmap.train.synthesis.texture import Texture, bright_spots
 
 PIXEL_UM = 0.667
 QUANTY_UM = 0.45
@@ -140,7 +140,7 @@ def main() -> None:
     given = parser.parse_args()
     generator = None
     if given.generator is not None:
-        from brainmap.train.generator import load_generator
+        from brainmap.train.synthesis.generator import load_generator
 
         generator = load_generator(given.generator)
     with tempfile.TemporaryDirectory() as folder:

@@ -28,10 +28,10 @@ from typing import Any
 
 import numpy as np
 
-from brainmap.infer.cluster import cores
+from brainmap.image.volume import write_volume
 from brainmap.infer.detector import Detector, load_backend
-from brainmap.train.tissue import simulate, variant
-from brainmap.volume import write_volume
+from brainmap.infer.engine.cluster import cores
+from brainmap.train.tissue.tissue import simulate, variant
 
 VOXEL = (5.0, 1.0, 1.0)
 SIDE, TILE = 2048, 512
@@ -82,7 +82,7 @@ def bare_on_gpu(backend: Any, detector: Detector, seconds: float) -> tuple[float
     """As `bare_network`, from and to the GPU's memory, one stream, many images at a time."""
     import torch
 
-    from brainmap.infer.on_device import compute_stream
+    from brainmap.infer.block.on_device import compute_stream
 
     with compute_stream(backend.device), torch.inference_mode():
         images = torch.randn(16, detector.spec.channels, TILE, TILE, device=backend.device) / 20

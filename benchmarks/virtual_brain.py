@@ -17,11 +17,11 @@ import numpy as np
 from fsspec.spec import AbstractFileSystem
 from numpy.typing import NDArray
 
-from brainmap.infer import process
-from brainmap.infer.blocks import Block
-from brainmap.infer.process import COLUMNS, Job, Stages
-from brainmap.intensity import Intensity
-from brainmap.volume import Volume
+from brainmap.image.intensity import Intensity
+from brainmap.image.volume import Volume
+from brainmap.infer.block import process
+from brainmap.infer.block.process import COLUMNS, Job, Stages
+from brainmap.infer.plan.blocks import Block
 
 __all__ = ["VOXEL_UM", "dask_setup", "install", "open_virtual", "virtual_intensity"]
 

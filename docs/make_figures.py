@@ -18,13 +18,13 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch
 
 from brainmap.errors import NotFoundError
+from brainmap.image.volume import Volume
 from brainmap.phantom import Phantom, write_phantom
 from brainmap.phantom.anatomy import STRUCTURES, Anatomy
-from brainmap.points import Points, read_locations
+from brainmap.points.table import Points, read_locations
 from brainmap.report import style
 from brainmap.report.region_rows import read_regions
 from brainmap.report.slices import Crop, SliceImage, read_crop
-from brainmap.volume import Volume
 
 OUT = Path(__file__).parent / "images" / "overview.png"
 SLICE = 124

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import tifffile
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -33,3 +37,93 @@ def quiet_afterwards() -> Iterator[None]:
     """Commands log to the stderr of their test: the next test must not write to a closed one."""
     yield
     logging.getLogger("brainmap").handlers.clear()
+
+
+# An id as large as Allen's largest.
+BIG_ID = 614_454_277
+
+RECORDS: list[dict[str, Any]] = [
+    {
+        "id": 997,
+        "acronym": "root",
+        "name": "root",
+        "structure_id_path": [997],
+        "rgb_triplet": [255, 255, 255],
+    },
+    {
+        "id": 8,
+        "acronym": "grey",
+        "name": "Grey, matter",
+        "structure_id_path": [997, 8],
+        "rgb_triplet": [1, 2, 3],
+    },
+    {
+        "id": 11,
+        "acronym": "CTX",
+        "name": "Cortex",
+        "structure_id_path": [997, 8, 11],
+        "rgb_triplet": [9, 9, 9],
+    },
+    {
+        "id": BIG_ID,
+        "acronym": "BIG",
+        "name": "Big",
+        "structure_id_path": [997, 8, BIG_ID],
+        "rgb_triplet": [5, 5, 5],
+    },
+    {
+        "id": 73,
+        "acronym": "VS",
+        "name": "ventricles",
+        "structure_id_path": [997, 73],
+        "rgb_triplet": [7, 7, 7],
+    },
+]
+
+SHAPE = (8, 6, 10)
+
+
+def small_annotation() -> np.ndarray:
+    """Ids on the (8, 6, 10) grid: a border of 0, then four structures."""
+    ids = np.zeros(SHAPE, dtype=np.uint32)
+    ids[1:7, 1:5, 1:9] = 8
+    ids[1:4, 1:3, 1:9] = 11
+    ids[4:7, 1:3, 1:9] = BIG_ID
+    ids[3:5, 3:4, 4:6] = 73
+    return ids
+
+
+@pytest.fixture
+def write_atlas(tmp_path: Path) -> Callable[..., Path]:
+    """Return a function that writes a small atlas in BrainGlobe v2 layout; keywords replace its parts."""
+
+    def write(
+        folder: str = "tiny_100um_v1.0",
+        annotation: np.ndarray | None = None,
+        reference: np.ndarray | None = None,
+        records: list[dict[str, Any]] | None = None,
+        hemispheres: np.ndarray | None = None,
+        resolution: tuple[float, ...] = (100.0, 100.0, 100.0),
+        **metadata: Any,
+    ) -> Path:
+        ids = small_annotation() if annotation is None else annotation
+        path = tmp_path / folder
+        path.mkdir(parents=True)
+        image = np.where(ids > 0, 100, 0).astype(np.uint16) if reference is None else reference
+        tifffile.imwrite(path / "annotation.tiff", ids, photometric="minisblack")
+        tifffile.imwrite(path / "reference.tiff", image, photometric="minisblack")
+        if hemispheres is not None:
+            tifffile.imwrite(path / "hemispheres.tiff", hemispheres, photometric="minisblack")
+        (path / "structures.json").write_text(json.dumps(RECORDS if records is None else records))
+        facts = {
+            "name": "tiny",
+            "resolution": list(resolution),
+            "orientation": "asr",
+            "shape": list(ids.shape),
+            "version": "1.0",
+            "symmetric": hemispheres is None,
+        }
+        (path / "metadata.json").write_text(json.dumps(facts | metadata))
+        return path
+
+    return write

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import typer
 
-from brainmap.cli import app
+from brainmap.cli.main import app
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PAGES = sorted([REPOSITORY / "README.md", *(REPOSITORY / "docs").rglob("*.md")])
@@ -143,7 +143,7 @@ def test_reference_is_what_the_commands_say() -> None:
 
 
 def test_every_exit_code_and_export_is_documented() -> None:
-    from brainmap.config import EXPORT_KINDS
+    from brainmap.run.request import EXPORT_KINDS
 
     text = REFERENCE.read_text(encoding="utf-8")
     assert all(f"| {code} |" in text for code in (0, 1, 2, 3, 130))
@@ -152,7 +152,7 @@ def test_every_exit_code_and_export_is_documented() -> None:
 
 
 def test_every_column_of_the_points_is_documented() -> None:
-    from brainmap.points import COLUMNS
+    from brainmap.points.table import COLUMNS
 
     formats = (REPOSITORY / "docs" / "data-formats.md").read_text(encoding="utf-8")
     assert all(re.search(rf"\b{column}\b", formats) for column in COLUMNS)

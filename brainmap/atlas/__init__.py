@@ -1,4 +1,4 @@
-"""Atlases, registration and regions: points of a brain -> counts per structure."""
+"""Atlases and their regions: points of a brain -> counts per structure."""
 
 from brainmap.atlas.atlas import LEFT, RIGHT, Atlas
 from brainmap.atlas.find import list_atlases

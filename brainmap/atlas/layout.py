@@ -255,7 +255,7 @@ class BrainGlobeV3:
         DataError
             If the image has no such level.
         """
-        from brainmap.volume import Volume
+        from brainmap.image.volume import Volume
 
         volume = Volume.open(self.images[kind])
         fits = [

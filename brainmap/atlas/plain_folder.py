@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from brainmap.atlas.structures import OUTSIDE_ID, Structures
 from brainmap.coords import parse_orientation
 from brainmap.errors import DataError, UsageError
-from brainmap.provenance import read_json
+from brainmap.files import read_json
 
 __all__ = ["ATLAS_JSON", "PlainFolder"]
 

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from brainmap.atlas.atlas import LEFT, RIGHT, UNDECIDED, Atlas
 from brainmap.atlas.structures import OUTSIDE_ID, Structures
 from brainmap.errors import DataError, NotFoundError
-from brainmap.provenance import atomic_path
+from brainmap.files import atomic_path
 
 __all__ = [
     "COLUMNS",

@@ -13,7 +13,8 @@ from brainmap.cohort.groups import Groups, read_groups
 from brainmap.cohort.study import CompareSettings, Comparison, Study
 from brainmap.cohort.table import SIDES
 from brainmap.errors import UsageError
-from brainmap.provenance import atomic_path, now, to_jsonable, versions, write_json
+from brainmap.files import atomic_path, now, to_jsonable, write_json
+from brainmap.machine import versions
 
 __all__ = ["COMPARISON_COLUMNS", "TABLE_COLUMNS", "compare", "study_record", "write_study"]
 

@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from brainmap.cohort.negative_binomial import Floats
-from brainmap.counting import REGIONS_CSV
-from brainmap.provenance import RunRecord, atomic_path
+from brainmap.files import atomic_path
+from brainmap.run.count import REGIONS_CSV
+from brainmap.run_folder import RunRecord
 
 __all__ = ["Cohort", "Simulation", "simulate", "write_runs"]
 

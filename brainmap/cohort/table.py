@@ -12,10 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from brainmap.cohort.groups import Groups
-from brainmap.counting import REGIONS_CSV
 from brainmap.errors import DataError, NotFoundError
-from brainmap.provenance import RunRecord, fingerprint
+from brainmap.files import fingerprint
 from brainmap.report.region_rows import RegionTree, read_regions
+from brainmap.run.count import REGIONS_CSV
+from brainmap.run_folder import RunRecord
 
 __all__ = ["SIDES", "CohortTable", "read_cohort"]
 

@@ -140,9 +140,7 @@ def clicks_per_worker(connection: Connection, tile_id: int) -> list[dict[str, An
     found = []
     for row in rows:
         places = connection.execute(
-            select(click.c.x, click.c.y).where(
-                click.c.assignment_id == row.id, click.c.deleted_at.is_(None)
-            )
+            select(click.c.x, click.c.y).where(click.c.assignment_id == row.id, click.c.deleted_at.is_(None))
         ).all()
         found.append(
             {

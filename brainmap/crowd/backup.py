@@ -27,7 +27,7 @@ from brainmap.crowd.migrate import VERSION, version_of
 from brainmap.crowd.settings import CROWD_TOML, LANGUAGES
 from brainmap.crowd.site import Site, init_site
 from brainmap.errors import DataError, NotFoundError, UsageError
-from brainmap.provenance import atomic_path, now
+from brainmap.files import atomic_path, now
 
 __all__ = ["Backup", "back_up", "restore"]
 

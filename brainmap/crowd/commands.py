@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from brainmap.console import command, new_app, print_json, print_pairs
+from brainmap.cli.console import command, new_app, print_json, print_pairs
 from brainmap.errors import MissingExtraError, UsageError
 
 __all__ = ["app"]

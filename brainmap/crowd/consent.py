@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from brainmap.crowd.settings import LANGUAGES, SiteSettings
-from brainmap.provenance import atomic_path, fingerprint
+from brainmap.files import atomic_path, fingerprint
 
 __all__ = ["Consent", "read_consent", "write_consent_texts"]
 

@@ -26,10 +26,19 @@ from brainmap.crowd.formulas import neutral
 from brainmap.crowd.projects import find_project
 from brainmap.crowd.site import Site
 from brainmap.errors import DataError, UsageError
-from brainmap.provenance import atomic_path
-from brainmap.tiles import IMAGES, TILES_PARQUET
+from brainmap.files import atomic_path
+from brainmap.tiles.tiles import IMAGES, TILES_PARQUET
 
-__all__ = ["ASSIGNMENT_COLUMNS", "CLICK_COLUMNS", "WORKER_COLUMNS", "FILES", "Export", "csv_lines", "export_project", "table_rows"]
+__all__ = [
+    "ASSIGNMENT_COLUMNS",
+    "CLICK_COLUMNS",
+    "FILES",
+    "WORKER_COLUMNS",
+    "Export",
+    "csv_lines",
+    "export_project",
+    "table_rows",
+]
 
 assignment, click, tile, worker = schema.assignment, schema.click, schema.tile, schema.worker
 

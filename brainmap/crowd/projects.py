@@ -25,10 +25,10 @@ from brainmap.crowd.formulas import neutral
 from brainmap.crowd.settings import LANGUAGES
 from brainmap.crowd.site import Site
 from brainmap.errors import BrainmapError, DataError, NotFoundError, UsageError
+from brainmap.files import atomic_path
 from brainmap.gt.clicks import check_image_ids, read_point_table
 from brainmap.gt.truth import GroundTruth
-from brainmap.provenance import atomic_path
-from brainmap.tiles import IMAGES, TILES_PARQUET, Tiles
+from brainmap.tiles.tiles import IMAGES, TILES_PARQUET, Tiles
 
 __all__ = [
     "ProjectSpec",

@@ -13,8 +13,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from brainmap.errors import NotFoundError, UsageError
-from brainmap.provenance import atomic_path
-from brainmap.settings_file import read_settings
+from brainmap.files import atomic_path
+from brainmap.settings import read_settings
 
 __all__ = [
     "CROWD_TOML",

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from brainmap.errors import UsageError
+from brainmap.files import atomic_path, fingerprint, write_json
 from brainmap.gt.best import aggregate_best
 from brainmap.gt.clicks import Clicks, read_clicks
 from brainmap.gt.consensus import ACCEPT, Consensus, ImageConsensus, consistency_groups
@@ -22,7 +23,7 @@ from brainmap.gt.heatmap import confidence_at, heat_map
 from brainmap.gt.parallel import Runner
 from brainmap.gt.settings import GtSettings
 from brainmap.gt.study import aggregate_study
-from brainmap.provenance import atomic_path, fingerprint, versions, write_json
+from brainmap.machine import versions
 
 __all__ = ["ACCEPT", "GroundTruth", "aggregate", "aggregate_clicks", "write_ground_truth"]
 

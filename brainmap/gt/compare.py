@@ -12,13 +12,13 @@ import numpy as np
 import numpy.typing as npt
 
 from brainmap.errors import DataError, NotFoundError, UsageError
+from brainmap.files import read_json
 from brainmap.gt.aggregate import ACCEPT, aggregate_clicks
 from brainmap.gt.clicks import Clicks, read_clicks, read_point_table
 from brainmap.gt.consensus import Consensus
 from brainmap.gt.parallel import Runner
 from brainmap.gt.settings import GtSettings
-from brainmap.matching import match_points, score
-from brainmap.provenance import read_json
+from brainmap.points.matching import match_points, score
 
 __all__ = ["PointSet", "agreement", "calibration_error", "compare", "leave_one_out"]
 

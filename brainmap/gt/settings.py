@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from brainmap.errors import UsageError
-from brainmap.settings_file import read_table
+from brainmap.settings import read_table
 
 __all__ = ["METHODS", "GtSettings", "read_gt_settings"]
 

@@ -15,9 +15,9 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from brainmap.errors import DataError, NotFoundError
+from brainmap.files import read_json
 from brainmap.gt.clicks import read_point_table
 from brainmap.gt.compare import PointSet
-from brainmap.provenance import read_json
 
 __all__ = ["THETA_ABS", "THETA_REL", "GroundTruth", "local_maxima", "read_experts"]
 

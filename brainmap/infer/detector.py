@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from brainmap.errors import DataError, NotFoundError, UsageError
+from brainmap.files import atomic_path, fingerprint, read_json, write_json
 from brainmap.infer.peaks import PLAIN_FACE, FaceWeights
-from brainmap.provenance import atomic_path, fingerprint, read_json, write_json
 
 __all__ = ["BACKENDS", "Backend", "Detector", "DetectorSpec", "load_backend", "write_detector"]
 
@@ -307,7 +307,7 @@ def load_backend(
     if precision not in ("auto", "f32"):
         raise UsageError(f"precision is {precision!r}; choose auto or f32")
     name, device = choose_backend(backend, device)
-    module = importlib.import_module(f"brainmap.infer.backend_{name}")
+    module = importlib.import_module(f"brainmap.infer.backends.{name}")
     loaded: Backend = module.load(detector, device, tile or detector.spec.tile, threads, precision)
     return loaded
 

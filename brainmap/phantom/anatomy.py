@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from brainmap.provenance import atomic_path
+from brainmap.files import atomic_path
 
 __all__ = [
     "FIELD_UNITS",

@@ -13,6 +13,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from brainmap.coords import vox_to_edge_um, vox_to_um
 from brainmap.errors import UsageError
+from brainmap.files import atomic_path, read_json, write_json
+from brainmap.image.volume import write_volume
 from brainmap.phantom.anatomy import (
     FIELD_UNITS,
     LEFT,
@@ -26,8 +28,6 @@ from brainmap.phantom.anatomy import (
 from brainmap.phantom.cells import Cells, place_cells
 from brainmap.phantom.tissue import CHANNEL_NAMES, build_scene, record_slices
 from brainmap.phantom.warp import SmoothWarp
-from brainmap.provenance import atomic_path, read_json, write_json
-from brainmap.volume import write_volume
 
 __all__ = ["Phantom", "write_phantom"]
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from brainmap.points import Points
+from brainmap.points.table import Points
 from brainmap.report import style
 from brainmap.report.region_rows import Region, RegionTree
 from brainmap.report.slices import SliceImage

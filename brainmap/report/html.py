@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from brainmap.errors import DataError
-from brainmap.provenance import atomic_path
+from brainmap.files import atomic_path
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

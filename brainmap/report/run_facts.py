@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from brainmap.points import Points
-from brainmap.provenance import RunRecord
+from brainmap.image.volume import Volume
+from brainmap.points.table import Points
 from brainmap.report.html import format_value
 from brainmap.report.region_rows import Region, RegionTree
 from brainmap.report.summary import PointSummary
-from brainmap.volume import Volume
+from brainmap.run_folder import RunRecord
 
 __all__ = ["Run", "indented", "input_facts", "is_number", "key_numbers", "lookup", "method_facts", "plain"]
 

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from brainmap.errors import BrainmapError, NotFoundError
-from brainmap.points import POINTS_PARQUET, read_locations
-from brainmap.provenance import RunRecord, read_json
+from brainmap.files import read_json
+from brainmap.image.volume import Volume
+from brainmap.points.table import POINTS_PARQUET, read_locations
 from brainmap.report import figures
 from brainmap.report.html import Page, format_value
 from brainmap.report.region_rows import SUMMARY_CSV, read_regions, read_summary
@@ -32,7 +33,7 @@ from brainmap.report.run_facts import (
 from brainmap.report.slices import choose_crops, choose_slices, read_crop, read_slices
 from brainmap.report.summary import points_near, summarise_points
 from brainmap.report.truth import add_truth, missed_cells
-from brainmap.volume import Volume
+from brainmap.run_folder import RunRecord
 
 __all__ = ["write_run_report"]
 

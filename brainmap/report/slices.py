@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from brainmap.points import Points
-from brainmap.volume import Volume
+from brainmap.image.volume import Volume
+from brainmap.points.table import Points
 
 __all__ = [
     "Crop",

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from brainmap.points import Points, iter_points
+from brainmap.points.table import Points, iter_points
 
 __all__ = ["PointSummary", "points_near", "summarise_points"]
 

@@ -6,9 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from brainmap.errors import BrainmapError
-from brainmap.evaluation import Evaluation, evaluate_points
-from brainmap.matching import match_points
-from brainmap.points import Points
+from brainmap.points.evaluation import Evaluation, evaluate_points
+from brainmap.points.matching import match_points
+from brainmap.points.table import Points
 from brainmap.report import figures
 from brainmap.report.html import Page
 from brainmap.report.region_rows import RegionTree

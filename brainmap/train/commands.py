@@ -13,25 +13,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from brainmap.errors import DataError, UsageError
+from brainmap.files import atomic_path, read_json, write_json
 from brainmap.gt.aggregate import ACCEPT
 from brainmap.gt.truth import THETA_ABS, GroundTruth, read_experts
 from brainmap.infer.detector import SPEC_FILE, Detector
 from brainmap.infer.peaks import PLAIN_FACE
-from brainmap.provenance import atomic_path, read_json, write_json
-from brainmap.tiles import Tiles
-from brainmap.train.calibrate import calibrate_on_tiles
-from brainmap.train.cell_images import LEAST_CELLS, measure_cells
-from brainmap.train.evaluate import Evaluation, EvaluationSettings, Truth, evaluate_tiles
-from brainmap.train.evaluate_report import write_evaluation
-from brainmap.train.export import export_detector
-from brainmap.train.loop import CHECKPOINT, load_network
-from brainmap.train.placement import Placement, StudyRules
-from brainmap.train.predict import Knots
-from brainmap.train.samples import GridSettings
-from brainmap.train.similarity import Similarity, compare_tiles, synthetic_signal, truth_signal
-from brainmap.train.similarity_report import write_similarity
-from brainmap.train.synthesis import SynthesisSettings
-from brainmap.train.texture import Texture
+from brainmap.tiles.tiles import Tiles
+from brainmap.train.judge.calibrate import calibrate_on_tiles
+from brainmap.train.judge.evaluate import Evaluation, EvaluationSettings, Truth, evaluate_tiles
+from brainmap.train.judge.evaluate_report import write_evaluation
+from brainmap.train.judge.predict import Knots
+from brainmap.train.learn.export import export_detector
+from brainmap.train.learn.loop import CHECKPOINT, load_network
+from brainmap.train.learn.samples import GridSettings
+from brainmap.train.synthesis.cell_images import LEAST_CELLS, measure_cells
+from brainmap.train.synthesis.placement import Placement, StudyRules
+from brainmap.train.synthesis.similarity import Similarity, compare_tiles, synthetic_signal, truth_signal
+from brainmap.train.synthesis.similarity_report import write_similarity
+from brainmap.train.synthesis.synthesis import SynthesisSettings
+from brainmap.train.synthesis.texture import Texture
 
 __all__ = [
     "calibrate_network",

@@ -16,9 +16,9 @@ import numpy as np
 
 from brainmap.gt.aggregate import aggregate
 from brainmap.gt.truth import GroundTruth
-from brainmap.settings_file import check_keys, read_settings
-from brainmap.tiles import Tiles, import_tiles
-from brainmap.train.calibrate import (
+from brainmap.settings import check_keys, read_settings
+from brainmap.tiles.tiles import Tiles, import_tiles
+from brainmap.train.judge.calibrate import (
     Judged,
     balanced_face,
     best_threshold,
@@ -26,13 +26,13 @@ from brainmap.train.calibrate import (
     face_weights,
     judge,
 )
-from brainmap.train.centernet import CenterNet
-from brainmap.train.export import export_detector
-from brainmap.train.labelled import labelled_volumes
-from brainmap.train.pool import backgrounds_of, make_inserted, make_sections, make_volumes
-from brainmap.train.pretrain import PretrainConfig, load_model, pretrain
-from brainmap.train.samples import GridSettings, NetVolume, net_volume
-from brainmap.train.tissue import KINDS, simulate, variant
+from brainmap.train.learn.centernet import CenterNet
+from brainmap.train.learn.export import export_detector
+from brainmap.train.learn.labelled import labelled_volumes
+from brainmap.train.learn.pool import backgrounds_of, make_inserted, make_sections, make_volumes
+from brainmap.train.learn.pretrain import PretrainConfig, load_model, pretrain
+from brainmap.train.learn.samples import GridSettings, NetVolume, net_volume
+from brainmap.train.tissue.tissue import KINDS, simulate, variant
 
 __all__ = ["Calibration", "Polish", "Recipe", "Round", "build_detector"]
 

@@ -16,7 +16,7 @@ import tifffile
 import zarr
 
 from brainmap.atlas import Atlas, list_atlases
-from brainmap.doctor import _atlases
+from brainmap.cli.doctor import _atlases
 from brainmap.errors import DataError, NotFoundError
 
 WriteAtlas = Callable[..., Path]

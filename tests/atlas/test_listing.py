@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from brainmap.atlas import Atlas
 from brainmap.atlas.listing import local_atlases, offered_atlases
-from brainmap.cli import app
+from brainmap.cli.main import app
 from brainmap.errors import DataError, NotFoundError
 
 WriteAtlas = Callable[..., Path]

@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 from typer.testing import CliRunner
 
-from brainmap.cli import app
+from brainmap.cli.main import app
 from brainmap.cohort.compare import compare_groups
 from brainmap.cohort.results import COMPARISON_COLUMNS, TABLE_COLUMNS, compare
 from brainmap.cohort.simulate import Simulation, simulate, write_runs

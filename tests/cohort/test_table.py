@@ -8,7 +8,7 @@ import pytest
 from brainmap.cohort.groups import read_groups
 from brainmap.cohort.table import SIDES, read_cohort
 from brainmap.errors import DataError, NotFoundError
-from brainmap.provenance import RunRecord
+from brainmap.run_folder import RunRecord
 
 
 def test_every_animal_and_side_is_read(study: Path) -> None:

@@ -24,11 +24,15 @@ from brainmap.crowd.passwords import Passwords
 from brainmap.crowd.projects import ProjectSpec, add_project
 from brainmap.crowd.site import Site, init_site
 from brainmap.crowd.web.app import create_app
-from brainmap.tiles import write_tiles
+from brainmap.tiles.tiles import write_tiles
 
 PASSWORD = "a good long password"
 TILE = 150
 ORIGIN = "http://127.0.0.1:8000"
+
+
+# For what the database has no part in.
+sqlite_only = pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 
 
 class Clock:

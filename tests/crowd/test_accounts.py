@@ -13,7 +13,7 @@ from brainmap.crowd.settings import SiteSettings
 from brainmap.crowd.site import Site
 from brainmap.crowd.web.app import create_app
 
-from .conftest import PASSWORD, Person, quick_passwords
+from .conftest import PASSWORD, Person, quick_passwords, sqlite_only
 
 
 def rows(site, table):
@@ -39,12 +39,15 @@ def test_what_is_agreed_to_is_kept_with_its_time(ann, site, clock):
     assert about["consent"]["version"] == row.consent_version
 
 
+@sqlite_only
 def test_the_consent_text_comes_in_both_languages(app):
     client = Person(app, sign_up=False).client
     english, japanese = (client.get(f"/api/consent?language={name}").json() for name in ("en", "ja"))
     assert english["version"] == japanese["version"]
     assert "cells" in english["text"] and "細胞" in japanese["text"]
-    assert client.get("/api/consent", headers={"Accept-Language": "ja-JP,en;q=0.5"}).json()["language"] == "ja"
+    assert (
+        client.get("/api/consent", headers={"Accept-Language": "ja-JP,en;q=0.5"}).json()["language"] == "ja"
+    )
     assert client.get("/api/consent?language=xx").json()["language"] == "en"
 
 
@@ -75,6 +78,7 @@ def test_what_happens_to_clicks_is_part_of_what_is_agreed_to(tmp_path):
     ["a", "", "x" * 41, "ann@example.org", "<b>Ann</b>", "=1+1", "+Ann", "-Ann", "@Ann", "A\nB", "A\0B", "a/b", "..",
      None, 7, ["Ann"], "'; DROP TABLE worker; --", "Ann\u202eb"],
 )  # fmt: skip
+@sqlite_only
 def test_names_that_are_none_are_refused(app, site, name):
     answer = Person(app, "x", sign_up=False).sign_up(name=name)
     assert answer.status_code == 422
@@ -83,6 +87,7 @@ def test_names_that_are_none_are_refused(app, site, name):
 
 
 @pytest.mark.parametrize("name", ["Ann", "花子", "Zoë 2", "a.b-c_d", "0001"])
+@sqlite_only
 def test_names_people_choose_are_taken(app, name):
     assert Person(app, "x", sign_up=False).sign_up(name=name).status_code == 201
 
@@ -93,10 +98,12 @@ def test_a_taken_name_is_taken_in_every_disguise(app, ann, other):
 
 
 @pytest.mark.parametrize("password", ["short", "", None, 12345678, "x" * 1001, "é" * 501])
+@sqlite_only
 def test_passwords_that_are_none_are_refused(app, password):
     assert Person(app, "Ann", sign_up=False).sign_up(password=password).status_code == 422
 
 
+@sqlite_only
 def test_passwords_are_stored_as_argon2id(site):
     from brainmap.crowd.passwords import Passwords
 
@@ -108,6 +115,7 @@ def test_passwords_are_stored_as_argon2id(site):
     assert not Passwords().verify(PASSWORD, "no hash at all")[0]
 
 
+@sqlite_only
 def test_a_weak_hash_is_replaced_at_log_in(ann, app, site):
     from pwdlib import PasswordHash
     from pwdlib.hashers.argon2 import Argon2Hasher
@@ -154,6 +162,7 @@ def test_sessions_end_by_age_and_by_rest(app, site, clock):
     assert ann.client.get("/api/me").status_code == 401
 
 
+@sqlite_only
 def test_the_cookie_is_for_the_server_alone(app, site):
     answer = Person(app, "Ann", sign_up=False).sign_up()
     cookie = answer.headers["set-cookie"]
@@ -161,6 +170,7 @@ def test_the_cookie_is_for_the_server_alone(app, site):
     assert "Domain" not in cookie and "Secure" not in cookie
 
 
+@sqlite_only
 def test_behind_https_the_cookie_is_bound_to_host_and_encryption(site):
     import dataclasses
 
@@ -170,7 +180,10 @@ def test_behind_https_the_cookie_is_bound_to_host_and_encryption(site):
     person.client.base_url = "https://cells.example.org"
     answer = person.sign_up()
     assert answer.status_code == 201
-    assert answer.headers["set-cookie"].startswith("__Host-brainmap=") and "Secure" in answer.headers["set-cookie"]
+    assert (
+        answer.headers["set-cookie"].startswith("__Host-brainmap=")
+        and "Secure" in answer.headers["set-cookie"]
+    )
     assert answer.headers["strict-transport-security"] == "max-age=31536000"
 
 
@@ -240,6 +253,7 @@ def test_the_only_administrator_cannot_leave(app, site):
     assert root.client.delete("/api/me").status_code == 204
 
 
+@sqlite_only
 def test_a_site_may_be_closed_to_new_accounts(site):
     import dataclasses
 

@@ -14,8 +14,8 @@ from brainmap.crowd.export import export_project
 from brainmap.crowd.progress import site_status
 from brainmap.crowd.projects import ProjectSpec, add_project
 from brainmap.crowd.site import init_site
-from brainmap.evaluation import evaluate_files
 from brainmap.gt.aggregate import aggregate
+from brainmap.points.evaluation import evaluate_files
 
 from .browser import launched, served
 from .conftest import PASSWORD, make_tiles, wait_until

@@ -22,9 +22,9 @@ from brainmap.crowd.projects import ProjectSpec, add_image, add_project, scan_pr
 from brainmap.crowd.site import Site, init_site
 from brainmap.errors import DataError, NotFoundError, UsageError
 from brainmap.gt.aggregate import aggregate
-from brainmap.tiles import Tiles
+from brainmap.tiles.tiles import Tiles
 
-from .conftest import Person, make_tiles
+from .conftest import Person, make_tiles, sqlite_only
 
 
 def table(path):
@@ -79,7 +79,9 @@ def test_a_tile_seen_without_a_click_is_in_the_assignments(ann, site, tmp_path):
     assert sorted(row["completed"] for row in rows) == ["false", "true"]
 
 
-@pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@x", "\tx", "\rx", "'", "'=x", "Ann", "", "a=b", "''x"])
+@pytest.mark.parametrize(
+    "text", ["=1+1", "+1", "-1", "@x", "\tx", "\rx", "'", "'=x", "Ann", "", "a=b", "''x"]
+)
 def test_formulas_are_neutral_and_come_back(text):
     assert original(neutral(text)) == text
     assert neutral(text)[:1] not in {"=", "+", "-", "@", "\t", "\r"}
@@ -90,7 +92,7 @@ def test_an_import_is_exported_again_unchanged_and_twice_is_once(site, empty_sit
     source.write_text(
         "image_id,worker_id,x,y,timestamp,subtile\n"
         'one,=cmd|calc,5.25,6,2026-01-01T00:00:00Z,0\none,0001,7,8,1767225600000,\n"two",0001,9,9,,1\n'
-        'two,0001,9,9,,1\n'
+        "two,0001,9,9,,1\n"
     )
     first = import_clicks(site, "cortex", source)
     assert (first.clicks, first.workers, first.assignments) == (4, 2, 3)
@@ -121,6 +123,7 @@ def test_an_import_is_exported_again_unchanged_and_twice_is_once(site, empty_sit
         ("image_id,worker_id,x,y\none,ANN,1,9\n", "name of an account"),
     ],
 )
+@sqlite_only
 def test_an_import_that_cannot_be_is_no_import(ann, site, tmp_path, text, sentence):
     (tmp_path / "in.csv").write_text(text)
     with pytest.raises(DataError, match=sentence):
@@ -128,6 +131,7 @@ def test_an_import_that_cannot_be_is_no_import(ann, site, tmp_path, text, senten
     assert site_status(site)["projects"][0]["clicks"] == 0
 
 
+@sqlite_only
 def test_exports_of_what_is_not_there_say_so(site, tmp_path):
     with pytest.raises(NotFoundError, match="known are: cortex"):
         export_project(site, "hippocampus", tmp_path / "out")
@@ -225,6 +229,7 @@ def test_a_backup_under_load_is_one_moment(app, site, tmp_path):
     again.close()
 
 
+@sqlite_only
 def test_restoring_what_is_no_backup_leaves_nothing(site, tmp_path):
     (tmp_path / "no.backup").write_bytes(b"nothing of the kind")
     with pytest.raises(DataError, match="no whole backup"):
@@ -241,6 +246,7 @@ def test_restoring_what_is_no_backup_leaves_nothing(site, tmp_path):
         restore(tmp_path / "none.backup", tmp_path / "new")
 
 
+@sqlite_only
 def test_a_backup_cannot_write_outside_the_site(site, tmp_path):
     back_up(site, tmp_path / "good.backup")
     with tarfile.open(tmp_path / "evil.backup", "w") as archive:
@@ -280,6 +286,7 @@ def tiles_of(site):
         return connection.execute(select(schema.tile)).all()
 
 
+@sqlite_only
 def test_an_uploaded_image_loses_everything_but_its_pixels(site):
     image = np.zeros((50, 50), np.uint8)
     plain = imagecodecs.png_encode(image)
@@ -295,6 +302,7 @@ def test_an_uploaded_image_loses_everything_but_its_pixels(site):
 
 
 @pytest.mark.parametrize("name", ["../evil", "/etc/passwd", "a/../../b", "", "a\0b", "a\\b"])
+@sqlite_only
 def test_an_upload_cannot_choose_its_place(site, name):
     with pytest.raises(DataError):
         add_image(site, "cortex", name, imagecodecs.png_encode(np.zeros((9, 9), np.uint8)))
@@ -315,6 +323,7 @@ def test_projects_that_cannot_be(tmp_path, change, sentence):
         ProjectSpec(**{"name": "x", "tiles": tmp_path, **change})
 
 
+@sqlite_only
 def test_a_project_is_added_once_or_not_at_all(site, tmp_path):
     with pytest.raises(UsageError, match="already"):
         add_project(site, ProjectSpec("cortex", tmp_path / "tiles"))

@@ -16,7 +16,7 @@ from brainmap.crowd.projects import ProjectSpec, add_project
 from brainmap.crowd.subtiles import subtiles, window_of
 from brainmap.crowd.web.app import create_app
 
-from .conftest import PASSWORD, Person, make_tiles, quick_passwords
+from .conftest import PASSWORD, Person, make_tiles, quick_passwords, sqlite_only
 
 
 def image_ids(site, person):
@@ -94,6 +94,7 @@ def test_a_queue_gets_one_result_for_each(ann):
         (10**400, 5),
     ],
 )
+@sqlite_only
 def test_places_outside_the_tile_are_refused(ann, place):
     tile = ann.next()["tile"]
     body = {"x": place[0], "y": place[1], "subtile": 0}
@@ -104,6 +105,7 @@ def test_places_outside_the_tile_are_refused(ann, place):
 
 
 @pytest.mark.parametrize("place", [(-0.5, -0.5), (0, 0), (149.5, 149.5), (74.25, 3)])
+@sqlite_only
 def test_places_up_to_the_rim_are_taken(ann, place):
     assert ann.put(ann.next()["tile"], *place).status_code == 201
 
@@ -120,11 +122,13 @@ def test_the_clients_clock_is_understood(ann, site, given, seconds):
 
 
 @pytest.mark.parametrize("bad", ["yesterday", [], -5, True, 1e20])
+@sqlite_only
 def test_a_time_that_is_none_is_refused(ann, bad):
     assert ann.put(ann.next()["tile"], 1, 1, at=bad).status_code == 422
 
 
 @pytest.mark.parametrize("subtile", [-1, 4, 1.5, "0", True])
+@sqlite_only
 def test_a_subtile_that_is_none_is_refused(ann, subtile):
     assert ann.put(ann.next()["tile"], 1, 1, subtile=subtile).status_code == 422
 
@@ -182,6 +186,7 @@ def test_nobody_learns_which_tiles_are_quality_control(ann, bob, site):
     assert len(tokens) == 12
 
 
+@sqlite_only
 def test_the_picture_is_the_tile(ann, site, tmp_path):
     import imagecodecs
 
@@ -330,6 +335,7 @@ def test_data_sets_are_fixed_and_shared_out_evenly(empty_site, tmp_path):
     assert (status["finished"], status["answers"]) == (7, 6 + 12)
 
 
+@sqlite_only
 def test_orders_differ_between_workers(app, site):
     orders = set()
     for _ in range(8):
@@ -413,6 +419,7 @@ def test_counters_agree_with_what_is_stored(app, site):
             assert row.n_completed == connection.execute(done).scalar_one()
 
 
+@sqlite_only
 def test_a_tile_takes_only_so_many_clicks(ann, site):
     tile = ann.next()["tile"]
 

@@ -302,7 +302,7 @@ def test_leave_one_out(crowd):
 
 
 def test_commands(tmp_path, crowd):
-    from brainmap.gt_cli import app
+    from brainmap.cli.gt import app
 
     source = write_clicks(tmp_path / "c.csv", crowd.clicks)
     run = CliRunner().invoke(app, ["aggregate", str(source), "--out", str(tmp_path / "gt"), "--json"])

@@ -13,7 +13,7 @@ from brainmap.gt.compare import calibration_error
 from brainmap.gt.jitter import fit_scatter
 from brainmap.gt.settings import GtSettings
 from brainmap.gt.simulate import Simulation, simulate
-from brainmap.matching import match_points, score
+from brainmap.points.matching import match_points, score
 
 
 def f1(images, truth, tolerance=3.0):

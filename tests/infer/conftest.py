@@ -10,9 +10,9 @@ import pytest
 
 onnx = pytest.importorskip("onnx", reason="the toy detector is written with onnx")
 
+from brainmap.image.intensity import Intensity  # noqa: E402
+from brainmap.image.volume import Volume, write_volume  # noqa: E402
 from brainmap.infer.detector import Detector, DetectorSpec, write_detector  # noqa: E402
-from brainmap.intensity import Intensity  # noqa: E402
-from brainmap.volume import Volume, write_volume  # noqa: E402
 
 
 def toy_network(stride: int = 1, channels: int = 5) -> bytes:

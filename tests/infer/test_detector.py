@@ -142,7 +142,7 @@ def test_fast_precision_stays_close(network: Detector) -> None:
 def test_half_precision_graph_agrees(network: Detector) -> None:
     onnx = pytest.importorskip("onnx")
     runtime = pytest.importorskip("onnxruntime")
-    from brainmap.infer.half import to_half
+    from brainmap.infer.backends.half import to_half
 
     half = to_half(onnx.load(str(network.model_path)))
     onnx.checker.check_model(half)
@@ -223,7 +223,7 @@ def test_wrong_backends_and_devices_are_refused(toy: Detector) -> None:
 
 
 def test_tensorrt_without_the_package_says_how_to_get_it(toy: Detector) -> None:
-    from brainmap.infer import backend_tensorrt
+    from brainmap.infer.backends import tensorrt as backend_tensorrt
 
     with pytest.raises((MissingExtraError, UsageError)):
         backend_tensorrt.load(toy, "cuda", (64, 64), 1, "auto")

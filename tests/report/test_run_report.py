@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 
 from brainmap.errors import NotFoundError
-from brainmap.points import Points, PointsWriter
-from brainmap.provenance import RunRecord, write_json
+from brainmap.files import write_json
+from brainmap.image.volume import Volume, write_volume
+from brainmap.points.table import Points, PointsWriter
 from brainmap.report import figures, html
 from brainmap.report.region_rows import read_regions
 from brainmap.report.run_report import write_run_report
 from brainmap.report.slices import choose_crops, choose_slices, read_crop, read_slice, tissue_of
 from brainmap.report.summary import points_near, summarise_points
-from brainmap.volume import Volume, write_volume
+from brainmap.run_folder import RunRecord
 
 VOXEL = (5.0, 2.0, 2.0)
 SHAPE = (12, 180, 240)

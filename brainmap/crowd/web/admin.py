@@ -84,7 +84,12 @@ class Admin:
         except NotFoundError:
             raise HTTPException(404) from None
         return self.renderer.page(
-            template, "en", worker=worker, day=_day, notice=request.query_params.get("notice", "")[:200], **values
+            template,
+            "en",
+            worker=worker,
+            day=_day,
+            notice=request.query_params.get("notice", "")[:200],
+            **values,
         )
 
     async def _change(self, request: Request, function: Any, action: str, **detail: Any) -> Any:
@@ -199,7 +204,9 @@ class Admin:
         """Write a backup into the site's folder."""
         name = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}.backup"
         path = self.desk.site.backups / name
-        await self._change(request, lambda _worker: back_up(self.desk.site, path), "backup asked for", file=name)
+        await self._change(
+            request, lambda _worker: back_up(self.desk.site, path), "backup asked for", file=name
+        )
         return _back("/admin", f"Backup {name} is written.")
 
     async def get_backup(self, request: Request) -> Response:
@@ -288,7 +295,9 @@ class Admin:
             return Path(self.desk.site.tiles / tile.file).read_bytes()
 
         headers = {"Cache-Control": "private, max-age=3600"}
-        return Response(await self.desk.run(request, find, role="admin"), media_type="image/png", headers=headers)
+        return Response(
+            await self.desk.run(request, find, role="admin"), media_type="image/png", headers=headers
+        )
 
     async def heat(self, request: Request) -> Response:
         """The heat map of a tile: red where the crowd is sure, transparent where nobody clicked."""

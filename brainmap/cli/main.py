@@ -1,0 +1,417 @@
+"""The command line: parse, call one function, print.
+
+Rooms are imported inside the commands that need them, so that `brainmap --help` stays quick.
+"""
+
+from __future__ import annotations
+
+import gc
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from brainmap import __version__
+from brainmap.cli import atlas as atlas_cli
+from brainmap.cli import gt as gt_cli
+from brainmap.cli import train as train_cli
+from brainmap.cli.console import (
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    command,
+    new_app,
+    print_json,
+    print_pairs,
+    report_error,
+)
+from brainmap.crowd import commands as crowd_commands
+from brainmap.errors import BrainmapError, IncompleteRunError, UsageError
+
+if TYPE_CHECKING:
+    from brainmap.run.request import DetectRequest
+
+__all__ = ["app", "main"]
+
+app = new_app("brainmap", "Whole-brain cell detection: a brain in, a table of cells per atlas region out.")
+app.add_typer(atlas_cli.app)
+app.add_typer(gt_cli.app)
+app.add_typer(train_cli.app)
+app.add_typer(crowd_commands.app)
+command(app, "retrain")(train_cli.retrain)
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Channel = Annotated[int | None, typer.Option(help="Channel, counting from 0.", metavar="N")]
+VoxelSize = Annotated[
+    str | None, typer.Option(help="Voxel size in um; overrides the image's own.", metavar="Z,Y,X")
+]
+Orientation = Annotated[
+    str | None,
+    typer.Option(
+        help="Side where each stored axis starts, e.g. asr; auto finds it, a dot finds one letter (..l).",
+        metavar="LETTERS",
+    ),
+]
+AtlasName = Annotated[
+    str | None, typer.Option(help="Atlas name or folder [default: allen_mouse_50um].", metavar="NAME|DIR")
+]
+SummaryLevel = Annotated[
+    str | None,
+    typer.Option(
+        help="Regions of regions_summary.csv: summary, divisions, leaf, all, a depth, acronyms separated by commas, "
+        "or a CSV set,structure [default: summary].",
+        metavar="LEVEL",
+    ),
+]
+Mask = Annotated[Path | None, typer.Option(help="Image of the tissue to analyse.", metavar="FILE")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"brainmap {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Whole-brain cell detection: a brain in, a table of cells per atlas region out."""
+
+
+@command(app, "demo")
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder to write into.", metavar="DIR")] = Path("demo"),
+) -> None:
+    """Make a phantom brain, detect and count its cells, and score them against the known truth."""
+    from brainmap.run.demo import run_demo
+
+    typer.echo(str(run_demo(out)))
+
+
+@command(app, "detect")
+def detect(
+    ctx: typer.Context,
+    brains: Annotated[
+        list[str], typer.Argument(help="OME-Zarr volumes (path or URL), or folders of them.", metavar="BRAIN")
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Run folder; for several brains the folder of their run folders. [default: BRAIN.brainmap]",
+            metavar="RUN",
+        ),
+    ] = None,
+    channel: Channel = None,
+    registration_channel: Annotated[
+        int | None, typer.Option(help="Channel to register to the atlas.", metavar="N")
+    ] = None,
+    orientation: Orientation = None,
+    voxel_size: VoxelSize = None,
+    atlas: AtlasName = None,
+    no_atlas: Annotated[bool, typer.Option("--no-atlas", help="Detect only, count no regions.")] = False,
+    registration: Annotated[
+        Path | None, typer.Option(help="Use this finished registration.", metavar="DIR")
+    ] = None,
+    detector: Annotated[
+        str | None, typer.Option(help="Detector name or folder [default: default].", metavar="NAME|DIR")
+    ] = None,
+    threshold: Annotated[
+        float | None, typer.Option(help="Least score, 0 to 1 [default: the detector's].", metavar="F")
+    ] = None,
+    cell_diameter: Annotated[
+        float | None, typer.Option(help="Typical cell diameter [default: the detector's].", metavar="UM")
+    ] = None,
+    roi: Annotated[
+        str | None, typer.Option(help="Part of the volume, in voxels.", metavar="Z0:Z1,Y0:Y1,X0:X1")
+    ] = None,
+    block: Annotated[str | None, typer.Option(help="Block size in voxels.", metavar="Z,Y,X")] = None,
+    backend: Annotated[
+        str | None, typer.Option(help="auto, openvino, tensorrt or torch [default: auto].", metavar="NAME")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda or mps [default: the backend's choice].", metavar="NAME")
+    ] = None,
+    registration_image: Annotated[
+        Path | None, typer.Option(help="Register this image instead of the brain.", metavar="FILE")
+    ] = None,
+    mask: Mask = None,
+    workers: Annotated[int | None, typer.Option(help="Number of workers.", metavar="N")] = None,
+    scheduler: Annotated[
+        str | None, typer.Option(help="A dask scheduler, or slurm:FILE.", metavar="ADDRESS")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a run made otherwise.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print blocks, bytes, memory and time; compute nothing.")
+    ] = False,
+    export: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Also write brainglobe-xml, brainglobe-csv, brainglobe-yaml, brainmapper, napari, "
+            "neuroglancer, brainrender, quint or density; may be repeated.",
+            metavar="KIND",
+        ),
+    ] = None,
+    level: SummaryLevel = None,
+    config: Annotated[
+        Path | None, typer.Option(help="Settings; the command line wins.", metavar="FILE.toml")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Detect the cells of a brain and count them per atlas region."""
+    from brainmap.run.request import DETECT_SETTINGS, detect_requests
+
+    # The parameters above carry the names of the settings; only those that were given count.
+    options = {name.replace("_", "-"): value for name, value in ctx.params.items()}
+    names = DETECT_SETTINGS & set(options) - {"out"}
+    # Zero is a value; flags and lists that were not given are False and empty.
+    given = {name: options[name] for name in names if options[name] not in (None, [], ())}
+    given = {name: value for name, value in given.items() if value is not False}
+    progress = False if ctx.params["quiet"] else None
+    requests = detect_requests(brains, config, given, out)
+    _detect_all([replace(request, progress=progress) for request in requests], as_json)
+
+
+def _detect_all(requests: list[DetectRequest], as_json: bool) -> None:
+    """One brain after another; a brain that fails does not keep the others from being done."""
+    from brainmap.run.detect import detect_brain
+
+    results, codes = [], []
+    for request in requests:
+        try:
+            summary = detect_brain(request)
+        except BrainmapError as error:
+            if len(requests) == 1:
+                raise
+            codes.append(report_error(error, 0))
+            continue
+        results.append(summary)
+        if not as_json:
+            typer.echo(str(summary))
+    if as_json:
+        print_json(results[0] if len(requests) == 1 else results)
+    # A brain that failed weighs more than one with missing blocks.
+    if codes:
+        raise typer.Exit(next((code for code in codes if code != IncompleteRunError.exit_code), codes[0]))
+
+
+@command(app, "register")
+def register(
+    brain: Annotated[str, typer.Argument(help="OME-Zarr volume, path or URL.", metavar="BRAIN")],
+    out: Annotated[Path, typer.Option(help="Folder of the registration.", metavar="DIR")],
+    atlas: AtlasName = None,
+    orientation: Orientation = None,
+    channel: Channel = None,
+    voxel_size: VoxelSize = None,
+    mask: Mask = None,
+    landmarks: Annotated[
+        Path | None,
+        typer.Option(
+            help="CSV of point pairs to meet: z,y,x or z_um,y_um,x_um and atlas_z_um,atlas_y_um,atlas_x_um. With "
+            "--overwrite, the alignment in --out is kept.",
+            metavar="FILE.csv",
+        ),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a registration made otherwise.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Register a brain to an atlas."""
+    from brainmap.registration.register import register_brain
+    from brainmap.run.request import DEFAULT_ATLAS, parse_voxel_size
+
+    registration = register_brain(
+        brain,
+        out,
+        atlas=atlas or DEFAULT_ATLAS,
+        orientation=orientation,
+        channel=channel,
+        voxel_size=parse_voxel_size(voxel_size) if voxel_size else None,
+        mask=mask,
+        landmarks=landmarks,
+        overwrite=overwrite,
+    )
+    if as_json:
+        print_json(registration.record)
+    else:
+        print_pairs(registration.lines())
+    for warning in registration.warnings:
+        typer.echo(f"brainmap: {warning}", err=True)
+
+
+@command(app, "regions")
+def regions(
+    run: Annotated[Path, typer.Argument(help="Run folder.", metavar="RUN")],
+    registration: Annotated[
+        Path | None, typer.Option(help="Registration to use [default: the run's own].", metavar="DIR")
+    ] = None,
+    level: SummaryLevel = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Write the summary here, and nothing else.", metavar="FILE.csv")
+    ] = None,
+) -> None:
+    """Count a run's cells per region anew, say after a better registration; with --level write only its summary."""
+    from brainmap.run.count import REGIONS_CSV, recount, summarise_run
+
+    if registration is None and (level is not None or out is not None):
+        typer.echo(str(summarise_run(run, level, out)))
+        return
+    if out is not None:
+        raise UsageError("--out writes a summary alone: it cannot go with --registration")
+    table = recount(run, registration, level)
+    typer.echo(f"{run / REGIONS_CSV}  {int(table['count'][0])} cells outside the atlas")
+
+
+@command(app, "view")
+def view(run: Annotated[Path, typer.Argument(help="Run folder.", metavar="RUN")]) -> None:
+    """Open a run in napari: the volume, its cells and the warped atlas."""
+    from brainmap.view.napari import view_run
+
+    view_run(run)
+
+
+@command(app, "convert")
+def convert(
+    source: Annotated[
+        Path, typer.Argument(help="TIFF file, folder of planes, .npy or Zarr.", metavar="SOURCE")
+    ],
+    dest: Annotated[Path, typer.Argument(help="OME-Zarr to write.", metavar="DEST.zarr")],
+    voxel_size: VoxelSize = None,
+    channel_names: Annotated[
+        str | None, typer.Option(help="Names of the channels, separated by commas.", metavar="NAMES")
+    ] = None,
+    orientation: Annotated[
+        str | None, typer.Option(help="Side where each axis starts, e.g. asr; stored.", metavar="LETTERS")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(help="Number of threads.", metavar="N")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is at DEST.")] = False,
+) -> None:
+    """Convert a TIFF stack, a folder of planes or another Zarr to a pyramidal OME-Zarr."""
+    from brainmap.convert.convert import convert as convert_stack
+    from brainmap.run.request import parse_voxel_size
+
+    volume = convert_stack(
+        source,
+        dest,
+        voxel_um=parse_voxel_size(voxel_size) if voxel_size else None,
+        channel_names=[name.strip() for name in channel_names.split(",")] if channel_names else None,
+        orientation=orientation,
+        workers=workers,
+        overwrite=overwrite,
+    )
+    size, voxel = ("x".join(f"{v:g}" for v in values) for values in (volume.shape, volume.voxel_um))
+    typer.echo(f"{dest}  {size} voxels of {voxel} um, {len(volume.levels)} levels")
+
+
+@command(app, "evaluate")
+def evaluate(
+    points: Annotated[Path, typer.Argument(help="Detected points, or a run folder.", metavar="POINTS")],
+    truth: Annotated[Path, typer.Argument(help="True points.", metavar="TRUTH")],
+    tolerance_um: Annotated[
+        float | None, typer.Option(help="Largest distance of a match in um [default: 10].", metavar="F")
+    ] = None,
+    tolerance_px: Annotated[
+        float | None, typer.Option(help="The same in voxels or pixels.", metavar="F")
+    ] = None,
+    rule: Annotated[
+        str, typer.Option(help="Tolerance inside the assignment, or after it.", metavar="inside|after")
+    ] = "inside",
+    as_json: AsJson = False,
+) -> None:
+    """Score points against the truth: precision, recall, F1, average precision."""
+    from brainmap.points.evaluation import evaluate_files
+
+    result = evaluate_files(points, truth, tolerance_um=tolerance_um, tolerance_px=tolerance_px, rule=rule)
+    if as_json:
+        print_json(result.as_dict())
+    else:
+        print_pairs(result.lines())
+
+
+@command(app, "compare")
+def compare(
+    groups: Annotated[
+        Path, typer.Argument(help="CSV run,animal,group and covariates.", metavar="GROUPS.csv")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder to write.", metavar="DIR")],
+    level: Annotated[
+        str,
+        typer.Option(
+            help="Regions: summary, divisions, leaf, all, a depth, acronyms separated by commas, "
+            "or a CSV set,structure.",
+            metavar="LEVEL",
+        ),
+    ] = "summary",
+    within: Annotated[
+        str | None, typer.Option(help="Only structures inside this one, e.g. grey.", metavar="STRUCTURE")
+    ] = None,
+    hemisphere: Annotated[
+        str, typer.Option(help="Sides: each tests left and right apart.", metavar="left|right|both|each")
+    ] = "both",
+    measure: Annotated[
+        str,
+        typer.Option(help="Counts (negative binomial), densities (Welch's t).", metavar="count|density|both"),
+    ] = "both",
+    alpha: Annotated[float, typer.Option(help="Rate of false discoveries.", metavar="F")] = 0.05,
+    covariates: Annotated[
+        str | None,
+        typer.Option(
+            help="Columns to adjust counts for, or none [default: all further ones].", metavar="NAMES"
+        ),
+    ] = None,
+    relative: Annotated[
+        bool, typer.Option("--relative", help="Divide out each animal's level over the whole brain.")
+    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier comparison.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Compare groups of animals region by region."""
+    from brainmap.cohort.results import compare as run
+    from brainmap.cohort.results import study_record
+    from brainmap.cohort.study import CompareSettings
+
+    names = None if covariates is None else tuple(name.strip() for name in covariates.split(","))
+    settings = CompareSettings(
+        level=level,
+        within=within,
+        hemisphere=hemisphere,
+        measure=measure,
+        alpha=alpha,
+        covariates=() if names == ("none",) else names,
+        relative=relative,
+    )
+    study = run(groups, out, settings, overwrite=overwrite)
+    if as_json:
+        print_json(study_record(study))
+    else:
+        print_pairs([*study.lines(), ("report", str(out / "report.html"))])
+
+
+@command(app, "doctor")
+def doctor(as_json: AsJson = False) -> None:
+    """Say what this machine can do, what is missing, and how to install it."""
+    from brainmap.cli.doctor import examine
+
+    report = examine()
+    if as_json:
+        print_json(report.as_dict())
+    else:
+        typer.echo(report.text())
+    if not report.ok:
+        raise typer.Exit(EXIT_FAILED)
+
+
+def main() -> None:
+    """Entry point of the `brainmap` command."""
+    # Looking for garbage among the modules just loaded, again and again and once more at the end, takes most of a
+    # second; there is none.
+    gc.set_threshold(50_000, 20, 20)
+    try:
+        app()
+    except KeyboardInterrupt:
+        sys.exit(EXIT_INTERRUPTED)
+    finally:
+        gc.freeze()

@@ -1,0 +1,1 @@
+"""Other images to OME-Zarr: TIFF files and folders, NumPy files, microscope formats."""

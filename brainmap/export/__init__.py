@@ -1,0 +1,1 @@
+"""A run's cells in the formats of other tools."""

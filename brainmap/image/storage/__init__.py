@@ -1,0 +1,1 @@
+"""Regions of Zarr arrays, read and written chunk by chunk."""

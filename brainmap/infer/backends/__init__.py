@@ -1,0 +1,1 @@
+"""Where the network runs: one module for each runtime."""

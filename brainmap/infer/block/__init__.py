@@ -1,0 +1,1 @@
+"""One block: from stored voxels to the cells in it."""

@@ -1,0 +1,1 @@
+"""All blocks of a run: their size, who computes them, and what they leave on disk."""

@@ -1,0 +1,130 @@
+"""One batch: what a task on a worker does. It writes the cells and returns numbers."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import sys
+import time
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from brainmap.errors import BrainmapError, DataError
+from brainmap.infer.block import process
+from brainmap.infer.block.process import Job
+from brainmap.infer.engine import results
+from brainmap.infer.engine.memory import keep_freed_memory
+
+__all__ = ["BatchReport", "process_batch"]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class BatchReport:
+    """What comes back from a worker.
+
+    Attributes
+    ----------
+    done : tuple of int
+        Blocks whose cells are on disk.
+    failed : dict
+        Block -> reason.
+    cells, read_voxels, net_pixels : int
+        Sums over the done blocks; voxels of whole storage chunks, each time they are decoded.
+    seconds : dict
+        Seconds per stage.
+    process, peak_bytes
+        Name of the worker's process and its largest memory so far.
+    """
+
+    done: tuple[int, ...]
+    failed: dict[int, str]
+    cells: int
+    read_voxels: int
+    net_pixels: int
+    seconds: dict[str, float]
+    process: str
+    peak_bytes: int
+
+
+def process_batch(job: Job, indices: tuple[int, ...]) -> BatchReport:
+    """Process neighbouring blocks and write their cells.
+
+    A block that fails is reported and the others are kept. What all blocks would meet is raised: no
+    backend, no room on the disk.
+    """
+    keep_freed_memory()
+    process.backend_of(job)
+    process.intensity_of(job)
+    seconds: dict[str, float] = defaultdict(float)
+    failed: dict[int, str] = {}
+    done: dict[int, dict[str, Any]] = {}
+    read_voxels = net_pixels = 0
+    for index in indices:
+        try:
+            done[index], stages = process.process_block(job, job.blocks[index])
+        except process.BlockCancelledError:
+            raise
+        except Exception as error:
+            log.debug("block %d failed", index, exc_info=True)
+            failed[index] = _reason(error)
+            continue
+        read_voxels += stages.raw_voxels
+        net_pixels += stages.net_pixels
+        for stage, value in stages.seconds.items():
+            seconds[stage] += value
+    started = time.perf_counter()
+    cells = _write(job, done)
+    seconds["write"] += time.perf_counter() - started
+    return BatchReport(
+        tuple(done), failed, cells, read_voxels, net_pixels, dict(seconds), process_name(), peak_memory()
+    )
+
+
+def _reason(error: Exception) -> str:
+    return str(error) if isinstance(error, BrainmapError) else f"{type(error).__name__}: {error}"
+
+
+def _write(job: Job, done: dict[int, dict[str, Any]]) -> int:
+    cells = 0
+    for span in results.ranges(sorted(done)):
+        parts = [done[i] for i in range(*span)]
+        columns = {name: np.concatenate([p[name] for p in parts]) for name in process.COLUMNS}
+        columns[results.BLOCK_COLUMN] = np.repeat(np.arange(*span), [len(p["z"]) for p in parts])
+        try:
+            results.write_batch(Path(job.run_dir), span, columns)
+        except OSError as error:
+            raise DataError(f"cannot write results to {job.run_dir}: {error.strerror or error}") from error
+        cells += len(columns["z"])
+    return cells
+
+
+def process_name() -> str:
+    """Host and number of this process."""
+    import platform
+
+    return f"{platform.node()}:{os.getpid()}"
+
+
+def peak_memory() -> int:
+    """Largest resident memory of this process so far, bytes."""
+    status = Path("/proc/self/status")
+    if status.is_file():
+        # Linux: `getrusage` would also count what the process that started this one held.
+        found = re.search(r"^VmHWM:\s*(\d+) kB", status.read_text(), re.MULTILINE)
+        if found:
+            return int(found[1]) * 1024
+    try:
+        import resource
+    except ImportError:  # Windows
+        import psutil
+
+        return int(psutil.Process().memory_info().rss)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -1,0 +1,180 @@
+"""What is on disk about a run's blocks: one Parquet file per batch, named after the blocks it finishes.
+
+`RUN/blocks/000000012-000000019-321.parquet` holds the 321 cells of blocks 12 to 19, each with its block.
+A file appears only when it is complete, and the names alone say which blocks are done: a run with a
+million blocks is resumed from the listing of one folder. `RUN/blocks/plan.json` says what the numbers mean.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from brainmap.errors import NotFoundError, UsageError
+from brainmap.files import read_json, to_jsonable, write_json
+from brainmap.infer.engine.ordered import SCRATCH, Sorter
+from brainmap.infer.plan.blocks import Span
+from brainmap.points.table import Points
+
+__all__ = ["cells_in", "clear", "finished", "iter_results", "open_plan", "ranges", "write_batch"]
+
+BLOCKS_DIR, PLAN_FILE = "blocks", "plan.json"
+BLOCK_COLUMN = "block"
+_NAME = re.compile(r"(\d+)-(\d+)-(\d+)\.parquet")
+
+
+def planned_block(run_dir: Path) -> tuple[int, int, int] | None:
+    """The size of block of the run in a folder, groups and net pixels; None where there is no run."""
+    path = run_dir / BLOCKS_DIR / PLAN_FILE
+    if not path.is_file():
+        return None
+    # A plan that says nothing of it is refused by `open_plan`.
+    size = read_json(path).get("block_size")
+    return None if size is None else (size[0], size[1], size[2])
+
+
+def open_plan(run_dir: Path, plan: dict[str, Any]) -> bool:
+    """Start or resume the blocks of a run.
+
+    Parameters
+    ----------
+    run_dir : Path
+        The run folder.
+    plan : dict
+        All that decides the result of every block.
+
+    Returns
+    -------
+    bool
+        Whether there was the same plan already: its finished blocks count.
+
+    Raises
+    ------
+    UsageError
+        If the folder holds blocks of another plan.
+    """
+    path = run_dir / BLOCKS_DIR / PLAN_FILE
+    plan = to_jsonable(plan)
+    for left in path.parent.glob(f"{SCRATCH}*"):
+        shutil.rmtree(left, ignore_errors=True)
+    if not path.is_file():
+        if finished(run_dir):
+            raise UsageError(
+                f"{run_dir} holds blocks without {BLOCKS_DIR}/{PLAN_FILE}; use --overwrite or another --out"
+            )
+        write_json(path, plan)
+        return False
+    old = read_json(path)
+    changed = sorted(k for k in {*old, *plan} if old.get(k) != plan.get(k))
+    if changed:
+        what = "; ".join(f"{k} was {_short(old.get(k))}, is now {_short(plan.get(k))}" for k in changed)
+        raise UsageError(
+            f"{run_dir} holds a run with other parameters ({what}); use --overwrite to replace it, "
+            "or another --out"
+        )
+    return True
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 40 else f"{text[:12]}..."
+
+
+def clear(run_dir: Path) -> None:
+    """Remove the blocks of a run."""
+    shutil.rmtree(run_dir / BLOCKS_DIR, ignore_errors=True)
+
+
+def write_batch(run_dir: Path, span: Span, columns: dict[str, NDArray[Any]]) -> Path:
+    """Write the cells of the blocks start..stop-1; replaces an equal file of a retry.
+
+    Parameters
+    ----------
+    run_dir : Path
+        The run folder.
+    span : (start, stop)
+        Blocks.
+    columns : dict of ndarray
+        As `process.COLUMNS`, and `block`: the number of each cell's block, rising.
+    """
+    rows = len(columns[BLOCK_COLUMN])
+    path = run_dir / BLOCKS_DIR / f"{span[0]:09d}-{span[1] - 1:09d}-{rows}.parquet"
+    Points(columns).write(path)
+    return path
+
+
+def finished(run_dir: Path) -> list[tuple[Span, Path]]:
+    """Spans of finished blocks (start, stop) and the files that hold them, in order, none twice.
+
+    A worker that was taken for dead, or one of an earlier command, can leave further files about the same
+    blocks, cut otherwise: every block is taken from one file only, and a span may be shorter than its file's.
+    """
+    found = []
+    with suppress(FileNotFoundError):
+        with os.scandir(run_dir / BLOCKS_DIR) as entries:
+            matches = [match for entry in entries if (match := _NAME.fullmatch(entry.name))]
+        found = sorted((int(match[1]), -int(match[2]) - 1, match[0]) for match in matches)
+    kept: list[tuple[Span, Path]] = []
+    end = 0
+    for start, stop, name in found:
+        if -stop > end:
+            kept.append(((max(start, end), -stop), run_dir / BLOCKS_DIR / name))
+            end = -stop
+    return kept
+
+
+def cells_in(span: Span, path: Path) -> int:
+    """Number of cells of a span as `finished` gives it; from the name alone where the span is the file's."""
+    match = _NAME.fullmatch(path.name)
+    if match is not None and span == (int(match[1]), int(match[2]) + 1):
+        return int(match[3])
+    return len(_read(span, path))
+
+
+def _read(span: Span, path: Path) -> Points:
+    """The cells of a span, without the column of blocks."""
+    points = Points.read(path)
+    block = points[BLOCK_COLUMN]
+    columns = {name: values for name, values in points.columns.items() if name != BLOCK_COLUMN}
+    first, last = np.searchsorted(block, span)
+    return Points(columns).take(slice(int(first), int(last)))
+
+
+def ranges(indices: Iterable[int]) -> list[Span]:
+    """Sorted whole numbers as half-open ranges."""
+    found: list[Span] = []
+    for i in indices:
+        if found and found[-1][1] == i:
+            found[-1] = (found[-1][0], i + 1)
+        else:
+            found.append((i, i + 1))
+    return found
+
+
+def iter_results(run_dir: str | Path) -> Iterator[Points]:
+    """All cells of a run in exact z, y, x order, in tables of at most a million rows.
+
+    Memory is bounded, whatever the number of cells: what is too much to sort at once is sorted in parts that
+    wait on disk, beside the blocks.
+
+    Raises
+    ------
+    NotFoundError
+        If the folder has no blocks.
+    """
+    run_dir = Path(run_dir)
+    path = run_dir / BLOCKS_DIR / PLAN_FILE
+    if not path.is_file():
+        raise NotFoundError(f"{run_dir} holds no detection: {path} does not exist")
+    with Sorter(run_dir / BLOCKS_DIR) as sorter:
+        for span, file in finished(run_dir):
+            sorter.add(_read(span, file))
+        yield from sorter.tables()

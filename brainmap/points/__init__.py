@@ -1,0 +1,1 @@
+"""Tables of cells: read, written, matched, scored."""

@@ -1,0 +1,172 @@
+"""Registering a brain to an atlas: fixed = template, moving = brain."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from brainmap.atlas.atlas import Atlas
+from brainmap.coords import parse_known_letters
+from brainmap.errors import UsageError
+from brainmap.files import atomic_path, fingerprint
+from brainmap.registration.alignment import usable_cores
+from brainmap.registration.landmarks import Landmarks
+from brainmap.registration.orientation import brain_size, settle_orientation
+from brainmap.registration.plausible import check_sections
+from brainmap.registration.registered import FORMAT, REGISTRATION_JSON, Registration
+from brainmap.registration.steps import UNREFINED, RegistrationOptions, RegistrationRun
+
+if TYPE_CHECKING:
+    from brainmap.image.volume import Volume
+
+__all__ = ["REGISTRATION_JSON", "Registration", "RegistrationOptions", "register", "register_brain"]
+
+logger = logging.getLogger(__name__)
+
+Triple = tuple[float, float, float]
+
+
+def register(
+    volume: Volume,
+    atlas: Atlas,
+    out_dir: str | Path,
+    *,
+    orientation: str | None = None,
+    options: RegistrationOptions | None = None,
+    mask: Volume | None = None,
+    landmarks: Landmarks | None = None,
+    overwrite: bool = False,
+) -> Registration:
+    """Register a brain to an atlas, or return the finished registration of the same input.
+
+    Parameters
+    ----------
+    volume : Volume
+        The brain, opened at the channel to register.
+    atlas : Atlas
+    out_dir : str or Path
+        Folder to create; it appears only when everything in it is complete.
+    orientation : str, optional
+        Orientation of the volume's axes; may be left out where the image has it. Letters to be found are
+        dots (``"..l"``), ``"auto"`` finds all.
+    options : RegistrationOptions, optional
+    mask : Volume, optional
+        Tissue to use (nonzero), in the same um as the volume: for partial or damaged brains.
+    landmarks : Landmarks, optional
+        Pairs of points that the result is to meet. With `overwrite`, the alignment of a registration in the
+        folder that differs in its landmarks only is used again.
+    overwrite : bool
+        Replace a registration of other input or options.
+
+    Raises
+    ------
+    UsageError
+        If no orientation is known, or the folder holds something else.
+    DataError
+        If the image shows no brain, its orientation cannot be found, landmarks contradict each other, or
+        ANTs fails.
+    """
+    options = options or RegistrationOptions()
+    asked = orientation or volume.orientation
+    if asked is None:
+        raise UsageError(
+            f"the orientation of {volume.name} is not known: give --orientation with three letters that name the "
+            "side where the z, y and x axes start, for example 'asr', or 'auto'"
+        )
+    asked = parse_known_letters(asked)
+    out = Path(out_dir)
+    identity = {
+        "format": FORMAT,
+        "sample": volume.fingerprint(),
+        "atlas": atlas.fingerprint_parts(),
+        "mask": None if mask is None else mask.fingerprint(),
+        # As asked for: "all cores" stays the same request on another machine.
+        "parameters": asdict(options) | {"orientation": asked},
+    }
+    prints = {"base_fingerprint": fingerprint(identity), "fingerprint": fingerprint(identity)}
+    if landmarks is not None:
+        prints["fingerprint"] = fingerprint(identity | {"landmarks": landmarks.fingerprint()})
+    found = _finished(out, prints["fingerprint"], overwrite)
+    if found is not None:
+        logger.info("using the finished registration in %s", out)
+        return found
+    check_sections(volume, brain_size(atlas))
+    settled = settle_orientation(volume, atlas, asked, mask)
+    for warning in settled.warnings:
+        logger.warning("%s", warning)
+    parameters = asdict(options) | {
+        "threads": options.threads or usable_cores(),
+        "orientation": settled.letters,
+    }
+    with atomic_path(out) as folder:
+        folder.mkdir(parents=True)
+        aligned = None if landmarks is None else _aligned(out, prints["base_fingerprint"])
+        run = RegistrationRun(volume, atlas, folder, settled, options, parameters, mask, landmarks, aligned)
+        run.write(prints)
+    return Registration.load(out)
+
+
+def register_brain(
+    brain: str | Path,
+    out_dir: str | Path,
+    *,
+    atlas: str | Path = "allen_mouse_50um",
+    orientation: str | None = None,
+    channel: int | None = None,
+    voxel_size: Triple | None = None,
+    mask: str | Path | None = None,
+    landmarks: str | Path | None = None,
+    options: RegistrationOptions | None = None,
+    overwrite: bool = False,
+) -> Registration:
+    """The command ``brainmap register``: open everything by name and `register`.
+
+    Raises
+    ------
+    BrainmapError
+        As `Volume.open`, `Atlas.open` and `register` do.
+    """
+    from brainmap.image.volume import Volume
+
+    opened = Volume.open(brain, channel=channel, voxel_um=voxel_size)
+    tissue = None if mask is None else Volume.open(mask)
+    return register(
+        opened,
+        Atlas.open(atlas),
+        out_dir,
+        orientation=orientation,
+        options=options,
+        mask=tissue,
+        landmarks=None if landmarks is None else Landmarks.read(landmarks, opened),
+        overwrite=overwrite,
+    )
+
+
+def _finished(out: Path, wanted: str, overwrite: bool) -> Registration | None:
+    """Return the finished registration in `out` if it is the wanted one; refuse to touch anything else."""
+    if (out / REGISTRATION_JSON).is_file():
+        if overwrite:
+            return None
+        there = Registration.load(out)
+        if there.fingerprint == wanted:
+            return there
+        raise UsageError(
+            f"{out} holds a registration of another brain, atlas or other options: give another folder, or "
+            "--overwrite to replace it"
+        )
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(f"{out} exists and is not a registration: give another folder")
+    return None
+
+
+def _aligned(out: Path, wanted: str) -> Path | None:
+    """Folder of the transforms before landmarks, if `out` holds a registration that differs in those only."""
+    if not (out / REGISTRATION_JSON).is_file():
+        return None
+    there = Registration.load(out)
+    if there.record.get("base_fingerprint", there.fingerprint) != wanted:
+        return None
+    before = out / UNREFINED
+    return before if before.is_dir() else out if "landmarks" not in there.record else None

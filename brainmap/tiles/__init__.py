@@ -1,0 +1,1 @@
+"""Tile folders: two-dimensional images of tissue with a record of where each comes from."""

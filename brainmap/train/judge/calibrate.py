@@ -1,0 +1,467 @@
+"""From heat to probability: how often a peak of a given height is a cell.
+
+Measured on tissue that training never saw, simulated or tiles with ground truth; the curve is monotone and
+is stored as knots in the detector's record.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from brainmap.errors import DataError
+from brainmap.gt.truth import GroundTruth
+from brainmap.infer.detector import Detector
+from brainmap.infer.peaks import (
+    PLAIN_FACE,
+    FaceWeights,
+    Heat,
+    face_at,
+    find_peaks,
+    share_cells,
+    suppress,
+    weigh_face,
+)
+from brainmap.points.matching import match_points
+from brainmap.tiles.tiles import Tiles
+from brainmap.train.judge.evaluate import EvaluationSettings, true_points
+from brainmap.train.judge.predict import Knots, calibrated, grid_of, predict_tiles
+from brainmap.train.judge.scores import Scored, match_truth, reliability
+from brainmap.train.learn.centernet import CenterNet
+from brainmap.train.learn.samples import VISIBLE, GridSettings, NetVolume
+
+__all__ = [
+    "Judged",
+    "TileCalibration",
+    "balanced_face",
+    "best_threshold",
+    "calibrate_on_tiles",
+    "calibration_knots",
+    "detections",
+    "face_weights",
+    "judge",
+    "tile_calibration",
+]
+
+log = logging.getLogger(__name__)
+
+TOLERANCE_UM = 10.0
+_LOWEST_LOGIT = -5.0
+_SEPARATION_CELLS = 0.6
+# With fewer cells in the outermost slices there is nothing to learn about them.
+_FACE_CELLS = 50
+# Distances of slices, in cell diameters, that differ by less are one.
+_STEP_SPREAD = 0.1
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Detections of one volume held against its truth.
+
+    Parameters
+    ----------
+    logit : ndarray of float32, shape (n,)
+    correct : ndarray of bool, shape (n,)
+        Whether the detection is matched to a cell.
+    n_true : int
+        Cells to be found.
+    inside : ndarray of float32, shape (n,), optional
+        For detections in the first or last slice of a volume the logit in the slice beside it, else NaN; NaN
+        where slices do not `share_cells`.
+    step_cells : float
+        Distance of the volume's slices in cell diameters.
+    """
+
+    logit: NDArray[np.float32]
+    correct: NDArray[np.bool_]
+    n_true: int
+    inside: NDArray[np.float32] | None = None
+    step_cells: float = math.nan
+
+    def f1(self, lowest_logit: float) -> float:
+        """F1 of the detections from a logit upwards, by the matching of all of them."""
+        chosen = self.logit >= lowest_logit
+        hits = int(self.correct[chosen].sum())
+        return 2 * hits / max(1, int(chosen.sum()) + self.n_true)
+
+    def weighed(self, face: FaceWeights) -> Judged:
+        """The same with the logits in the outermost slices corrected."""
+        if self.inside is None:
+            return self
+        on_face = np.isfinite(self.inside)
+        peaks = {"logit": self.logit[on_face], "above": self.inside[on_face]}
+        logit = self.logit.copy()
+        logit[on_face] = weigh_face(peaks, 0, 2, face_at(face, self.step_cells, 1.0))
+        return replace(self, logit=logit)
+
+
+@torch.no_grad()
+def detections(
+    model: CenterNet, volume: NetVolume, grid: GridSettings, face: FaceWeights = PLAIN_FACE
+) -> tuple[NDArray[np.float64], NDArray[np.float32], NDArray[np.float32]]:
+    """All peaks of a volume: centres (n, 3) in um from the stack's outer corner, logits, and `Judged.inside`."""
+    slices, multiple = model.config.slices, model.config.multiple
+    depth, height, width = volume.stack.shape
+    half = slices // 2
+    padded = np.zeros((depth + 2 * half, -(-height // multiple) * multiple, -(-width // multiple) * multiple))
+    padded[half : half + depth, :height, :width] = volume.stack
+    batch = np.stack([padded[k : k + slices] for k in range(depth)]).astype(np.float32)
+    logit, offset, _ = model(torch.from_numpy(batch))
+    rows, columns = (-(-n // model.config.stride) for n in (height, width))
+    heat = logit[:, 0, :rows, :columns].float().numpy()
+    shift = offset[:, :, :rows, :columns].float().numpy()
+    cell_um = grid.pixel_um * model.config.stride
+    has_faces = depth > 1 and share_cells(volume.step_um, grid.cell_diameter_um)
+    places, logits, orders, inner = [], [], [], []
+    for k in range(depth):
+        below = heat[k - 1] if k else None
+        above = heat[k + 1] if k + 1 < depth else None
+        peaks = find_peaks(below, Heat.of(heat[k], shift[k], _LOWEST_LOGIT), above)
+        places.append(
+            np.column_stack([
+                (k + 0.5 + peaks["dz"]) * volume.step_um,
+                (peaks["row"] + 0.5 + peaks["dy"]) * cell_um,
+                (peaks["column"] + 0.5 + peaks["dx"]) * cell_um,
+            ])
+        )  # fmt: skip
+        logits.append(weigh_face(peaks, k, depth, face_at(face, volume.step_um, grid.cell_diameter_um)))
+        side = {0: "above", depth - 1: "below"}.get(k) if has_faces else None
+        inner.append(np.full(len(peaks["row"]), np.nan, np.float32) if side is None else peaks[side])
+        orders.append(np.column_stack([np.full(len(peaks["row"]), k), peaks["row"], peaks["column"]]))
+    place, score = np.concatenate(places), np.concatenate(logits)
+    order, inside = np.concatenate(orders), np.concatenate(inner)
+    keep = suppress(place, score, order, _SEPARATION_CELLS * grid.cell_diameter_um)
+    return place[keep], score[keep], inside[keep]
+
+
+def judge(
+    model: CenterNet,
+    volume: NetVolume,
+    grid: GridSettings,
+    tolerance_um: float = TOLERANCE_UM,
+    face: FaceWeights = PLAIN_FACE,
+) -> Judged:
+    """Detect in a volume and match with its truth; finding a cell too faint to judge counts for nothing."""
+    place, logit, inside = detections(model, volume, grid, face)
+    scale = np.array([volume.step_um, grid.pixel_um, grid.pixel_um])
+    truth = (volume.cells[:, :3].astype(np.float64) + 0.5) * scale
+    visible = volume.cells[:, 4] >= VISIBLE
+    match = match_points(place, truth[visible], tolerance_um)
+    correct = np.zeros(len(place), bool)
+    correct[match.index_a] = True
+    rest = np.flatnonzero(~correct)
+    faint = match_points(place[rest], truth[~visible], tolerance_um)
+    counted = np.ones(len(place), bool)
+    counted[rest[faint.index_a]] = False
+    step_cells = volume.step_um / grid.cell_diameter_um
+    return Judged(logit[counted], correct[counted], int(visible.sum()), inside[counted], step_cells)
+
+
+def face_weights(judged: list[Judged]) -> FaceWeights:
+    """How to correct logits in the outermost slices of volumes, so that a logit means the same everywhere.
+
+    Two logistic regressions give the probability of being right: of detections inside on their logit, of those
+    in the outermost slices on their logit and that of the slice beside. The first turns the second's
+    probability back into a logit. Every volume weighs the same. Where there are too few cells to learn from,
+    nothing is corrected.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    known = _with_faces(judged)
+    if not known:
+        return PLAIN_FACE
+    logit, correct, inside, weight = _pooled(known)
+    on_face = np.isfinite(inside)
+    if min(correct[on_face].sum(), (~correct[on_face]).sum(), correct[~on_face].sum()) < _FACE_CELLS:
+        return PLAIN_FACE
+
+    def fit(x: NDArray[np.float32], rows: NDArray[np.bool_]) -> tuple[float, ...]:
+        # Scaled to a mean of 1: the regression's own penalty is meant for that.
+        w = weight[rows] / weight[rows].mean()
+        model = LogisticRegression(C=10.0, max_iter=1000).fit(x[rows], correct[rows], sample_weight=w)
+        return float(model.intercept_[0]), *(float(c) for c in model.coef_[0])
+
+    constant, slope = fit(logit[:, None], ~on_face)
+    both = fit(np.column_stack([logit, inside]), on_face)
+    if both[1] <= 0 or both[2] < 0 or slope <= 0:
+        log.warning("detections in the outermost slices are not corrected: their logits tell nothing")
+        return PLAIN_FACE
+    return (both[0] - constant) / slope, both[1] / slope, both[2] / slope, 0.0
+
+
+def balanced_face(judged: list[Judged], face: FaceWeights, lowest_logit: float) -> FaceWeights:
+    """Weights with another constant: from a threshold on, the outermost slices gain as many cells as they lose.
+
+    Of detections that are as likely right as wrong, a threshold on the probability takes all or none. Inside a
+    volume there are few of them, in its outermost slices many, and the count there would be far off. How far
+    depends on the distance of the slices, so the constant is a line over it, through volumes of three distances.
+    """
+    known = _with_faces(judged)
+    if not known or face == PLAIN_FACE:
+        return face
+    steps = np.array([j.step_cells for j in known])
+    limits = np.quantile(steps, [1 / 3, 2 / 3]) if np.ptp(steps) > _STEP_SPREAD else np.array([])
+    group = np.searchsorted(limits, steps)
+    found = []
+    for number in np.unique(group):
+        own = [j for j, g in zip(known, group, strict=True) if g == number]
+        found.append((float(steps[group == number].mean()), _balancing(own, face, lowest_logit)))
+    distance, balance = np.array(found).T
+    slope, constant = np.polyfit(distance, balance, 1) if len(found) > 1 else (0.0, balance[0])
+    return round(float(constant), 3), round(face[1], 3), round(face[2], 3), round(float(slope), 3)
+
+
+def _balancing(judged: list[Judged], face: FaceWeights, lowest_logit: float) -> float:
+    """The constant with which so many detections on faces reach a logit as are right."""
+    found = _pooled(judged)
+    logit, correct, inside, weight = (part[np.isfinite(found[2])] for part in found)
+    lift = face[1] * logit + face[2] * inside
+    order = np.argsort(-lift)
+    last = np.searchsorted(np.cumsum(weight[order]), weight[correct].sum())
+    return float(lowest_logit - lift[order][min(last, len(order) - 1)])
+
+
+def _with_faces(judged: list[Judged]) -> list[Judged]:
+    return [j for j in judged if j.inside is not None and np.isfinite(j.inside).any()]
+
+
+def _pooled(
+    judged: list[Judged],
+) -> tuple[NDArray[np.float32], NDArray[np.bool_], NDArray[np.float32], NDArray[np.float64]]:
+    """Logit, correctness, `inside` and weight of all detections of volumes that have faces."""
+    logit, correct, inside = (
+        np.concatenate([getattr(j, name) for j in judged]) for name in ("logit", "correct", "inside")
+    )
+    return logit, correct, inside, np.concatenate([_weights(j) for j in judged])
+
+
+def _weights(judged: Judged) -> NDArray[np.float64]:
+    """Of a volume's detections: every volume weighs the same, however many cells it holds."""
+    return np.full(len(judged.logit), 1 / max(20, len(judged.logit)))
+
+
+def calibration_knots(judged: list[Judged], n_knots: int = 25) -> tuple[tuple[float, float], ...]:
+    """Monotone piecewise-linear map from logit to the share of correct detections.
+
+    Every volume weighs the same, however many cells it holds.
+    """
+    from sklearn.isotonic import IsotonicRegression
+
+    logit = np.concatenate([j.logit for j in judged]).astype(np.float64)
+    correct = np.concatenate([j.correct for j in judged]).astype(np.float64)
+    weight = np.concatenate([_weights(j) for j in judged])
+    curve = IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip").fit(
+        logit, correct, sample_weight=weight
+    )
+    # Evenly spaced, because the interesting logits are few: most peaks are far below any threshold.
+    at = np.linspace(logit.min(), np.quantile(logit[correct > 0], 0.999), n_knots).round(3)
+    # Averaging around every knot turns the steps of the regression into slopes.
+    half = (at[1] - at[0]) / 2
+    value = np.array([curve.predict(np.linspace(a - half, a + half, 50)).mean() for a in at])
+    value = np.maximum.accumulate(np.clip(value, 0.001, 0.999))
+    return tuple((float(a), round(float(v), 4)) for a, v in zip(at, value, strict=True))
+
+
+def best_threshold(*groups: list[Judged], flat: float = 0.007) -> tuple[float, float]:
+    """The threshold on the logit, and the mean F1 over volumes that hold cells there.
+
+    Every group of volumes weighs the same, however many it holds. F1 is flat around its best: of all
+    thresholds within `flat` of it the highest is taken, because a false cell on somebody else's tissue is
+    more likely than on simulated one.
+    """
+    candidates = np.linspace(-4, 4, 161)
+    with_cells = [kept for group in groups if (kept := [j for j in group if j.n_true >= 10])]
+    means = np.array([np.mean([np.mean([j.f1(c) for j in g]) for g in with_cells]) for c in candidates])
+    chosen = int(np.flatnonzero(means >= means.max() - flat)[-1])
+    return float(candidates[chosen]), float(means[chosen])
+
+
+@dataclass(frozen=True)
+class TileCalibration:
+    """A calibration from tiles, and how well it did on slices it was not fitted to.
+
+    Parameters
+    ----------
+    knots : tuple of (logit, probability)
+    threshold : float
+        The score from which the expected F1 is best.
+    method : str
+        "isotonic" or "beta", whichever predicted left-out slices better (log loss).
+    ece, brier, log_loss : float
+        Cross-fitted, over all detections.
+    ece_shown : float
+        The same over detections with a score of at least 0.05: the many peaks that are surely nothing make
+        any calibration of all detections look good.
+    expected_f1 : float
+        At the threshold, by the cross-fitted scores.
+    """
+
+    knots: Knots
+    threshold: float
+    method: str
+    ece: float
+    ece_shown: float
+    brier: float
+    log_loss: float
+    expected_f1: float
+
+
+def calibrate_on_tiles(
+    network: CenterNet | Detector,
+    tiles: Tiles,
+    truth: GroundTruth,
+    grid: GridSettings | None = None,
+    cell_diameter_um: float | None = None,
+    *,
+    tolerance_px: float | None = None,
+    truth_points: str = "peaks",
+) -> tuple[Knots, float]:
+    """Calibrate a network on tiles that it was not trained on; see `tile_calibration`.
+
+    Parameters
+    ----------
+    tolerance_px : float, optional
+        Largest distance of a detection from its cell; a third of a cell's diameter by default (methods 7:
+        5 px for cells of 15 px).
+    truth_points : str
+        As in `EvaluationSettings`.
+
+    Returns
+    -------
+    knots : tuple of (logit, probability)
+    threshold : float
+
+    Raises
+    ------
+    DataError
+        If no tile has ground truth, or the network finds (nearly) nothing of it.
+    """
+    known = np.array([str(name) in truth for name in tiles.ids], bool)
+    if not known.any():
+        raise DataError(f"none of the {len(tiles)} tiles has ground truth; image_id must be the same in both")
+    tiles = tiles.take(known)
+    if isinstance(network, Detector):
+        grid = grid_of(network)
+    diameter = cell_diameter_um or (grid or GridSettings()).cell_diameter_um
+    if tolerance_px is None:
+        tolerance_px = diameter / 3 / float(np.median(tiles.columns["voxel_um"][:, 1:]))
+    found = predict_tiles(network, tiles, grid, diameter)
+    cells = true_points(tiles, truth, EvaluationSettings(truth_points=truth_points))
+    correct = np.zeros(len(found), bool)
+    correct[match_truth(Scored(found.image, found.xy, found.score), cells, tolerance_px).index_a] = True
+    slices = np.unique(tiles.slice_key, return_inverse=True)[1]
+    result = tile_calibration(found.logit, correct, slices[found.image], len(cells))
+    log.info(
+        "calibrated on %d tiles (%s): ECE %.3f, Brier %.4f on left-out slices; threshold %.3f",
+        len(tiles), result.method, result.ece, result.brier, result.threshold,
+    )  # fmt: skip
+    return result.knots, result.threshold
+
+
+def tile_calibration(
+    logit: NDArray[np.float32],
+    correct: NDArray[np.bool_],
+    group: NDArray[np.integer],
+    n_true: int,
+    folds: int = 5,
+) -> TileCalibration:
+    """Map logits to the probability of being right, and choose a threshold.
+
+    Two monotone curves compete: isotonic regression, which takes any shape but needs data, and beta
+    calibration (Kull et al. 2017), a logistic curve of three parameters. The one that predicts left-out
+    groups better is fitted to everything. The threshold is the score from which the expected F1,
+    2 sum(p) / (detections + true cells), is best: with calibrated scores that is half the best F1 itself, and
+    steadier than the best F1 counted on few tiles.
+
+    Parameters
+    ----------
+    logit, correct : ndarray, shape (n,)
+        All detections, and whether each is matched to a true cell.
+    group : ndarray of int, shape (n,)
+        Slice of each detection: fitted and judged on different ones.
+    n_true : int
+        True cells, found or not.
+    folds : int
+        Parts that are left out in turn.
+    """
+    if correct.sum() < 3 or correct.all():
+        raise DataError(
+            f"{int(correct.sum())} of {len(correct)} detections are right: nothing to calibrate on; check the "
+            "cell diameter, the tiles' voxel size and the ground truth"
+        )
+    fits = {"isotonic": _isotonic, "beta": _beta}
+    fold = _folds(group, folds)
+    crossed = {name: _cross_fitted(fit, logit, correct, fold) for name, fit in fits.items()}
+    losses = {name: _log_loss(p, correct) for name, p in crossed.items()}
+    method = min(losses, key=lambda name: losses[name])
+    knots, score = fits[method](logit, correct), crossed[method]
+    threshold, expected = _expected_best(score, n_true)
+    every, shown = reliability(score, correct), reliability(score[score >= 0.05], correct[score >= 0.05])
+    return TileCalibration(
+        knots, threshold, method, every.ece, shown.ece, every.brier, losses[method], expected
+    )
+
+
+def _isotonic(logit: NDArray, correct: NDArray[np.bool_]) -> Knots:
+    return calibration_knots([Judged(logit, correct, 0)])
+
+
+def _beta(logit: NDArray, correct: NDArray[np.bool_], n_knots: int = 41) -> Knots:
+    """Beta calibration: a logistic regression on log s and -log(1 - s), s the sigmoid; slopes not negative."""
+    from sklearn.linear_model import LogisticRegression
+
+    def features(x: NDArray) -> NDArray[np.float64]:
+        wide = np.asarray(x, np.float64)
+        return np.column_stack([-np.logaddexp(0, -wide), np.logaddexp(0, wide)])
+
+    use = [0, 1]
+    model = LogisticRegression(C=10.0, max_iter=1000).fit(features(logit), correct)
+    if (model.coef_ < 0).any():
+        use = [int(np.argmax(model.coef_[0]))]
+        model = LogisticRegression(C=10.0, max_iter=1000).fit(features(logit)[:, use], correct)
+    at = np.linspace(float(logit.min()), float(logit.max()) + 1e-3, n_knots).round(3)
+    value = model.predict_proba(features(at)[:, use])[:, 1]
+    value = np.maximum.accumulate(np.clip(value, 0.001, 0.999))
+    return tuple((float(a), round(float(v), 4)) for a, v in zip(at, value, strict=True))
+
+
+def _folds(group: NDArray[np.integer], folds: int) -> NDArray[np.int64]:
+    """Fold of each detection: whole groups, or single detections where there is one group only."""
+    rng = np.random.default_rng(0)
+    labels, member = np.unique(group, return_inverse=True)
+    if len(labels) < 2:
+        return rng.permutation(len(group)) % folds
+    return (rng.permutation(len(labels)) % min(folds, len(labels)))[member]
+
+
+def _cross_fitted(
+    fit: Callable[[NDArray, NDArray[np.bool_]], Knots],
+    logit: NDArray,
+    correct: NDArray[np.bool_],
+    fold: NDArray[np.int64],
+) -> NDArray[np.float64]:
+    """Score of every detection by a curve that was fitted without its fold."""
+    score = np.full(len(logit), 0.001)
+    for left_out in np.unique(fold):
+        rest, own = fold != left_out, fold == left_out
+        if correct[rest].any() and not correct[rest].all():
+            score[own] = calibrated(logit[own], fit(logit[rest], correct[rest]))
+    return score
+
+
+def _log_loss(p: NDArray[np.float64], correct: NDArray[np.bool_]) -> float:
+    return float(-np.mean(np.log(np.where(correct, p, 1 - p))))
+
+
+def _expected_best(score: NDArray[np.float64], n_true: int) -> tuple[float, float]:
+    """The threshold with the best expected F1, and that F1."""
+    falling = np.sort(score)[::-1]
+    f1 = 2 * np.cumsum(falling) / (np.arange(1, len(falling) + 1) + n_true)
+    top = int(np.argmax(f1))
+    return round(float(falling[top]), 3), float(f1[top])

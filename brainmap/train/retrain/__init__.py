@@ -1,0 +1,1 @@
+"""A better detector from clicks: the work of `brainmap retrain`."""

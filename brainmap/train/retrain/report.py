@@ -1,0 +1,212 @@
+"""The page of a retraining: whether to switch, and what that rests on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from brainmap.points.matching import match_points
+from brainmap.report.html import Page
+from brainmap.report.style import (
+    BLUE,
+    GREEN,
+    LINE,
+    ORANGE,
+    RED,
+    TISSUE_MAP,
+    YELLOW,
+    clean,
+    new_figure,
+    picture_axes,
+)
+from brainmap.train.judge.switch import Difference
+from brainmap.train.retrain.judge import Judgement
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["write_retrain_report"]
+
+TITLES = {"old": "before", "new": "now"}
+COLOURS = {"old": ORANGE, "new": BLUE}
+_PICTURES = 3
+
+
+def write_retrain_report(path: Path, outcome: dict[str, Any], judgement: Judgement) -> None:
+    """Write the page.
+
+    Parameters
+    ----------
+    path : Path
+    outcome : dict
+        As in `outcome.json`.
+    judgement : Judgement
+        What the figures are drawn from.
+    """
+    held_out, training, crowd = outcome["held_out"], outcome["training"], outcome["crowd"]
+    page = Page("Retraining", subtitle=f"from {outcome['start']}")
+    say = page.add_note if outcome["switch"] else page.add_warning
+    say(f"{'Switch' if outcome['switch'] else 'Do not switch'}: {outcome['reason']}.")
+    page.add_numbers([
+        (f"F1 {TITLES[which]}", f"{held_out['f1'][which]:.3f}") for which in ("old", "new")
+    ] + [(f"AUPRC {TITLES[which]}", f"{held_out['auprc'][which]:.3f}") for which in ("old", "new")])  # fmt: skip
+    left_out = ", ".join(f"{number} {what}" for what, number in outcome["left_out"].items() if number)
+    page.add_facts([
+        ("Learnt from", f"{_extent(training)}; {crowd['n_workers']} workers, {crowd['n_clicks']} clicks"),
+        ("Judged on", f"{_extent(held_out)}, none of which trained or calibrated"),
+        ("A detection is right", f"within {outcome['tolerance_px']:.1f} px of a cell the workers agree on"),
+        ("Cell diameter", f"{outcome['cell_diameter_um']:g} um"),
+        ("Threshold", ", ".join(f"{TITLES[w]} {v:.3f}" for w, v in outcome["threshold"].items())),
+        ("Left out", left_out or "nothing"),
+    ])  # fmt: skip
+    _comparison(page, outcome, judgement)
+    _pictures(page, outcome, judgement)
+    _simulated(page, outcome["simulated"])
+    page.add_section(
+        "How to read this",
+        "F1 is at each detector's own threshold, what a run uses if nothing is given; AUPRC is over all "
+        "thresholds. The interval holds the middle 90 % of the differences when "
+        f"{held_out['resampled']} are drawn anew with replacement. Switching is advised if one of the two is "
+        "better beyond chance, the other is not worse, and cells in simulated volumes are found as well as before. "
+        "evaluation/report.html has every further curve and number of both.",
+    )
+    page.write(path)
+
+
+def _extent(part: dict[str, Any]) -> str:
+    return f"{part['cells']} cells on {part['tiles']} tiles of {part['slices']} slices"
+
+
+def _comparison(page: Page, outcome: dict[str, Any], judgement: Judgement) -> None:
+    held_out = outcome["held_out"]
+    page.add_section("Held-out tiles", "Both detectors on tiles of slices that neither has learnt.")
+    rows: list[list[object]] = []
+    for name, title in (("f1", "F1"), ("auprc", "AUPRC")):
+        d = Difference(**held_out[name])
+        rows.append([title, d.old, d.new, f"{d.gain:+.3f}", f"{d.low:+.3f} to {d.high:+.3f}"])
+    for name in ("precision", "recall"):
+        before, after = held_out[f"{name}_old"], held_out[f"{name}_new"]
+        rows.append([name, before, after, f"{after - before:+.3f}", ""])
+    rows = [[r[0], *(f"{v:.3f}" for v in r[1:3]), *r[3:]] for r in rows]
+    page.add_table(["", "before", "now", "difference", "90 % interval"], rows, sortable=False)
+    page.add_figure(
+        _curves(judgement), "Precision and recall over all thresholds (dot: the detector's own), F1 of every "
+        "tile, and how often detections of a given score are right", width="wide",
+    )  # fmt: skip
+    columns = [
+        "tile",
+        "cells",
+        "found before",
+        "found now",
+        "false before",
+        "false now",
+        "F1 before",
+        "F1 now",
+    ]
+    keys = ["cells", "found_old", "found_new", "false_old", "false_new", "f1_old", "f1_new"]
+    page.add_table(
+        columns,
+        [[row["image_id"], *(round(row[key], 3) for key in keys)] for row in outcome["per_tile"]],
+        "Every held-out tile",
+        max_rows=200,
+    )
+
+
+def _curves(judgement: Judgement) -> Figure:
+    figure = new_figure(11.0, 3.6)
+    curve, tiles, reliability = figure.subplots(1, 3)
+    for which, counts in judgement.counts.items():
+        found, marked = counts.found.sum(axis=1), counts.marked.sum(axis=1)
+        recall, precision = found / max(1, counts.true.sum()), found / np.maximum(1, marked)
+        curve.plot(recall[1:], precision[1:], color=COLOURS[which], label=TITLES[which])
+        curve.plot(recall[0], precision[0], "o", color=COLOURS[which])
+    curve.set(xlim=(0, 1.02), ylim=(0, 1.02))
+    curve.legend(frameon=False, loc="lower left")
+    clean(curve, x="recall", y="precision", grid="both")
+    f1 = {which: _tile_f1(judgement, which) for which in ("old", "new")}
+    tiles.plot([0, 1], [0, 1], color=LINE)
+    tiles.plot(f1["old"], f1["new"], "o", color=BLUE, alpha=0.7)
+    tiles.set(xlim=(0, 1.02), ylim=(0, 1.02))
+    clean(tiles, x="F1 of a tile before", y="F1 now", grid="both")
+    reliability.plot([0, 1], [0, 1], color=LINE)
+    for which, found in judgement.found.items():
+        mean, share = _reliability(found.score, judgement.data.correct(found))
+        reliability.plot(mean, share, "o-", color=COLOURS[which], label=TITLES[which])
+    reliability.set(xlim=(0, 1.02), ylim=(0, 1.02))
+    clean(reliability, x="score", y="share that is right", grid="both")
+    return figure
+
+
+def _tile_f1(judgement: Judgement, which: str) -> NDArray[np.float64]:
+    counts = judgement.tile_counts[which]
+    return np.asarray(2 * counts.found[0] / np.maximum(1, counts.marked[0] + counts.true))
+
+
+def _reliability(
+    score: NDArray[np.float64], correct: NDArray[np.bool_]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean score and share of correct detections in bins of 0.1 that hold at least five."""
+    bins = np.minimum((score * 10).astype(np.int64), 9)
+    number = np.bincount(bins, minlength=10)
+    use = number >= 5
+    sums = (np.bincount(bins, weights=v, minlength=10)[use] for v in (score, correct.astype(np.float64)))
+    mean, share = (total / number[use] for total in sums)
+    return mean, share
+
+
+def _pictures(page: Page, outcome: dict[str, Any], judgement: Judgement) -> None:
+    page.add_section(
+        "Tiles",
+        "Held-out tiles before and now: the most gained, the most lost, and the one in the middle. Green: found, "
+        "red: false, yellow: missed.",
+    )
+    rows = outcome["per_tile"]
+    order = sorted(range(len(rows)), key=lambda i: rows[i]["f1_new"] - rows[i]["f1_old"])
+    for index in dict.fromkeys([order[-1], order[0], order[len(order) // 2]][:_PICTURES]):
+        row = rows[index]
+        caption = f"{row['image_id']}: F1 {row['f1_old']:.3f} before, {row['f1_new']:.3f} now"
+        page.add_figure(_picture(judgement, index), caption, format="webp", dpi=110, width="wide")
+
+
+def _picture(judgement: Judgement, index: int) -> Figure:
+    data = judgement.data
+    image = data.tiles.image(index)
+    tile, places = data.cells
+    true = places[tile == index]
+    height, width = image.shape
+    figure = new_figure(11.0, float(np.clip(5.5 * height / width, 1.5, 9.0)) + 0.3)
+    for axes, (which, found) in zip(figure.subplots(1, 2), judgement.found.items(), strict=True):
+        picture_axes(axes, TITLES[which]).imshow(image, cmap=TISSUE_MAP, vmin=0.1, vmax=0.9)
+        use = (found.image == index) & (found.score >= judgement.threshold[which])
+        marks = found.xy[use]
+        match = match_points(marks, true, data.tolerance_px)
+        false, missed = np.ones(len(marks), bool), np.ones(len(true), bool)
+        false[match.index_a], missed[match.index_b] = False, False
+        for xy, colour in ((marks[~false], GREEN), (marks[false], RED), (true[missed], YELLOW)):
+            axes.scatter(*xy.T, s=40, facecolors="none", edgecolors=colour, linewidths=1.2)
+    return figure
+
+
+def _simulated(page: Page, rows: list[dict[str, Any]]) -> None:
+    page.add_section(
+        "Simulated volumes",
+        "Whole volumes, which the tiles say nothing about: what the detector knew before must not be "
+        "forgotten. F1 is at the detector's own threshold, which was chosen for your tiles.",
+    )
+    if not rows:
+        page.add_text("Not checked (check_volumes is 0).")
+        return
+    columns = [(name, which) for name in ("auprc", "f1") for which in ("old", "new")]
+    values = [[row[name][which] for name, which in columns] for row in rows]
+    kinds = [*(row["kind"] for row in rows), "mean"]
+    page.add_table(
+        ["tissue", "AUPRC before", "AUPRC now", "F1 before", "F1 now"],
+        [
+            [kind, *(f"{v:.3f}" for v in line)]
+            for kind, line in zip(kinds, [*values, np.mean(values, axis=0)], strict=True)
+        ],
+        sortable=False,
+    )

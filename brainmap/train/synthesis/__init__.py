@@ -1,0 +1,1 @@
+"""Synthetic tiles with known cells, and how like real ones they are."""

@@ -1,0 +1,1 @@
+"""Simulated brain tissue with known cells."""

@@ -1,0 +1,190 @@
+"""Background, noise and tissue: known answers on images made here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from brainmap.errors import DataError
+from brainmap.image.array_source import ArraySource
+from brainmap.image.intensity import BACKGROUND_VALUE, Intensity, noise_of
+from brainmap.image.volume import Volume, write_volume
+
+VOXEL = (5.0, 2.0, 2.0)
+
+
+def tissue(shape: tuple[int, int, int] = (12, 200, 240), seed: int = 0, noise: float = 10.0) -> np.ndarray:
+    """Even tissue of 300 grey levels with Gaussian noise."""
+    rng = np.random.default_rng(seed)
+    return (300 + noise * rng.standard_normal(shape)).astype(np.float32)
+
+
+def everywhere(shape: tuple[int, ...]) -> tuple[np.ndarray, ...]:
+    return tuple(np.arange(n, dtype=float) for n in shape)
+
+
+def fit(image: np.ndarray) -> Intensity:
+    return Intensity.fit(ArraySource(image, VOXEL))
+
+
+def test_contrast_counts_in_noise_and_normalised_background_is_constant() -> None:
+    image = tissue()
+    intensity = fit(image)
+    axes = everywhere(image.shape)
+    contrast = intensity.contrast(image, *axes)
+    # The noise is that of a detector pixel, which is one voxel here; the quantile background lies a bit low.
+    assert np.median(contrast) == pytest.approx(0, abs=0.3)
+    assert contrast.std() == pytest.approx(1, rel=0.25)
+    value = intensity.normalise(np.full_like(image, 300), *axes)
+    assert value == pytest.approx(BACKGROUND_VALUE, abs=0.02)
+
+
+def test_section_gain_and_uneven_light_leave_no_trace() -> None:
+    image = tissue()
+    rng = np.random.default_rng(1)
+    gain = np.exp(rng.normal(0, 0.15, len(image)))[:, None, None]
+    shade = 1 + 0.4 * np.linspace(-1, 1, image.shape[2])[None, None]
+    uneven = (image * gain * shade).astype(np.float32)
+    value = fit(uneven).normalise(uneven, *everywhere(image.shape))
+    per_section = value.mean(axis=(1, 2))
+    per_column = value.mean(axis=(0, 1))[10:-10]
+    assert per_section.std() < 0.01
+    assert np.ptp(per_column) < 0.06
+    assert uneven.mean(axis=(0, 1)).max() > 1.8 * uneven.mean(axis=(0, 1)).min()
+    assert np.ptp(uneven.mean(axis=(1, 2))) > 60
+
+
+def test_any_part_is_normalised_as_in_the_whole() -> None:
+    image = tissue()
+    intensity = fit(image)
+    z, y, x = everywhere(image.shape)
+    whole = intensity.normalise(image, z, y, x)
+    part = intensity.normalise(image[3:7, 31:77, 100:240], z[3:7], y[31:77], x[100:240])
+    np.testing.assert_array_equal(part, whole[3:7, 31:77, 100:240])
+
+
+def test_cells_do_not_raise_background_or_noise() -> None:
+    image = tissue()
+    clean = fit(image)
+    rng = np.random.default_rng(2)
+    crowded = image.copy()
+    for z, y, x in zip(*(rng.integers(5, n - 5, 250) for n in image.shape[:0] + (17, 200, 240)), strict=True):
+        crowded[max(0, z - 6) : z - 3, y - 2 : y + 3, x - 2 : x + 3] += 500
+    busy = fit(crowded)
+    # Three percent of the volume fifty times as bright as the noise: without care it would be tenfold.
+    assert crowded.std() > 8 * clean.noise
+    assert busy.noise < 1.7 * clean.noise
+    assert busy.typical == pytest.approx(clean.typical, rel=0.03)
+
+
+def test_dark_surroundings_are_found_and_the_edge_has_no_bright_rim() -> None:
+    image = tissue((6, 400, 400))
+    y, x = np.mgrid[:400, :400]
+    outside = (y - 200) ** 2 + (x - 200) ** 2 > 150**2
+    rng = np.random.default_rng(3)
+    image[:, outside] = 20 + 2 * rng.standard_normal((6, int(outside.sum())))
+    intensity = fit(image)
+    assert intensity.surrounded
+    assert intensity.dark == pytest.approx(20, abs=3)
+    assert intensity.tissue_fraction(slice(0, 6), slice(0, 40), slice(0, 40)) == 0
+    assert intensity.tissue_fraction(slice(0, 6), slice(180, 220), slice(180, 220)) == 1
+    contrast = intensity.contrast(image, *everywhere(image.shape))
+    rim = (np.hypot(y - 200, x - 200) < 149) & (np.hypot(y - 200, x - 200) > 140)
+    assert abs(contrast[:, rim].mean()) < 1.5
+    assert contrast[:, outside].mean() < -5
+
+
+def test_tissue_that_fills_the_image_is_all_tissue() -> None:
+    image = tissue() * np.linspace(0.6, 1.4, 240)[None, None].astype(np.float32)
+    intensity = fit(image)
+    assert not intensity.surrounded
+    assert intensity.tissue.all()
+
+
+def test_bright_cells_on_black_do_not_make_the_rest_surroundings() -> None:
+    rng = np.random.default_rng(4)
+    image = 5 + rng.standard_normal((10, 300, 300)).astype(np.float32)
+    for z, y, x in zip(
+        rng.integers(0, 10, 60), rng.integers(9, 290, 60), rng.integers(9, 290, 60), strict=True
+    ):
+        image[z, y - 3 : y + 3, x - 3 : x + 3] += 200
+    assert fit(image).tissue.all()
+
+
+def test_pyramid_and_bare_level_agree(tmp_path: Path) -> None:
+    image = tissue((16, 600, 600)).clip(0).astype(np.uint16)
+    volume = write_volume(tmp_path / "a.ome.zarr", image, VOXEL)
+    assert len(volume.levels) > 1
+    with_levels, without = Intensity.fit(volume), fit(image)
+    assert with_levels.typical == pytest.approx(without.typical, rel=0.02)
+    assert with_levels.noise == pytest.approx(without.noise, rel=0.05)
+    assert isinstance(volume, Volume)
+
+
+def test_saved_and_loaded_is_the_same(tmp_path: Path) -> None:
+    image = tissue()
+    intensity = fit(image)
+    intensity.save(tmp_path / "intensity.npz")
+    again = Intensity.load(tmp_path / "intensity.npz")
+    axes = everywhere(image.shape)
+    np.testing.assert_array_equal(again.normalise(image, *axes), intensity.normalise(image, *axes))
+    np.testing.assert_array_equal(again.tissue, intensity.tissue)
+    assert again.shape == intensity.shape
+
+
+def test_not_a_number_becomes_background() -> None:
+    image = tissue()
+    image[3, 50:60, 50:60] = np.nan
+    intensity = fit(image)
+    contrast = intensity.contrast(image, *everywhere(image.shape))
+    assert np.isfinite(contrast).all()
+    assert (contrast[3, 50:60, 50:60] == 0).all()
+
+
+@pytest.mark.parametrize("value", [0.0, 7.0])
+def test_one_grey_level_is_refused(value: float) -> None:
+    with pytest.raises(DataError, match="one grey level only"):
+        fit(np.full((4, 64, 64), value, np.float32))
+
+
+def test_noise_is_measured_below_the_median() -> None:
+    rng = np.random.default_rng(5)
+    image = 100 + 7 * rng.standard_normal((4, 128, 128))
+    assert noise_of(image) == pytest.approx(7, rel=0.1)
+    image[:, ::9, ::9] += 400
+    assert noise_of(image) < 40
+
+
+def test_contrast_at_single_places_is_that_of_the_grid() -> None:
+    image = tissue() + np.linspace(0, 80, 240, dtype=np.float32)
+    intensity = fit(image)
+    axes = everywhere(image.shape)
+    whole = intensity.contrast(image, *axes)
+    y, x = np.array([0, 17, 199, 100]), np.array([0, 230, 239, 120])
+    near = intensity.contrast_near(image[5, y, x], 5.0, y.astype(float), x.astype(float))
+    np.testing.assert_allclose(near, whole[5, y, x], atol=2e-3)
+    assert intensity.contrast_near(np.zeros(0, np.float32), 5.0, np.zeros(0), np.zeros(0)).shape == (0,)
+
+
+def test_values_that_are_no_numbers_count_as_background() -> None:
+    image = tissue()
+    intensity = fit(image)
+    broken = image.copy()
+    broken[3, 50, 60] = np.nan
+    contrast = intensity.contrast(broken, *everywhere(image.shape))
+    assert contrast[3, 50, 60] == 0
+    assert np.isfinite(contrast).all()
+
+
+def test_contrast_of_a_section_is_that_of_its_places() -> None:
+    rng = np.random.default_rng(3)
+    rows = np.linspace(400, 600, 160)[:, None] + 50 * np.sin(np.arange(240) / 40)
+    image = rng.normal(rows, 10, (6, 160, 240)).astype(np.float32)
+    intensity = fit(image)
+    section = intensity.contrast(image, *everywhere(image.shape))[3]
+    y, x = (axis.ravel().astype(float) for axis in np.indices((160, 240)))
+    places = intensity.contrast_near(image[3].ravel(), 3.0, y, x).reshape(160, 240)
+    # The noise of a section is interpolated between rows of bins.
+    np.testing.assert_allclose(section, places, rtol=0.02, atol=0.01)

@@ -1,0 +1,48 @@
+"""Measured columns: known answers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from brainmap.infer.block.measure import diameters, mean_around
+
+
+def spot(place: tuple[float, float], fwhm_um: float, pixel_um: float = 2.0, size: int = 64) -> np.ndarray:
+    y, x = np.mgrid[:size, :size]
+    r = np.hypot(y - place[0], x - place[1]) * pixel_um
+    return (300 + 500 * np.exp(-(r**2) / (2 * (fwhm_um / 2.355) ** 2))).astype(np.float32)
+
+
+@pytest.mark.parametrize("fwhm", [6.0, 8.0, 10.0, 13.0])
+def test_diameter_of_a_gaussian_is_its_full_width(fwhm: float) -> None:
+    found = diameters(spot((30.3, 31.6), fwhm), np.array([30.3]), np.array([31.6]), 2.0, 10.0)
+    assert found[0] == pytest.approx(fwhm, rel=0.12)
+
+
+def test_diameter_of_a_ring_is_its_outside() -> None:
+    y, x = np.mgrid[:64, :64]
+    r = np.hypot(y - 32, x - 32) * 2.0
+    ring = (100 + 400 * ((r > 2.0) & (r < 6.0))).astype(np.float32)
+    assert diameters(ring, np.array([32.0]), np.array([32.0]), 2.0, 10.0)[0] == pytest.approx(12, abs=2)
+
+
+def test_a_neighbour_changes_the_diameter_little() -> None:
+    one = spot((32, 32), 8.0)
+    two = one + spot((32, 37), 8.0) - 300
+    places = (np.array([32.0]), np.array([32.0]))
+    alone, beside = (diameters(i.astype(np.float32), *places, 2.0, 10.0)[0] for i in (one, two))
+    assert beside == pytest.approx(alone, rel=0.25)
+
+
+def test_flat_tissue_has_no_diameter() -> None:
+    found = diameters(np.full((20, 20), 7, np.float32), np.array([9.0]), np.array([9.0]), 2.0, 10.0)
+    assert np.isnan(found).all()
+    assert len(diameters(np.zeros((4, 4), np.float32), np.zeros(0), np.zeros(0), 2.0, 10.0)) == 0
+
+
+def test_mean_around_leaves_out_what_is_beyond_the_image() -> None:
+    image = np.arange(20, dtype=np.float32).reshape(4, 5)
+    means = mean_around(image, np.array([1.2, 0.0, 3.4]), np.array([1.9, 0.0, 4.0]))
+    expected = [image[0:3, 1:4].mean(), image[:2, :2].mean(), image[2:, 3:].mean()]
+    np.testing.assert_allclose(means, expected)
