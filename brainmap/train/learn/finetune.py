@@ -226,8 +226,8 @@ def finetune_network(
     _set_mode(model, config)
     shares = _shares(config, bool(volumes), unlabelled is not None)
     schedule = Schedule(
-        steps_for(config, teaching, grid, shares[0]), config.learning_rate, config.weight_decay, config.warm_up, config.clip,
-        config.average, config.check_every, config.check_every, config.check_every, config.patience,
+        steps_for(config, teaching, grid, shares[0]), config.learning_rate, config.weight_decay,
+        config.warm_up, config.clip, config.average, config.check_every, config.check_every, config.check_every, config.patience,
     )  # fmt: skip
     log.info("fine-tuning on %d tiles, %d held out", len(teaching), int(held_out.sum()))
     job = Job("finetune", config, schedule, model, grid, loss, config.seed, inputs, validate)
@@ -346,9 +346,7 @@ def _rehearsal_loss(config: FinetuneConfig, logit: Tensor, offsets: Tensor, batc
 def _heat_loss(config: FinetuneConfig, logit: Tensor, target: Tensor, trust: Tensor) -> Tensor:
     if config.target == "centres":
         return focal_loss(logit, target, trust, by_image=True)
-    return soft_map_loss(
-        logit, target, trust, config.background_weight, config.positive_weight, config.gamma
-    )
+    return soft_map_loss(logit, target, trust, config.background_weight, config.positive_weight, config.gamma)
 
 
 def _consistency_loss(config: FinetuneConfig, logit: Tensor, plain: Tensor, average: CenterNet) -> Tensor:
