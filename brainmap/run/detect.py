@@ -26,6 +26,7 @@ from brainmap.export.formats import export_points
 from brainmap.files import fingerprint, now
 from brainmap.image.intensity import Intensity
 from brainmap.image.mask import Mask
+from brainmap.image.plausible import check_voxel_um
 from brainmap.image.volume import Volume
 from brainmap.infer.detector import Detector
 from brainmap.infer.engine.engine import INTENSITY_FILE, DetectionResult, RunOptions, preload, run_detection
@@ -111,7 +112,15 @@ class _Inputs:
 
     @classmethod
     def open(cls, request: DetectRequest) -> _Inputs:
-        volume = Volume.open(request.brain, channel=request.channel, voxel_um=request.voxel_um)
+        volume = Volume.open(
+            request.brain,
+            channel=request.channel,
+            timepoint=request.timepoint,
+            voxel_um=request.voxel_um,
+            axes=request.axes,
+        )
+        source = "its metadata" if request.voxel_um is None else "--voxel-size"
+        check_voxel_um(volume.voxel_um, volume.shape, volume.name, source)
         if request.orientation is not None:
             # What is asked for replaces what the image says, also where it is still to be found.
             letters = None if request.finds_orientation else request.orientation
@@ -271,10 +280,8 @@ class _Run:
         source = request.brain if request.registration_image is None else str(request.registration_image)
         if request.registration_image is not None:
             image = Volume.open(source, channel=request.registration_channel, orientation=volume.orientation)
-        elif channel != volume.channel:
-            image = Volume.open(
-                source, channel=channel, voxel_um=request.voxel_um, orientation=volume.orientation
-            )
+        elif channel is not None and channel != volume.channel:
+            image = volume.with_channel(channel)
         else:
             image = volume
         registration = register(
