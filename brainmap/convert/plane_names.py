@@ -289,7 +289,7 @@ def _joined(channels: dict[str, dict[float, Path]], where: str, allow_gaps: bool
                 f"that others have ({shown}); "
                 "add what is missing, choose one channel with --planes, or leave it empty with --allow-gaps"
             )
-    wanted, remarks = numbers, ()
+    wanted, remarks = numbers, tuple[str, ...]()
     gaps = _gaps(numbers)
     if gaps and not allow_gaps:
         raise DataError(
@@ -315,7 +315,7 @@ def _gaps(numbers: list[float]) -> list[float]:
     # Where most steps are longer, numbers are names and do not count planes.
     if 2 * sum(s > 1.5 * step for s in steps) > len(steps):
         return []
-    found = []
+    found: list[float] = []
     for a, s in zip(numbers, steps, strict=False):
         found.extend(round(a + i * step, 6) for i in range(1, round(s / step)))
         if len(found) > 100 * len(numbers):
