@@ -42,6 +42,15 @@ app.add_typer(crowd_commands.app)
 command(app, "retrain")(train_cli.retrain)
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Channel = Annotated[int | None, typer.Option(help="Channel, counting from 0.", metavar="N")]
+Timepoint = Annotated[int | None, typer.Option(help="Timepoint, counting from 0.", metavar="N")]
+Axes = Annotated[
+    str | None,
+    typer.Option(
+        help="What each stored axis is, one letter of t c z y x each, a dot for another one; for files that do not "
+        "say it, or say it wrongly (planes saved as channels: zyx).",
+        metavar="LETTERS",
+    ),
+]
 VoxelSize = Annotated[
     str | None, typer.Option(help="Voxel size in um; overrides the image's own.", metavar="Z,Y,X")
 ]
@@ -123,6 +132,8 @@ def detect(
     registration_channel: Annotated[
         int | None, typer.Option(help="Channel to register to the atlas.", metavar="N")
     ] = None,
+    timepoint: Timepoint = None,
+    axes: Axes = None,
     orientation: Orientation = None,
     voxel_size: VoxelSize = None,
     atlas: AtlasName = None,
@@ -219,6 +230,8 @@ def register(
     atlas: AtlasName = None,
     orientation: Orientation = None,
     channel: Channel = None,
+    timepoint: Timepoint = None,
+    axes: Axes = None,
     voxel_size: VoxelSize = None,
     mask: Mask = None,
     landmarks: Annotated[
@@ -245,6 +258,8 @@ def register(
         orientation=orientation,
         channel=channel,
         voxel_size=parse_voxel_size(voxel_size) if voxel_size else None,
+        timepoint=timepoint,
+        axes=axes,
         mask=mask,
         landmarks=landmarks,
         overwrite=overwrite,
@@ -296,6 +311,18 @@ def convert(
     ],
     dest: Annotated[Path, typer.Argument(help="OME-Zarr to write.", metavar="DEST.zarr")],
     voxel_size: VoxelSize = None,
+    axes: Axes = None,
+    timepoint: Timepoint = None,
+    planes: Annotated[
+        str | None,
+        typer.Option(
+            help="Of a folder: only files of this name, with * for anything, such as 'brain_Ch1_*.tif'.",
+            metavar="PATTERN",
+        ),
+    ] = None,
+    allow_gaps: Annotated[
+        bool, typer.Option("--allow-gaps", help="Take a series of planes with missing numbers as it is.")
+    ] = False,
     channel_names: Annotated[
         str | None, typer.Option(help="Names of the channels, separated by commas.", metavar="NAMES")
     ] = None,
@@ -313,6 +340,10 @@ def convert(
         source,
         dest,
         voxel_um=parse_voxel_size(voxel_size) if voxel_size else None,
+        axes=axes,
+        timepoint=timepoint,
+        planes=planes,
+        allow_gaps=allow_gaps,
         channel_names=[name.strip() for name in channel_names.split(",")] if channel_names else None,
         orientation=orientation,
         workers=workers,

@@ -188,3 +188,25 @@ def test_contrast_of_a_section_is_that_of_its_places() -> None:
     places = intensity.contrast_near(image[3].ravel(), 3.0, y, x).reshape(160, 240)
     # The noise of a section is interpolated between rows of bins.
     np.testing.assert_allclose(section, places, rtol=0.02, atol=0.01)
+
+
+@pytest.mark.parametrize("outside", [0.0, np.nan, np.inf])
+def test_where_nothing_was_recorded_takes_no_part(outside: float) -> None:
+    """Padding, masks and missing tiles change neither noise nor dark level nor background."""
+    piece = tissue()
+    alone = fit(piece)
+    depth, height, width = piece.shape
+    padded = np.full((depth + 4, height + 90, width + 70), outside, np.float32)
+    padded[2 : 2 + depth, 50 : 50 + height, 30 : 30 + width] = piece
+    framed = fit(padded)
+    assert framed.noise == pytest.approx(alone.noise, rel=0.1)
+    assert framed.typical == pytest.approx(alone.typical, rel=0.02)
+    assert framed.dark == pytest.approx(alone.dark, abs=alone.noise)
+    assert framed.surrounded == alone.surrounded
+    assert not framed.tissue[:2].any() and not framed.tissue[-2:].any()
+
+
+def test_single_zeros_of_a_dim_image_are_data() -> None:
+    """Photons counted one by one: a third of all voxels are 0, and belong to the noise."""
+    counts = np.random.default_rng(3).poisson(1.0, (6, 160, 160)).astype(np.float32)
+    assert 0.2 < fit(counts).noise < 1.5
