@@ -226,8 +226,8 @@ def finetune_network(
     _set_mode(model, config)
     shares = _shares(config, bool(volumes), unlabelled is not None)
     schedule = Schedule(
-        steps_for(config, teaching, grid, shares[0]), config.learning_rate, config.weight_decay,
-        config.warm_up, config.clip, config.average, config.check_every, config.check_every, config.check_every, config.patience,
+        steps_for(config, teaching, grid, shares[0]), config.learning_rate, config.weight_decay, config.warm_up,
+        config.clip, config.average, config.check_every, config.check_every, config.check_every, config.patience,
     )  # fmt: skip
     log.info("fine-tuning on %d tiles, %d held out", len(teaching), int(held_out.sum()))
     job = Job("finetune", config, schedule, model, grid, loss, config.seed, inputs, validate)

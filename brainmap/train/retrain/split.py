@@ -240,7 +240,7 @@ def deal(
     new = _in_order(tiles, slices, np.flatnonzero(~was_seen & ~was_judged), touching, seed)
     # Two slices at least must teach, and one that is new to the network calibrate.
     spare = max(0, min(len(new) - 1, len(new) + int(was_seen.sum()) - 2))
-    if was_judged.sum() == 0 and was_seen.sum() and len(new) == 1:
+    if not was_judged.any() and was_seen.sum() > 1 and len(new) == 1:
         # A single new slice judges; what calibrates has been seen, and the report says so.
         spare = 1
     target = held_out * count[~was_seen].sum() - count[was_judged].sum()
