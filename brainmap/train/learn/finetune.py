@@ -127,7 +127,7 @@ class FinetuneConfig:
                 raise UsageError(f"{name} is {getattr(self, name)}; give a share between 0 and 1")
         if self.target not in TARGETS:
             raise UsageError(f"target is {self.target!r}; give one of {', '.join(TARGETS)}")
-        if not (self.epochs >= 0 and self.most_steps >= self.steps):
+        if not self.epochs >= 0 or (self.epochs and self.most_steps < self.steps):
             raise UsageError(
                 f"epochs is {self.epochs} and most_steps {self.most_steps}; give an epochs that is not negative, "
                 f"and a most_steps of at least steps, {self.steps}"

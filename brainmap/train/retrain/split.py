@@ -285,6 +285,12 @@ def _check_cells(data: TruthTiles, clicks: Path) -> None:
     cells = np.bincount(judging[data.cells[0]], minlength=2)
     if not cells.sum():
         raise DataError(f"the workers of {clicks} agree on no cell (posterior >= 0.5): nothing to learn from")
+    teaching = len(np.unique(data.training.tiles.slice_key.astype(str)))
+    if teaching < LEAST_SLICES:
+        raise DataError(
+            f"of the slices of {clicks} only {teaching} may teach, the others have judged the start and "
+            "go on judging; annotate another slice"
+        )
     if cells[0] < LEAST_CELLS or (judging.any() and not cells[1]):
         raise DataError(
             f"{cells[0]} accepted cells to learn from and {cells[1]} to judge by are too few "
