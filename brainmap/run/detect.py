@@ -148,6 +148,7 @@ class _Inputs:
                 )
             atlas = Atlas.open(registration.atlas_folder) if registration else Atlas.open(str(request.atlas))
             check_level(request.level, atlas.structures)
+            atlas.check()
         elif needless := sorted({"brainmapper", "brainrender"} & set(request.exports)):
             raise UsageError(f"--export {needless[0]} needs an atlas; leave --no-atlas out")
         detector = Detector.open(request.detector)

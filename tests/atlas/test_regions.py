@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from brainmap.atlas import Atlas, RegionCounter, assign_regions, count_regions
-from brainmap.atlas.regions import COLUMNS, RegionTable, label_volumes, write_regions
+from brainmap.atlas.regions import COLUMNS, RegionTable, atlas_volumes, label_volumes, write_regions
 from brainmap.errors import DataError
 
 BIG_ID = 614_454_277
@@ -127,3 +127,17 @@ def test_csv_is_exactly_the_contract(atlas: Atlas, tmp_path: Path) -> None:
     assert [row["hemisphere"] for row in big] == ["left", "right", "both"]
     assert int(big[2]["count"]) == int(big[0]["count"]) + int(big[1]["count"])
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["regions.csv"]
+
+
+def test_the_half_that_a_brain_lacks_has_no_density_by_atlas_volume(write_atlas: Callable[..., Path]) -> None:
+    atlas = Atlas.open(write_atlas())
+    counter = RegionCounter(atlas.structures)
+    counter.add([11, 11], [1, 1])
+    whole = atlas_volumes(atlas)
+    half = whole.copy()
+    half[:, 2] = 0
+    table = counter.table(half, atlas_mm3=whole, whole_mm3=half)
+    density = {side: table.select("CTX", side)["density_per_atlas_mm3"] for side in ("left", "right", "both")}
+    assert density["left"] == pytest.approx(2 / whole[atlas.structures.row("CTX"), 1])
+    assert np.isnan(density["right"]) and np.isnan(density["both"])
+    assert np.isfinite(table.select("CTX", "both")["density_per_mm3"])
