@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from brainmap.atlas.atlas import LEFT, RIGHT, UNDECIDED, Atlas
 from brainmap.atlas.structures import OUTSIDE_ID, Structures
 from brainmap.errors import DataError, NotFoundError
-from brainmap.files import atomic_path
+from brainmap.files import atomic_path, cell_text, plain_text
 
 __all__ = [
     "COLUMNS",
@@ -313,7 +313,7 @@ def _cells(name: str, values: NDArray[Any]) -> list[Any]:
     if name in _INTEGERS:
         return [int(v) for v in values]
     if name in _TEXTS:
-        return [str(v) for v in values]
+        return [cell_text(str(v)) for v in values]
     return ["" if np.isnan(v) else f"{v:.9g}" for v in values]
 
 
@@ -353,5 +353,7 @@ def _column(name: str, texts: list[str | None]) -> NDArray[Any]:
     if name in _INTEGERS:
         return np.array([int(text) for text in texts], dtype=np.int64)  # type: ignore[arg-type]
     if name in _TEXTS:
-        return np.array(texts, dtype=object)
+        if None in texts:
+            raise ValueError(f"the column {name} is missing")
+        return np.array([plain_text(str(text)) for text in texts], dtype=object)
     return np.array([float(text or "nan") for text in texts])
