@@ -3,9 +3,8 @@
     python benchmarks/reading.py [--mvox 256] [--threads N] [--json FILE]
 
 Writes simulated grey values (smooth tissue with camera noise) as OME-Zarr 0.5 with the settings of `brainmap
-convert`, and reads whole chunks in slabs: by the direct reader, by tensorstore (where the extra [fast] is
-installed) and by zarr-python. Files are in the system's cache, so that decoding is what is measured. All readers
-must return the same values.
+convert`, and reads whole chunks in slabs: by the direct reader and by zarr-python. Files are in the system's cache, so
+that decoding is what is measured. Both must return the same values.
 """
 
 from __future__ import annotations
@@ -24,7 +23,6 @@ import zarr
 from scipy import ndimage
 
 from brainmap.image.storage.local import LocalChunks
-from brainmap.image.storage.tensorstore import TensorStoreChunks
 from brainmap.image.volume import write_volume
 from brainmap.infer.engine.cluster import cores
 
@@ -44,10 +42,9 @@ def readers_of(array_folder: Path) -> dict[str, Read]:
     """What can read an array, by name."""
     array = zarr.open_array(array_folder, mode="r")
     found: dict[str, Read] = {}
-    if (direct := LocalChunks.of(array, array_folder, lambda key: key)) is not None:
+    document = json.loads((array_folder / "zarr.json").read_text())
+    if (direct := LocalChunks.of(document, array_folder, lambda key: key)) is not None:
         found["direct"] = direct.read
-    if (store := TensorStoreChunks.of(array_folder, 3)) is not None:
-        found["tensorstore"] = store.read
     found["zarr-python"] = lambda box: np.asarray(array[box])
     return found
 

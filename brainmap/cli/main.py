@@ -26,6 +26,7 @@ from brainmap.cli.console import (
     print_pairs,
     report_error,
 )
+from brainmap.crowd import commands as crowd_commands
 from brainmap.errors import BrainmapError, IncompleteRunError, UsageError
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ app = new_app("brainmap", "Whole-brain cell detection: a brain in, a table of ce
 app.add_typer(atlas_cli.app)
 app.add_typer(gt_cli.app)
 app.add_typer(train_cli.app)
+app.add_typer(crowd_commands.app)
 command(app, "retrain")(train_cli.retrain)
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Channel = Annotated[int | None, typer.Option(help="Channel, counting from 0.", metavar="N")]
@@ -91,8 +93,23 @@ def root(
 @command(app, "demo")
 def demo(
     out: Annotated[Path, typer.Option(help="Folder to write into.", metavar="DIR")] = Path("demo"),
+    crowd: Annotated[
+        bool, typer.Option("--crowd", help="Instead: tiles, a simulated crowd, a retrained detector.")
+    ] = False,
+    serve: Annotated[
+        bool, typer.Option("--serve", help="With --crowd: open the tiles in the browser, to click oneself.")
+    ] = False,
 ) -> None:
     """Make a phantom brain, detect and count its cells, and score them against the known truth."""
+    if serve and not crowd:
+        raise UsageError("--serve belongs to --crowd")
+    if crowd:
+        from brainmap.crowd.demo import run_crowd_demo, serve_demo
+
+        typer.echo(run_crowd_demo(out))
+        if serve:
+            serve_demo(out)
+        return
     from brainmap.run.demo import run_demo
 
     typer.echo(str(run_demo(out)))
@@ -267,7 +284,8 @@ def regions(
     ] = None,
 ) -> None:
     """Count a run's cells per region anew, say after a better registration; with --level write only its summary."""
-    from brainmap.run.count import REGIONS_CSV, recount, summarise_run
+    from brainmap.run.count import recount, summarise_run
+    from brainmap.run_folder import REGIONS_CSV
 
     if registration is None and (level is not None or out is not None):
         typer.echo(str(summarise_run(run, level, out)))

@@ -21,28 +21,16 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 
 from brainmap.errors import DataError, NotFoundError, UsageError
+from brainmap.export import EXPORT_KINDS, EXPORT_NAMES
 from brainmap.export.neuroglancer import write_annotations
 from brainmap.files import atomic_path, cell_text
 from brainmap.points.table import Points, iter_points, points_path
-from brainmap.run.count import REGIONS_CSV
-from brainmap.run.request import EXPORT_KINDS
+from brainmap.run_folder import EXPORTS_DIR, REGIONS_CSV
 
-__all__ = ["EXPORT_NAMES", "export_points"]
+__all__ = ["export_points"]
 
 logger = logging.getLogger(__name__)
 
-# Where an export goes inside the run folder when no other place is named.
-EXPORT_NAMES = {
-    "brainglobe-xml": "cells.xml",
-    "brainglobe-csv": "cells.csv",
-    "brainglobe-yaml": "cells.yml",
-    "brainmapper": "brainmapper",
-    "napari": "napari.csv",
-    "neuroglancer": "neuroglancer",
-    "brainrender": "brainrender.npy",
-    "quint": "quint.csv",
-    "density": "density.ome.zarr",
-}
 BRAINGLOBE_CELL = 2  # Type 2 is "cell"; readers that take cells only ignore the others.
 # The version of brainglobe-utils whose YAML layout is written.
 BRAINGLOBE_UTILS = "0.11.2"
@@ -63,7 +51,7 @@ def export_points(run_dir: str | Path, kind: str, out: str | Path | None = None)
     run_dir : path
         Run folder.
     kind : str
-        One of `brainmap.run.request.EXPORT_KINDS`.
+        One of `brainmap.export.EXPORT_KINDS`.
     out : path, optional
         File, or folder for `brainmapper`, `neuroglancer` and `density`; default `RUN/exports/<name>`.
 
@@ -84,7 +72,7 @@ def export_points(run_dir: str | Path, kind: str, out: str | Path | None = None)
     run = Path(run_dir)
     if not points_path(run).is_file():
         raise NotFoundError(f"{run} has no table of points to export")
-    target = Path(out) if out is not None else run / "exports" / EXPORT_NAMES[kind]
+    target = Path(out) if out is not None else run / EXPORTS_DIR / EXPORT_NAMES[kind]
     with atomic_path(target) as temporary:
         _WRITERS[kind](run, temporary)
     return target

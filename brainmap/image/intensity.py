@@ -17,6 +17,7 @@ normalised
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
@@ -371,14 +372,16 @@ def _sample_noise(source: Source, unit: Intensity, cell_um: float) -> float:
             f"the volume holds one grey level only ({everything[0]:g}) wherever it was sampled; "
             "check the channel and the input image"
         )
-    # An image without noise (8-bit, saturated black) still needs a scale.
-    return max(float(np.quantile(spreads, 0.4)), 0.004 * span, 1e-6)
+    # Where tissue has a few grey levels, rounding is the noise: neighbours are rounded alike, so it does not average
+    # away. An image without noise (saturated black) still needs a scale.
+    rounding = float(np.median([patch[2] for patch in patches if patch is not None])) / math.sqrt(12)
+    return max(float(np.quantile(spreads, 0.4)), rounding, 0.004 * span, 1e-6)
 
 
 def _noise_patch(
     source: Source, unit: Intensity, cell_um: float, place: NDArray[np.integer]
-) -> tuple[float, NDArray[np.float32]] | None:
-    """Noise around the middle of a bin, as if the light were `typical`, and the pixels; None if unreadable."""
+) -> tuple[float, NDArray[np.float32], float] | None:
+    """Noise around the middle of a bin, as if the light were `typical`, pixels, and `_grain`; None if unreadable."""
     full = source.levels[0]
     pixel = cell_um / 5
     pool = (max(1, round(pixel / full.voxel_um[1])), max(1, round(pixel / full.voxel_um[2])))
@@ -391,9 +394,10 @@ def _noise_patch(
         start = int(np.clip(round(centre - size / 2), 0, full.shape[axis] - size))
         box.append(slice(start, start + size))
     try:
-        patch = source.read(box[0], box[1], box[2]).astype(np.float32).mean(axis=0, keepdims=True)
+        voxels = source.read(box[0], box[1], box[2])
     except DataError:
         return None
+    patch = voxels.astype(np.float32).mean(axis=0, keepdims=True)
     patch = np.nan_to_num(pooled(patch, pool), posinf=0, neginf=0)
     data = _recorded(patch)
     if data.mean() < _LEAST_DATA:
@@ -405,7 +409,16 @@ def _noise_patch(
     )
     light = np.median(unit.background_at(*axes)) - unit.dark
     ratio = light / max(unit.typical - unit.dark, 1e-6)
-    return noise_of(patch, data) / float(np.clip(ratio, 0.25, 4.0)) ** NOISE_EXPONENT, patch[data]
+    noise = noise_of(patch, data) / float(np.clip(ratio, 0.25, 4.0)) ** NOISE_EXPONENT
+    return noise, patch[data], _grain(voxels)
+
+
+def _grain(voxels: NDArray[Any]) -> float:
+    """Smallest step between grey levels; 0 for floating-point images, which are not rounded."""
+    if not np.issubdtype(voxels.dtype, np.integer):
+        return 0.0
+    levels = np.unique(voxels)
+    return float(np.diff(levels.astype(np.float64)).min()) if len(levels) > 1 else 0.0
 
 
 def _recorded(patch: NDArray[np.float32]) -> NDArray[np.bool_]:

@@ -25,10 +25,10 @@ import pyarrow.parquet as pq
 
 from brainmap.errors import DataError, NotFoundError
 from brainmap.files import atomic_path, to_jsonable
+from brainmap.run_folder import POINTS_PARQUET
 
 __all__ = [
     "COLUMNS",
-    "POINTS_PARQUET",
     "Points",
     "PointsWriter",
     "iter_points",
@@ -36,7 +36,6 @@ __all__ = [
     "read_locations",
 ]
 
-POINTS_PARQUET = "points.parquet"
 META_KEY = b"brainmap"
 ROW_GROUP = 100_000
 

@@ -11,12 +11,9 @@ import numpy as np
 from brainmap.errors import DataError, NotFoundError
 from brainmap.files import plain_text
 
-__all__ = ["SUMMARY_CSV", "Region", "RegionTree", "read_regions", "read_summary"]
+__all__ = ["Region", "RegionTree", "read_regions", "read_summary"]
 
 _SIDES = ("left", "right", "both")
-
-#: The table of the regions asked for, in a run folder.
-SUMMARY_CSV = "regions_summary.csv"
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,10 @@ import numpy as np
 from brainmap.errors import BrainmapError, NotFoundError
 from brainmap.files import read_json
 from brainmap.image.volume import Volume
-from brainmap.points.table import POINTS_PARQUET, read_locations
+from brainmap.points.table import read_locations
 from brainmap.report import figures
 from brainmap.report.html import Page, format_value
-from brainmap.report.region_rows import SUMMARY_CSV, read_regions, read_summary
+from brainmap.report.region_rows import read_regions, read_summary
 from brainmap.report.run_facts import (
     Run,
     indented,
@@ -33,13 +33,19 @@ from brainmap.report.run_facts import (
 from brainmap.report.slices import choose_crops, choose_slices, read_crop, read_slices
 from brainmap.report.summary import points_near, summarise_points
 from brainmap.report.truth import add_truth, missed_cells
-from brainmap.run_folder import RunRecord
+from brainmap.run_folder import (
+    POINTS_PARQUET,
+    REGIONS_CSV,
+    REGISTRATION_DIR,
+    REPORT_HTML,
+    SUMMARY_CSV,
+    RunRecord,
+)
 
 __all__ = ["write_run_report"]
 
 log = logging.getLogger(__name__)
 
-REPORT = "report.html"
 _PICTURES = {
     "checkerboard": "the brain (warm) and the atlas's template (cool) in alternating squares; edges should go on "
     "across them.",
@@ -87,7 +93,7 @@ def write_run_report(
         volume=volume,
         points=table if summary else None,
         summary=summary,
-        regions=_optional(problems, folder / "regions.csv", read_regions),
+        regions=_optional(problems, folder / REGIONS_CSV, read_regions),
         truth=_attempt(problems, lambda: read_locations(truth)) if truth else None,
         truth_regions=_optional(problems, Path(truth_regions), read_regions) if truth_regions else None,
     )
@@ -102,7 +108,7 @@ def write_run_report(
     _regions(page, run)
     _registration(page, run)
     _provenance(page, run)
-    return page.write(folder / REPORT)
+    return page.write(folder / REPORT_HTML)
 
 
 def _head(page: Page, run: Run, problems: list[str]) -> None:
@@ -271,7 +277,7 @@ def _region_summary(page: Page, run: Run) -> None:
 
 
 def _registration(page: Page, run: Run) -> None:
-    folder = run.folder / "registration"
+    folder = run.folder / REGISTRATION_DIR
     elsewhere = run.record.parameters.get("registration")
     if not folder.is_dir() and elsewhere and Path(str(elsewhere)).is_dir():
         folder = Path(str(elsewhere))

@@ -14,10 +14,9 @@ from brainmap.coords import atlas_um_to_index
 from brainmap.errors import NotFoundError
 from brainmap.image.mask import Mask
 from brainmap.image.volume import Volume
-from brainmap.points.table import COLUMNS, POINTS_PARQUET, Points, PointsWriter, iter_points
-from brainmap.report.region_rows import SUMMARY_CSV
+from brainmap.points.table import COLUMNS, Points, PointsWriter, iter_points
 from brainmap.run.request import Roi
-from brainmap.run_folder import RunRecord
+from brainmap.run_folder import POINTS_PARQUET, REGIONS_CSV, REGISTRATION_DIR, SUMMARY_CSV, RunRecord
 
 if TYPE_CHECKING:
     from brainmap.atlas.atlas import Atlas
@@ -25,12 +24,8 @@ if TYPE_CHECKING:
     from brainmap.registration.grid import SampleGrid
     from brainmap.registration.register import Registration
 
-__all__ = [
-    "REGIONS_CSV", "REGISTRATION_DIR", "SUMMARY_CSV", "Mapped", "count_in_regions", "recount", "summarise_run",
-    "write_points",
-]  # fmt: skip
+__all__ = ["Mapped", "count_in_regions", "recount", "summarise_run", "write_points"]
 
-REGISTRATION_DIR, REGIONS_CSV = "registration", "regions.csv"
 ATLAS_COLUMNS = ("atlas_z_um", "atlas_y_um", "atlas_x_um")
 
 

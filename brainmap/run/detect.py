@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -30,14 +29,23 @@ from brainmap.image.mask import Mask
 from brainmap.image.plausible import check_voxel_um
 from brainmap.image.volume import Volume
 from brainmap.infer.detector import Detector
-from brainmap.infer.engine.engine import INTENSITY_FILE, DetectionResult, RunOptions, preload, run_detection
+from brainmap.infer.engine.engine import DetectionResult, RunOptions, preload, run_detection
 from brainmap.infer.engine.estimate import estimate
 from brainmap.infer.engine.memory import keep_freed_memory
-from brainmap.infer.engine.results import BLOCKS_DIR, iter_results
-from brainmap.points.table import POINTS_PARQUET, Points
-from brainmap.run.count import REGIONS_CSV, REGISTRATION_DIR, SUMMARY_CSV, count_in_regions, write_points
+from brainmap.infer.engine.results import iter_results
+from brainmap.points.table import Points
+from brainmap.run.count import count_in_regions, write_points
 from brainmap.run.request import DetectRequest
-from brainmap.run_folder import RunRecord
+from brainmap.run_folder import (
+    BLOCKS_DIR,
+    INTENSITY_FILE,
+    POINTS_PARQUET,
+    REGISTRATION_DIR,
+    REPORT_HTML,
+    RunRecord,
+    clear_run,
+    is_run,
+)
 
 if TYPE_CHECKING:
     from brainmap.atlas.atlas import Atlas
@@ -46,8 +54,6 @@ if TYPE_CHECKING:
 __all__ = ["DetectSummary", "detect_brain"]
 
 log = logging.getLogger(__name__)
-
-REPORT = "report.html"
 
 # Clear cells (by contrast) tell the size of cells; this many, this far from the expected size, are a warning.
 _CLEAR_SNR, _ENOUGH_CELLS, _SIZE_RATIO = 10.0, 20, 1.45
@@ -99,7 +105,7 @@ class DetectSummary:
         if self.outside is not None:
             lines.append(f"{self.outside} of them outside the atlas")
         lines += [f"warning: {warning}" for warning in self.warnings]
-        lines.append(f"report  {self.run / REPORT}")
+        lines.append(f"report  {self.run / REPORT_HTML}")
         return "\n".join(lines)
 
 
@@ -249,7 +255,7 @@ class _Run:
         return DetectSummary(
             run=self.folder,
             status=result.status,
-            cells=result.cells if outside is None else self.cells,
+            cells=self.cells,
             outside=outside,
             seconds=time.perf_counter() - self.began,
             voxels_per_second=result.voxels / result.seconds if result.voxels else 0.0,
@@ -259,12 +265,12 @@ class _Run:
     def _open_record(self) -> RunRecord:
         """Start or resume; refuse a folder that holds another run or something else."""
         parameters, prints = self.request.parameters(), self.inputs.fingerprints()
-        if (self.folder / "run.json").is_file():
+        if is_run(self.folder):
             old = RunRecord.load(self.folder)
             if not self.request.overwrite:
                 old.require_same(self.folder, parameters, prints)
                 return old
-            _clear(self.folder)
+            clear_run(self.folder)
         elif self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
             raise UsageError(f"{self.folder} exists and is not a run folder; give another --out")
         record = RunRecord(parameters=parameters, fingerprints=prints, execution=self.request.execution())
@@ -520,11 +526,3 @@ def _plan(request: DetectRequest, inputs: _Inputs) -> DetectSummary:
     return DetectSummary(
         request.out, "planned", 0, None, 0.0, 0.0, warnings=warnings, plan=dataclasses.asdict(plan)
     )
-
-
-def _clear(folder: Path) -> None:
-    """Remove what an earlier run left; other files in the folder stay."""
-    for name in (BLOCKS_DIR, REGISTRATION_DIR, "exports"):
-        shutil.rmtree(folder / name, ignore_errors=True)
-    for name in ("run.json", POINTS_PARQUET, REGIONS_CSV, SUMMARY_CSV, REPORT):
-        (folder / name).unlink(missing_ok=True)

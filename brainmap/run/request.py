@@ -15,6 +15,7 @@ from typing import Any
 
 from brainmap.coords import parse_known_letters
 from brainmap.errors import NotFoundError, UsageError
+from brainmap.export import EXPORT_KINDS
 from brainmap.image.axes import parse_axes
 from brainmap.image.plausible import check_cell_diameter
 from brainmap.settings import read_settings
@@ -24,7 +25,6 @@ __all__ = [
     "DEFAULT_ATLAS",
     "DETECT_SETTINGS",
     "DEVICES",
-    "EXPORT_KINDS",
     "DetectRequest",
     "Roi",
     "default_out",
@@ -38,17 +38,6 @@ __all__ = [
 DEFAULT_ATLAS = "allen_mouse_50um"
 BACKENDS = ("auto", "openvino", "tensorrt", "torch")
 DEVICES = ("cpu", "cuda", "mps")
-EXPORT_KINDS = (
-    "brainglobe-xml",
-    "brainglobe-csv",
-    "brainglobe-yaml",
-    "brainmapper",
-    "napari",
-    "neuroglancer",
-    "brainrender",
-    "quint",
-    "density",
-)
 RUN_SUFFIX = ".brainmap"
 
 # Options that say how a run is computed, not what it computes: they may differ when it resumes.

@@ -210,3 +210,22 @@ def test_single_zeros_of_a_dim_image_are_data() -> None:
     """Photons counted one by one: a third of all voxels are 0, and belong to the noise."""
     counts = np.random.default_rng(3).poisson(1.0, (6, 160, 160)).astype(np.float32)
     assert 0.2 < fit(counts).noise < 1.5
+
+
+def test_rounding_is_the_noise_of_an_image_of_few_grey_levels() -> None:
+    rng = np.random.default_rng(0)
+    fine = 20.4 + 0.1 * rng.standard_normal((8, 160, 160))
+    fine[:, ::40, ::40] += 60
+    voxel = (4.0, 2.0, 2.0)
+    rounded = Intensity.fit(ArraySource(np.rint(fine).astype(np.uint8), voxel))
+    assert rounded.noise >= 1 / np.sqrt(12)
+    # The same in 16 bits, every 32nd grey level used: contrast is as before.
+    coarse = Intensity.fit(ArraySource(np.rint(fine).astype(np.uint16) * 32, voxel))
+    np.testing.assert_allclose(coarse.noise / 32, rounded.noise, rtol=1e-5)
+    # Real noise far above the rounding is what it was.
+    noisy = 1000 + 30 * rng.standard_normal((8, 160, 160))
+    as_float, as_int = (
+        Intensity.fit(ArraySource(image, voxel))
+        for image in (noisy.astype(np.float32), np.rint(noisy).astype(np.uint16))
+    )
+    np.testing.assert_allclose(as_int.noise, as_float.noise, rtol=0.01)

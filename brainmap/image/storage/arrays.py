@@ -29,7 +29,6 @@ from zarr.storage import FsspecStore, LocalStore, WrapperStore
 
 from brainmap.errors import BrainmapError, DataError, MissingExtraError, NotFoundError
 from brainmap.image.storage.local import LocalChunks
-from brainmap.image.storage.tensorstore import TensorStoreChunks
 
 __all__ = ["ArrayInfo", "Node", "Reader", "ZarrFormat", "locate", "open_reader", "read_node"]
 
@@ -322,21 +321,19 @@ class ZarrReader:
         )
 
     @functools.cached_property
-    def _local(self) -> LocalChunks | TensorStoreChunks | None:
+    def _local(self) -> LocalChunks | None:
         """A quicker way to chunks of a local array, where there is one."""
         if is_url(self.location):
             return None
         store: _CheckedStore = self._array.store
-        folder = Path(self.location) / self.path
-        direct = LocalChunks.of(self._array, folder, store.stored_key)
-        if direct is not None or store.nested:
-            return direct
-        return TensorStoreChunks.of(folder, self._array.metadata.zarr_format)
+        name = "zarr.json" if self._array.metadata.zarr_format == 3 else ".zarray"
+        document = _document(self.location, self._key(name)) or {}
+        return LocalChunks.of(document, Path(self.location) / self.path, store.stored_key)
 
     @property
     def unit(self) -> tuple[int, ...]:
         """See `Reader.unit`."""
-        return self._local.unit if isinstance(self._local, LocalChunks) else self.info.chunks
+        return self.info.chunks if self._local is None else self._local.unit
 
     def read(self, index: Index, out: NDArray[Any] | None = None) -> NDArray[Any]:
         """See `Reader.read`."""
@@ -351,10 +348,10 @@ class ZarrReader:
     def _values(self, index: Index, out: NDArray[Any] | None = None) -> NDArray[Any]:
         box = tuple(slice(i, i + 1) if isinstance(i, int) else i for i in index)
         shape = [r.stop - r.start for r in box]
-        if isinstance(self._local, LocalChunks):
+        if self._local is not None:
             values = self._local.read(box, None if out is None else out.reshape(shape))
         else:
-            values = np.asarray(self._array[index]) if self._local is None else self._local.read(box)
+            values = np.asarray(self._array[index])
             if out is not None:
                 out.reshape(shape)[...] = values.reshape(shape)
                 values = out

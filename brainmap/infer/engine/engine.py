@@ -32,6 +32,7 @@ from brainmap.infer.engine.progress import Progress
 from brainmap.infer.engine.tally import EMPTY, LEFT, Tally
 from brainmap.infer.plan.blocks import Grid, Roi, block_in_net, partition
 from brainmap.infer.plan.layout import make_layout
+from brainmap.run_folder import BLOCKS_DIR, INTENSITY_FILE
 
 if TYPE_CHECKING:
     from distributed import Client, Future
@@ -40,7 +41,6 @@ __all__ = ["DetectionResult", "RunOptions", "make_job", "preload", "run_detectio
 
 log = logging.getLogger(__name__)
 
-INTENSITY_FILE = "intensity.npz"
 # A run without any worker for so long is given up.
 _PATIENCE_S = 180.0
 
@@ -238,7 +238,7 @@ def make_job(volume: Volume, detector: Detector, run_dir: Path, options: RunOpti
     blocks = partition(grid, size, options.roi)
     return Job(
         volume=volume,
-        intensity=str(run_dir / results.BLOCKS_DIR / INTENSITY_FILE),
+        intensity=str(run_dir / BLOCKS_DIR / INTENSITY_FILE),
         # Tasks carry the record; the training history would be dead weight.
         detector=dataclasses.replace(detector, spec=dataclasses.replace(detector.spec, training={})),
         spec=dataclasses.replace(spec, training={}),

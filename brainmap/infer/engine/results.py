@@ -23,10 +23,10 @@ from brainmap.files import read_json, to_jsonable, write_json
 from brainmap.infer.engine.ordered import SCRATCH, Sorter
 from brainmap.infer.plan.blocks import Span
 from brainmap.points.table import Points
+from brainmap.run_folder import BLOCKS_DIR, PLAN_FILE, changes, other_parameters
 
 __all__ = ["cells_in", "clear", "finished", "iter_results", "open_plan", "ranges", "write_batch"]
 
-BLOCKS_DIR, PLAN_FILE = "blocks", "plan.json"
 BLOCK_COLUMN = "block"
 _NAME = re.compile(r"(\d+)-(\d+)-(\d+)\.parquet")
 
@@ -72,20 +72,9 @@ def open_plan(run_dir: Path, plan: dict[str, Any]) -> bool:
             )
         write_json(path, plan)
         return False
-    old = read_json(path)
-    changed = sorted(k for k in {*old, *plan} if old.get(k) != plan.get(k))
-    if changed:
-        what = "; ".join(f"{k} was {_short(old.get(k))}, is now {_short(plan.get(k))}" for k in changed)
-        raise UsageError(
-            f"{run_dir} holds a run with other parameters ({what}); use --overwrite to replace it, "
-            "or another --out"
-        )
+    if found := changes(read_json(path), plan):
+        raise other_parameters(run_dir, found)
     return True
-
-
-def _short(value: object) -> str:
-    text = str(value)
-    return text if len(text) <= 40 else f"{text[:12]}..."
 
 
 def clear(run_dir: Path) -> None:
