@@ -67,7 +67,7 @@ class Structures:
             acronym = tuple(str(row["acronym"]) for row in rows)
             name = tuple(str(row["name"]) for row in rows)
             rgb = np.array([row.get("rgb_triplet") or (128, 128, 128) for row in rows], dtype=np.uint8)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
             raise DataError(
                 f"{where}: every structure needs id, acronym, name and structure_id_path ({error!r})"
             ) from error

@@ -31,7 +31,9 @@ _Header = tuple[tuple[int, int], np.dtype[Any]]
 def plane_files(folder: Path) -> list[Path]:
     """The images of a folder: TIFF files, or pictures where there are none, in natural order."""
     for suffixes in (TIFF_SUFFIXES, PICTURE_SUFFIXES):
-        files = [p for p in folder.iterdir() if p.suffix.lower() in suffixes and not p.name.startswith(".")]
+        named = [p for p in folder.iterdir() if p.suffix.lower() in suffixes and not p.name.startswith(".")]
+        # A pipe or a device would be waited for without end.
+        files = [p for p in named if p.is_file()]
         if files:
             return sorted(files, key=natural)
     return []

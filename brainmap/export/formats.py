@@ -23,7 +23,7 @@ import pyarrow.csv as pa_csv
 from brainmap.errors import DataError, NotFoundError, UsageError
 from brainmap.export import EXPORT_KINDS, EXPORT_NAMES
 from brainmap.export.neuroglancer import write_annotations
-from brainmap.files import atomic_path
+from brainmap.files import atomic_path, cell_text
 from brainmap.points.table import Points, iter_points, points_path
 from brainmap.run_folder import EXPORTS_DIR, REGIONS_CSV
 
@@ -204,7 +204,7 @@ def _write_brainmapper(run: Path, path: Path) -> None:
     with (path / "volumes.csv").open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["structure_name", *(f"{side}_volume_mm3" for side in sides)])
-        writer.writerows([name, *volumes] for name, (_, volumes) in rows.items() if volumes[2] > 0)
+        writer.writerows([cell_text(name), *volumes] for name, (_, volumes) in rows.items() if volumes[2] > 0)
     with (path / "summary.csv").open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(
@@ -215,7 +215,7 @@ def _write_brainmapper(run: Path, path: Path) -> None:
         for name, (counts, volumes) in rows.items():
             # A density without a volume would be infinite: brainmapper leaves it empty.
             density = [n / v if v > 0 else "" for n, v in zip(counts[:2], volumes[:2], strict=True)]
-            writer.writerow([name, *counts, *volumes, *density])
+            writer.writerow([cell_text(name), *counts, *volumes, *density])
 
 
 def _write_all_points(run: Path, path: Path, regions: list[dict[str, Any]]) -> None:
@@ -232,7 +232,7 @@ def _write_all_points(run: Path, path: Path, regions: list[dict[str, Any]]) -> N
             unknown = [int(i) for i in ids if int(i) not in names]
             if unknown:
                 raise DataError(f"{run / REGIONS_CSV} has no region {unknown[0]}, which a cell lies in")
-            region_names = np.array([names[int(i)] for i in ids], dtype=str)
+            region_names = np.array([cell_text(names[int(i)]) for i in ids], dtype=str)
             atlas_vox = np.floor(points.atlas_zyx_um / _atlas_resolution(run, points.meta)).astype(np.int64)
             file.write(
                 *np.rint(points.zyx_vox).astype(np.int64).T, *atlas_vox.T,
@@ -259,7 +259,15 @@ def _write_quint(run: Path, path: Path) -> None:
             both = of_side["both"]
             volume = both["volume_direct_mm3"]
             pixels = "N/A" if np.isnan(volume) else round(volume / voxel_mm3)
-            cells = [number, both["name"], pixels, _known(volume), "mm3", both["count_direct"], *["N/A"] * 3]
+            cells = [
+                number,
+                cell_text(both["name"]),
+                pixels,
+                _known(volume),
+                "mm3",
+                both["count_direct"],
+                *["N/A"] * 3,
+            ]
             for side in ("left", "right"):
                 one = of_side.get(side)
                 known = ["N/A"] * 2

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from brainmap.errors import UsageError
-from brainmap.files import atomic_path, fingerprint, write_json
+from brainmap.files import atomic_path, cell_text, fingerprint, write_json
 from brainmap.gt.best import aggregate_best
 from brainmap.gt.clicks import Clicks, read_clicks
 from brainmap.gt.consensus import ACCEPT, Consensus, ImageConsensus, consistency_groups
@@ -211,7 +211,7 @@ def _write_points(path: Path, clicks: Clicks, consensus: Consensus, confidence: 
         for k in order.tolist():
             writer.writerow(
                 (
-                    name,
+                    cell_text(name),
                     f"{image.xy[k, 0]:.3f}",
                     f"{image.xy[k, 1]:.3f}",
                     f"{sure[k]:.6f}",
@@ -243,7 +243,9 @@ def _write_workers(path: Path, clicks: Clicks, consensus: Consensus, qc: Sequenc
     for row, name in enumerate(clicks.worker_ids):
         numbers = ["" if np.isnan(v[row]) else f"{v[row]:.6f}" for v in values]
         done = "true" if table.qc_complete[row] else "false"
-        writer.writerow((name, int(n_images[row]), int(n_clicks[row]), done, *numbers, groups[row]))
+        writer.writerow(
+            (cell_text(name), int(n_images[row]), int(n_clicks[row]), done, *numbers, groups[row])
+        )
     with atomic_path(path) as temporary:
         temporary.write_text(text.getvalue(), encoding="utf-8", newline="")
     return groups

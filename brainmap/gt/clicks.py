@@ -19,6 +19,7 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from brainmap.errors import DataError, NotFoundError
+from brainmap.files import plain_text
 
 __all__ = ["Clicks", "read_clicks", "read_point_table"]
 
@@ -253,7 +254,8 @@ def read_point_table(path: str | Path) -> tuple[list[str], list[str], Floats]:
     if not np.isfinite(xy).all():
         raise DataError(f"{path}: a point has no finite coordinates")
     names = table["worker_id"].to_pylist() if "worker_id" in table.column_names else ["expert"] * len(xy)
-    return [str(i) for i in table["image_id"].to_pylist()], [str(n) for n in names], xy
+    # The table may be one of ours, as a spreadsheet may open it.
+    return [plain_text(str(i)) for i in table["image_id"].to_pylist()], [str(n) for n in names], xy
 
 
 def _read_table(

@@ -32,6 +32,20 @@ SHIPPED = Path(__file__).resolve().parent.parent / "detectors"
 ALIGN = 16
 
 
+_MOST_PIXELS, _MOST_CHANNELS, _LARGEST_TILE = 50, 99, 8192
+
+# Of the values that JSON holds as they are.
+_TYPES: dict[str, type | tuple[type, ...]] = (
+    dict.fromkeys(("name", "version", "normalisation", "onnx_sha256", "subpixel"), str)
+    | dict.fromkeys(
+        ("pixel_um", "z_target_um", "offset", "fill", "cell_diameter_um", "threshold", "min_separation"),
+        (int, float),
+    )
+    | dict.fromkeys(("channels", "stride", "halo_px"), int)
+    | {"training": dict}
+)
+
+
 @dataclass(frozen=True)
 class DetectorSpec:
     """What a detector expects and what its output means: the content of `detector.json`.
@@ -98,12 +112,27 @@ class DetectorSpec:
             value = getattr(self, name)
             if not (math.isfinite(value) and value > 0):
                 raise DataError(f"detector {self.name}: {name} is {value}; it must be a positive number")
-        if self.channels < 1 or self.channels % 2 == 0:
-            raise DataError(f"detector {self.name}: channels is {self.channels}; it must be odd")
+        # Beyond these a grid over a brain would fill the memory.
+        size = self.cell_diameter_um / self.pixel_um
+        if not 1 <= size <= _MOST_PIXELS or self.z_target_um * _MOST_PIXELS < self.cell_diameter_um:
+            raise DataError(
+                f"detector {self.name}: cells of {self.cell_diameter_um:g} um in pixels of {self.pixel_um:g} um and "
+                f"slices of {self.z_target_um:g} um; a cell must be 1 to {_MOST_PIXELS} pixels wide"
+            )
+        if not 1 <= self.channels <= _MOST_CHANNELS or self.channels % 2 == 0:
+            raise DataError(
+                f"detector {self.name}: channels is {self.channels}; it must be odd and at most {_MOST_CHANNELS}"
+            )
+        if not (math.isfinite(self.offset) and math.isfinite(self.fill)):
+            raise DataError(
+                f"detector {self.name}: offset {self.offset} and fill {self.fill} must be numbers"
+            )
         if self.stride not in (1, 2, 4):
             raise DataError(f"detector {self.name}: stride is {self.stride}; it must be 1, 2 or 4")
-        if len(self.tile) != 2 or any(n <= 0 or n % ALIGN for n in self.tile):
-            raise DataError(f"detector {self.name}: tile is {self.tile}; give two multiples of {ALIGN}")
+        if len(self.tile) != 2 or any(not 0 < n <= _LARGEST_TILE or n % ALIGN for n in self.tile):
+            raise DataError(
+                f"detector {self.name}: tile is {self.tile}; give two multiples of {ALIGN} up to {_LARGEST_TILE}"
+            )
         if self.halo_px < 0 or min(self.tile) < 2 * self.halo_px + 3 * ALIGN:
             raise DataError(
                 f"detector {self.name}: a tile of {self.tile} leaves no room for a halo of {self.halo_px} px"
@@ -139,13 +168,18 @@ class DetectorSpec:
         if missing := sorted(needed - set(content)):
             raise DataError(f"{SPEC_FILE} lacks: {', '.join(missing)}")
         values = dict(content)
+        for name, kinds in _TYPES.items():
+            if name in values and (not isinstance(values[name], kinds) or isinstance(values[name], bool)):
+                raise DataError(f"{SPEC_FILE}: {name} is {values[name]!r}, which is of the wrong type")
         try:
             values["tile"] = tuple(int(n) for n in values["tile"])
             values["calibration"] = tuple((float(a), float(b)) for a, b in values["calibration"])
             if "face" in values:
                 values["face"] = tuple(float(v) for v in values["face"])
             return cls(**values)
-        except TypeError as error:
+        except DataError:
+            raise
+        except (TypeError, ValueError, OverflowError, AttributeError) as error:
             raise DataError(f"{SPEC_FILE} holds a value of the wrong type: {error}") from error
 
     def score(self, logit: NDArray[Any]) -> NDArray[np.float64]:

@@ -164,6 +164,8 @@ def resample_volume(volume: Volume, grid: SampleGrid) -> NDArray[np.float32]:
         for y in range(0, ny, rows):
             zs, ys = slice(z, min(z + planes, nz)), slice(y, min(y + rows, ny))
             piece = volume.read(zs, ys, slice(0, nx), level=number).astype(np.float32)
+            # Outside a mask floats may be NaN: nothing was recorded there.
+            np.nan_to_num(piece, copy=False, nan=0.0, posinf=0.0, neginf=0.0)
             _accumulate(out, piece, weights[0][:, zs], weights[1][:, ys], weights[2])
     if not np.isfinite(out).all():
         raise DataError(

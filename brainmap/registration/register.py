@@ -93,6 +93,7 @@ def register(
     if found is not None:
         logger.info("using the finished registration in %s", out)
         return found
+    atlas.check()
     check_sections(volume, brain_size(atlas))
     settled = settle_orientation(volume, atlas, asked, mask)
     for warning in settled.warnings:

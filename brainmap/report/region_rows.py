@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from brainmap.errors import DataError, NotFoundError
+from brainmap.files import plain_text
 
 __all__ = ["Region", "RegionTree", "read_regions", "read_summary"]
 
@@ -101,7 +102,8 @@ def read_regions(path: str | Path) -> RegionTree:
                     continue
                 if key not in regions:
                     regions[key] = Region(
-                        key, row["acronym"], row["name"], int(row["parent_id"]), int(row["depth"]),
+                        key, plain_text(row["acronym"]), plain_text(row["name"]),
+                        int(row["parent_id"]), int(row["depth"]),
                         dict.fromkeys(_SIDES, 0), dict.fromkeys(_SIDES, 0), dict.fromkeys(_SIDES, float("nan")),
                     )  # fmt: skip
                 region = regions[key]
@@ -135,11 +137,11 @@ def read_summary(path: str | Path) -> list[list[str | float]]:
     sides: dict[str, dict[str, dict[str, str]]] = {}
     with path.open(newline="", encoding="utf-8") as handle:
         for row in csv.DictReader(handle):
-            sides.setdefault(row.get("acronym", ""), {})[row.get("hemisphere", "")] = row
+            sides.setdefault(plain_text(row.get("acronym") or ""), {})[row.get("hemisphere", "")] = row
     numbers = ("count", "volume_mm3", "density_per_mm3", "density_per_atlas_mm3")
     try:
         return [
-            [acronym, of["both"]["name"],
+            [acronym, plain_text(of["both"]["name"]),
              *(float(of[side]["count"]) if side in of else float("nan") for side in ("left", "right")),
              *(float(of["both"][number] or "nan") for number in numbers)]
             for acronym, of in sides.items()

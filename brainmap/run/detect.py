@@ -59,6 +59,8 @@ log = logging.getLogger(__name__)
 _CLEAR_SNR, _ENOUGH_CELLS, _SIZE_RATIO = 10.0, 20, 1.45
 # Pixels larger than this share of a cell show it as a speck; the shipped detector has seen none above 0.3.
 _COARSEST_PIXEL = 0.5
+# Pixels larger than so many cells are a mistake, and a grid made for cells would fill the memory.
+_SENSELESS_PIXEL = 5.0
 
 T = TypeVar("T")
 
@@ -154,9 +156,16 @@ class _Inputs:
                 )
             atlas = Atlas.open(registration.atlas_folder) if registration else Atlas.open(str(request.atlas))
             check_level(request.level, atlas.structures)
+            atlas.check()
         elif needless := sorted({"brainmapper", "brainrender"} & set(request.exports)):
             raise UsageError(f"--export {needless[0]} needs an atlas; leave --no-atlas out")
         detector = Detector.open(request.detector)
+        pixel, diameter = max(volume.voxel_um[1:]), request.cell_diameter_um or detector.spec.cell_diameter_um
+        if pixel > _SENSELESS_PIXEL * diameter:
+            raise UsageError(
+                f"{volume.name} has pixels of {pixel:g} um, many times wider than cells of {diameter:g} um: no "
+                "cell can be seen; give the image at full resolution, or the true --voxel-size or --cell-diameter"
+            )
         mask = None if request.mask is None else Mask.open(request.mask)
         return cls(volume, detector, atlas, registration, mask)
 

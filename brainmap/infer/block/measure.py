@@ -25,12 +25,13 @@ def mean_around(
     image : ndarray of float32, shape (rows, columns)
         A slice of the net grid.
     row, column : ndarray of float, shape (n,)
-        Places; 0 is the centre of the first pixel. Pixels beyond the image are left out.
+        Places; 0 is the centre of the first pixel. Pixels beyond the image, or without a finite value, are left out.
     """
     r = np.rint(row).astype(np.int64)[:, None] + np.repeat([-1, 0, 1], 3)
     c = np.rint(column).astype(np.int64)[:, None] + np.tile([-1, 0, 1], 3)
     inside = (r >= 0) & (r < image.shape[0]) & (c >= 0) & (c < image.shape[1])
     values = image[np.clip(r, 0, image.shape[0] - 1), np.clip(c, 0, image.shape[1] - 1)]
+    inside &= np.isfinite(values)
     total = np.where(inside, values, 0).sum(axis=1, dtype=np.float64)
     return (total / np.maximum(inside.sum(axis=1), 1)).astype(np.float32)
 
@@ -108,7 +109,9 @@ def profile_diameters(profile: NDArray[np.floating], cell_diameter_um: float) ->
     first = below.argmax(axis=1)
     found = below.any(axis=1) & (high > half)
     before = np.maximum(first - 1, 0)
-    drop = profile[cells, before] - profile[cells, first]
-    share = (profile[cells, before] - half) / np.where(drop > 0, drop, 1)
+    # Values that are not finite give no profile, and NaN.
+    with np.errstate(invalid="ignore"):
+        drop = profile[cells, before] - profile[cells, first]
+        share = (profile[cells, before] - half) / np.where(drop > 0, drop, 1)
     crossing = radius[before] + np.clip(share, 0, 1) * (radius[1] - radius[0])
     return np.where(found, 2 * crossing, np.nan).astype(np.float32)
