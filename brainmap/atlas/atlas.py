@@ -20,7 +20,7 @@ from brainmap.errors import DataError
 
 __all__ = ["LEFT", "RIGHT", "UNDECIDED", "Atlas"]
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 UNDECIDED, LEFT, RIGHT = 0, 1, 2
 
@@ -213,7 +213,7 @@ class Atlas:
         )
         if share > _MAX_UNKNOWN_SHARE:
             raise DataError(f"{message}: annotation and structures do not belong together")
-        logger.warning("%s; points there count as outside", message)
+        log.warning("%s; points there count as outside", message)
         return np.where(wrong, np.uint32(OUTSIDE_ID), ids)
 
     def __getstate__(self) -> dict[str, Any]:

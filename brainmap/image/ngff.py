@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-from brainmap.coords import ORIENTATIONS
+from brainmap.coords import ORIENTATIONS, Triple
 from brainmap.errors import DataError
 
 __all__ = [
@@ -31,7 +31,6 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
-Triple = tuple[float, float, float]
 
 # UDUNITS length names that NGFF recommends, in micrometres.
 _UM_PER_UNIT = {

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from brainmap.errors import DataError
+from brainmap.image.otsu import otsu
 
 __all__ = ["Source", "find_tissue", "overview", "pooled", "smooth_inside"]
 
@@ -160,7 +161,7 @@ def find_tissue(low: NDArray[np.float32]) -> tuple[NDArray[np.bool_], float, boo
     everything = np.ones(low.shape, bool)
     floor = float(low.min())
     values = np.log1p((low - floor) / max(float(np.median(low)) - floor, 1e-6))
-    threshold = _otsu(values)
+    _, threshold = otsu(values)
     dim, bright = low[values <= threshold], low[values > threshold]
     if dim.size < 0.02 * low.size or bright.size < 0.02 * low.size:
         return everything, floor, False
@@ -174,19 +175,6 @@ def find_tissue(low: NDArray[np.float32]) -> tuple[NDArray[np.bool_], float, boo
     if not apart or solid.sum() < 0.6 * tissue.sum() or border.mean() > 0.9:
         return everything, floor, False
     return _fill(solid), dark, True
-
-
-def _otsu(values: NDArray[Any]) -> float:
-    """Otsu's threshold from a 256-bin histogram."""
-    counts, edges = np.histogram(values, 256)
-    centres = (edges[1:] + edges[:-1]) / 2
-    below = np.cumsum(counts)[:-1]
-    above = counts.sum() - below
-    sums = np.cumsum(counts * centres)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        gap = sums[:-1] / below - (sums[-1] - sums[:-1]) / above
-    score = np.where((below > 0) & (above > 0), below * above * gap**2, 0.0)
-    return float(edges[int(np.argmax(score)) + 1])
 
 
 def _fill(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
