@@ -8,12 +8,13 @@ import platform
 import shutil
 import subprocess
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from brainmap import __version__
 
-__all__ = ["machine", "usable_cores", "versions"]
+__all__ = ["has_bf16", "machine", "usable_cores", "versions"]
 
 # The packages whose version can change a result.
 KEY_PACKAGES = (
@@ -22,7 +23,9 @@ KEY_PACKAGES = (
 )  # fmt: skip
 
 # Instruction sets that decide how fast, and in which precision, the CPU infers.
-CPU_FEATURES = ("amx_bf16", "amx_int8", "avx512_bf16", "avx512_vnni", "avx512f", "avx2", "fma")
+CPU_FEATURES = ("amx_bf16", "amx_int8", "avx512_bf16", "avx512_vnni", "avx512f", "avx2", "fma", "bf16")
+# Those with which it computes in bfloat16; the last is ARM's.
+_BF16 = ("amx_bf16", "avx512_bf16", "bf16")
 
 
 def versions() -> dict[str, str]:
@@ -56,6 +59,12 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
+@cache
+def has_bf16() -> bool:
+    """Whether the processor computes in bfloat16; one that does not emulates it, many times slower than float32."""
+    return any(name in _cpu()[1] for name in _BF16)
+
+
 def _cpu() -> tuple[str, list[str]]:
     model, flags = platform.processor() or platform.machine(), set()
     with suppress(OSError):
@@ -63,7 +72,7 @@ def _cpu() -> tuple[str, list[str]]:
             key, _, value = line.partition(":")
             if key.strip() == "model name":
                 model = value.strip()
-            elif key.strip() == "flags":
+            elif key.strip() in ("flags", "Features"):
                 flags = set(value.split())
                 break
     return model, [name for name in CPU_FEATURES if name in flags]

@@ -26,6 +26,7 @@ from brainmap.cli.console import (
     print_pairs,
     report_error,
 )
+from brainmap.crowd import commands as crowd_commands
 from brainmap.errors import BrainmapError, IncompleteRunError, UsageError
 
 if TYPE_CHECKING:
@@ -37,9 +38,19 @@ app = new_app("brainmap", "Whole-brain cell detection: a brain in, a table of ce
 app.add_typer(atlas_cli.app)
 app.add_typer(gt_cli.app)
 app.add_typer(train_cli.app)
+app.add_typer(crowd_commands.app)
 command(app, "retrain")(train_cli.retrain)
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Channel = Annotated[int | None, typer.Option(help="Channel, counting from 0.", metavar="N")]
+Timepoint = Annotated[int | None, typer.Option(help="Timepoint, counting from 0.", metavar="N")]
+Axes = Annotated[
+    str | None,
+    typer.Option(
+        help="What each stored axis is, one letter of t c z y x each, a dot for another one; for files that do not "
+        "say it, or say it wrongly (planes saved as channels: zyx).",
+        metavar="LETTERS",
+    ),
+]
 VoxelSize = Annotated[
     str | None, typer.Option(help="Voxel size in um; overrides the image's own.", metavar="Z,Y,X")
 ]
@@ -82,8 +93,23 @@ def root(
 @command(app, "demo")
 def demo(
     out: Annotated[Path, typer.Option(help="Folder to write into.", metavar="DIR")] = Path("demo"),
+    crowd: Annotated[
+        bool, typer.Option("--crowd", help="Instead: tiles, a simulated crowd, a retrained detector.")
+    ] = False,
+    serve: Annotated[
+        bool, typer.Option("--serve", help="With --crowd: open the tiles in the browser, to click oneself.")
+    ] = False,
 ) -> None:
     """Make a phantom brain, detect and count its cells, and score them against the known truth."""
+    if serve and not crowd:
+        raise UsageError("--serve belongs to --crowd")
+    if crowd:
+        from brainmap.crowd.demo import run_crowd_demo, serve_demo
+
+        typer.echo(run_crowd_demo(out))
+        if serve:
+            serve_demo(out)
+        return
     from brainmap.run.demo import run_demo
 
     typer.echo(str(run_demo(out)))
@@ -106,6 +132,8 @@ def detect(
     registration_channel: Annotated[
         int | None, typer.Option(help="Channel to register to the atlas.", metavar="N")
     ] = None,
+    timepoint: Timepoint = None,
+    axes: Axes = None,
     orientation: Orientation = None,
     voxel_size: VoxelSize = None,
     atlas: AtlasName = None,
@@ -202,6 +230,8 @@ def register(
     atlas: AtlasName = None,
     orientation: Orientation = None,
     channel: Channel = None,
+    timepoint: Timepoint = None,
+    axes: Axes = None,
     voxel_size: VoxelSize = None,
     mask: Mask = None,
     landmarks: Annotated[
@@ -228,6 +258,8 @@ def register(
         orientation=orientation,
         channel=channel,
         voxel_size=parse_voxel_size(voxel_size) if voxel_size else None,
+        timepoint=timepoint,
+        axes=axes,
         mask=mask,
         landmarks=landmarks,
         overwrite=overwrite,
@@ -279,6 +311,18 @@ def convert(
     ],
     dest: Annotated[Path, typer.Argument(help="OME-Zarr to write.", metavar="DEST.zarr")],
     voxel_size: VoxelSize = None,
+    axes: Axes = None,
+    timepoint: Timepoint = None,
+    planes: Annotated[
+        str | None,
+        typer.Option(
+            help="Of a folder: only files of this name, with * for anything, such as 'brain_Ch1_*.tif'.",
+            metavar="PATTERN",
+        ),
+    ] = None,
+    allow_gaps: Annotated[
+        bool, typer.Option("--allow-gaps", help="Take a series of planes with missing numbers as it is.")
+    ] = False,
     channel_names: Annotated[
         str | None, typer.Option(help="Names of the channels, separated by commas.", metavar="NAMES")
     ] = None,
@@ -296,6 +340,10 @@ def convert(
         source,
         dest,
         voxel_um=parse_voxel_size(voxel_size) if voxel_size else None,
+        axes=axes,
+        timepoint=timepoint,
+        planes=planes,
+        allow_gaps=allow_gaps,
         channel_names=[name.strip() for name in channel_names.split(",")] if channel_names else None,
         orientation=orientation,
         workers=workers,

@@ -17,6 +17,7 @@ normalised
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
@@ -50,6 +51,8 @@ _NOISE_PATCHES = 48
 # Reading them is mostly waiting where the image lies far away.
 _NOISE_THREADS = 4
 _NOISE_PATCH_CELLS = 12
+# Patches with a smaller share of data say nothing.
+_LEAST_DATA = 0.05
 # Pixels of a band of rows: some arrays of so many fit into a core's cache.
 _BAND_PIXELS = 1 << 16
 # Noise grows with the light: between its root (photon noise) and itself (gain).
@@ -108,17 +111,21 @@ class Intensity:
         """
         full = source.levels[0]
         low, bin_vox = overview(source, cell_diameter_um)
-        known = np.isfinite(low)
+        known, unreadable = np.isfinite(low), np.isinf(low)
         if not known.any():
-            raise DataError("the volume holds no finite value that can be read; check the input image")
+            raise DataError(
+                "the volume holds one grey level only (0), or no finite value, wherever it can be read; "
+                "check the channel and the input image"
+            )
         low = np.where(known, low, np.median(low[known])).astype(np.float32)
-        tissue, dark, surrounded = find_tissue(low)
+        data = known | unreadable
+        tissue, dark, surrounded = find_tissue(low, data)
         # Where the image could not be read, detection must try and fail in the open.
-        tissue |= ~known
+        tissue = tissue | unreadable
         background = smooth_inside(low, tissue)
         typical = float(np.median(background[tissue]))
         if surrounded:
-            tissue = ndimage.binary_dilation(tissue, np.ones((1, 3, 3), bool), iterations=2)
+            tissue = data & ndimage.binary_dilation(tissue, np.ones((1, 3, 3), bool), iterations=2)
         unit = cls(background, tissue, bin_vox, full.shape, 1.0, typical, dark, surrounded)
         noise = _sample_noise(source, unit, cell_diameter_um)
         log.info(
@@ -309,7 +316,7 @@ class IntensityWindow:
             yield rows, mixed
 
 
-def noise_of(detail: NDArray[Any]) -> float:
+def noise_of(detail: NDArray[Any], data: NDArray[np.bool_] | None = None) -> float:
     """Standard deviation of the noise in an image that also holds cells.
 
     Cells only brighten, so the spread is taken below the median; smooth variation wider than about
@@ -319,9 +326,17 @@ def noise_of(detail: NDArray[Any]) -> float:
     ----------
     detail : ndarray, shape (z, y, x)
         Grey levels at detector resolution.
+    data : ndarray of bool, same shape, optional
+        Where something was recorded; the rest takes no part.
     """
     image = np.asarray(detail, np.float32)
-    fine = image - ndimage.gaussian_filter(image, (0, 4, 4), mode="nearest")
+    if data is None or data.all():
+        fine = image - ndimage.gaussian_filter(image, (0, 4, 4), mode="nearest")
+    else:
+        weight = data.astype(np.float32)
+        around = ndimage.gaussian_filter(image * weight, (0, 4, 4), mode="nearest")
+        share = np.maximum(ndimage.gaussian_filter(weight, (0, 4, 4), mode="nearest"), 1e-6)
+        fine = (image - around / share)[data]
     centred = fine - np.median(fine)
     return float(1.4826 * np.median(-centred[centred <= 0])) if centred.size else 0.0
 
@@ -357,14 +372,16 @@ def _sample_noise(source: Source, unit: Intensity, cell_um: float) -> float:
             f"the volume holds one grey level only ({everything[0]:g}) wherever it was sampled; "
             "check the channel and the input image"
         )
-    # An image without noise (8-bit, saturated black) still needs a scale.
-    return max(float(np.quantile(spreads, 0.4)), 0.004 * span, 1e-6)
+    # Where tissue has a few grey levels, rounding is the noise: neighbours are rounded alike, so it does not average
+    # away. An image without noise (saturated black) still needs a scale.
+    rounding = float(np.median([patch[2] for patch in patches if patch is not None])) / math.sqrt(12)
+    return max(float(np.quantile(spreads, 0.4)), rounding, 0.004 * span, 1e-6)
 
 
 def _noise_patch(
     source: Source, unit: Intensity, cell_um: float, place: NDArray[np.integer]
-) -> tuple[float, NDArray[np.float32]] | None:
-    """Noise around the middle of a bin, as if the light were `typical`, and the pixels; None if unreadable."""
+) -> tuple[float, NDArray[np.float32], float] | None:
+    """Noise around the middle of a bin, as if the light were `typical`, pixels, and `_grain`; None if unreadable."""
     full = source.levels[0]
     pixel = cell_um / 5
     pool = (max(1, round(pixel / full.voxel_um[1])), max(1, round(pixel / full.voxel_um[2])))
@@ -377,10 +394,14 @@ def _noise_patch(
         start = int(np.clip(round(centre - size / 2), 0, full.shape[axis] - size))
         box.append(slice(start, start + size))
     try:
-        patch = source.read(box[0], box[1], box[2]).astype(np.float32).mean(axis=0, keepdims=True)
+        voxels = source.read(box[0], box[1], box[2])
     except DataError:
         return None
-    patch = np.nan_to_num(pooled(patch, pool))
+    patch = voxels.astype(np.float32).mean(axis=0, keepdims=True)
+    patch = np.nan_to_num(pooled(patch, pool), posinf=0, neginf=0)
+    data = _recorded(patch)
+    if data.mean() < _LEAST_DATA:
+        return None
     axes = (
         np.array([box[0].start + (depth - 1) / 2]),
         box[1].start + (np.arange(patch.shape[1]) + 0.5) * pool[0] - 0.5,
@@ -388,4 +409,19 @@ def _noise_patch(
     )
     light = np.median(unit.background_at(*axes)) - unit.dark
     ratio = light / max(unit.typical - unit.dark, 1e-6)
-    return noise_of(patch) / float(np.clip(ratio, 0.25, 4.0)) ** NOISE_EXPONENT, patch.ravel()
+    noise = noise_of(patch, data) / float(np.clip(ratio, 0.25, 4.0)) ** NOISE_EXPONENT
+    return noise, patch[data], _grain(voxels)
+
+
+def _grain(voxels: NDArray[Any]) -> float:
+    """Smallest step between grey levels; 0 for floating-point images, which are not rounded."""
+    if not np.issubdtype(voxels.dtype, np.integer):
+        return 0.0
+    levels = np.unique(voxels)
+    return float(np.diff(levels.astype(np.float64)).min()) if len(levels) > 1 else 0.0
+
+
+def _recorded(patch: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Where an image (1, y, x) is not padding or a mask: exact zeros side by side; single ones are noise."""
+    zero = patch == 0
+    return ~(ndimage.binary_opening(zero, np.ones((1, 3, 3), bool)) if zero.any() else zero)

@@ -11,6 +11,7 @@ from brainmap.atlas.atlas import Atlas
 from brainmap.coords import Triple, parse_known_letters
 from brainmap.errors import UsageError
 from brainmap.files import atomic_path, fingerprint
+from brainmap.image.plausible import check_voxel_um
 from brainmap.machine import usable_cores
 from brainmap.registration.landmarks import Landmarks
 from brainmap.registration.orientation import brain_size, settle_orientation
@@ -114,6 +115,8 @@ def register_brain(
     orientation: str | None = None,
     channel: int | None = None,
     voxel_size: Triple | None = None,
+    timepoint: int | None = None,
+    axes: str | None = None,
     mask: str | Path | None = None,
     landmarks: str | Path | None = None,
     options: RegistrationOptions | None = None,
@@ -128,7 +131,9 @@ def register_brain(
     """
     from brainmap.image.volume import Volume
 
-    opened = Volume.open(brain, channel=channel, voxel_um=voxel_size)
+    opened = Volume.open(brain, channel=channel, timepoint=timepoint, voxel_um=voxel_size, axes=axes)
+    source = "its metadata" if voxel_size is None else "--voxel-size"
+    check_voxel_um(opened.voxel_um, opened.shape, opened.name, source)
     tissue = None if mask is None else Volume.open(mask)
     return register(
         opened,

@@ -364,6 +364,8 @@ def _open_volume(record: RunRecord) -> Volume:
         str(source),
         channel=record.parameters.get("channel"),
         voxel_um=record.parameters.get("voxel_um") or None,
+        timepoint=record.parameters.get("timepoint"),
+        axes=record.parameters.get("axes"),
     )
 
 

@@ -146,6 +146,7 @@ def recount(
     volume = Volume.open(
         meta["brain"], channel=record.parameters.get("channel"), voxel_um=meta["voxel_um"],
         orientation=meta.get("orientation"),
+        timepoint=record.parameters.get("timepoint"), axes=record.parameters.get("axes"),
     )  # fmt: skip
     registration.check_belongs(volume)
     atlas = Atlas.open(registration.atlas_folder)

@@ -23,8 +23,10 @@ from brainmap.coords import parse_known_letters, vox_to_um
 from brainmap.errors import BrainmapError, DataError, IncompleteRunError, UsageError
 from brainmap.export.formats import export_points
 from brainmap.files import fingerprint, now
+from brainmap.image.data_box import data_box
 from brainmap.image.intensity import Intensity
 from brainmap.image.mask import Mask
+from brainmap.image.plausible import check_voxel_um
 from brainmap.image.volume import Volume
 from brainmap.infer.detector import Detector
 from brainmap.infer.engine.engine import DetectionResult, RunOptions, preload, run_detection
@@ -117,7 +119,17 @@ class _Inputs:
 
     @classmethod
     def open(cls, request: DetectRequest) -> _Inputs:
-        volume = Volume.open(request.brain, channel=request.channel, voxel_um=request.voxel_um)
+        volume = Volume.open(
+            request.brain,
+            channel=request.channel,
+            timepoint=request.timepoint,
+            voxel_um=request.voxel_um,
+            axes=request.axes,
+        )
+        if request.roi is not None:
+            request.roi.slices(volume.shape)
+        source = "its metadata" if request.voxel_um is None else "--voxel-size"
+        check_voxel_um(volume.voxel_um, volume.shape, volume.name, source)
         if request.orientation is not None:
             # What is asked for replaces what the image says, also where it is still to be found.
             letters = None if request.finds_orientation else request.orientation
@@ -215,6 +227,7 @@ class _Run:
             # A run may take hours: what makes it pointless is said before.
             log.warning("%s", warning)
         registration = self._stage("registration", self._register)
+        self.part = _part_with_data(self.inputs.volume)
         if self.record.status != "complete":
             threading.Thread(target=self._load_ahead, name="brainmap-load-ahead").start()
         intensity = self._stage("overview", self._fit_intensity)
@@ -277,10 +290,8 @@ class _Run:
         source = request.brain if request.registration_image is None else str(request.registration_image)
         if request.registration_image is not None:
             image = Volume.open(source, channel=request.registration_channel, orientation=volume.orientation)
-        elif channel != volume.channel:
-            image = Volume.open(
-                source, channel=channel, voxel_um=request.voxel_um, orientation=volume.orientation
-            )
+        elif channel is not None and channel != volume.channel:
+            image = volume.with_channel(channel)
         else:
             image = volume
         registration = register(
@@ -306,26 +317,24 @@ class _Run:
         """Load the network, beside the overview."""
         # What fails here fails again where it is needed, and is said there.
         with suppress(Exception):
-            preload(
-                self.inputs.volume, self.inputs.detector, self.folder, _options(self.request, self.inputs)
-            )
+            preload(self.part, self.inputs.detector, self.folder, _options(self.request, self.part))
 
     def _fit_intensity(self) -> Intensity:
         saved = self.folder / BLOCKS_DIR / INTENSITY_FILE
         if saved.is_file():
             return Intensity.load(saved)
-        return Intensity.fit(self.inputs.volume, _diameter(self.request, self.inputs))
+        return Intensity.fit(self.part, _diameter(self.request, self.inputs))
 
     def _detect(self, intensity: Intensity) -> DetectionResult:
         if self.inputs.mask is not None:
-            inside = self.inputs.mask.touches(intensity, self.inputs.volume)
+            inside = self.inputs.mask.touches(intensity, self.part)
             intensity = dataclasses.replace(intensity, tissue=intensity.tissue & inside)
         return run_detection(
-            self.inputs.volume,
+            self.part,
             intensity,
             self.inputs.detector,
             self.folder,
-            _options(self.request, self.inputs),
+            _options(self.request, self.part),
             meanwhile=_load_report,
         )
 
@@ -443,11 +452,30 @@ def _load_report() -> None:
         figure.draw_without_rendering()
 
 
-def _options(request: DetectRequest, inputs: _Inputs) -> RunOptions:
+def _part_with_data(volume: Volume) -> Volume:
+    """The volume, or the box of it that holds data: cells at its faces are judged as at those of a volume."""
+    box = data_box(volume)
+    if all(span == (0, n) for span, n in zip(box, volume.shape, strict=True)):
+        return volume
+    log.info(
+        "%s: data lie in %s (z, y, x); the rest is blank and takes no part",
+        volume.name, ", ".join(f"{a}:{b}" for a, b in box),
+    )  # fmt: skip
+    return volume.cropped(box)
+
+
+def _options(request: DetectRequest, part: Volume) -> RunOptions:
     roi = None
     if request.roi is not None:
-        z, y, x = request.roi.slices(inputs.volume.shape)
-        roi = ((z.start, z.stop), (y.start, y.stop), (x.start, x.stop))
+        crop = part.crop or tuple((0, n) for n in part.shape)
+        ends = (request.roi.z, request.roi.y, request.roi.x)
+        spans = [
+            (max(start, a) - a, (b if stop is None else min(stop, b)) - a)
+            for (start, stop), (a, b) in zip(ends, crop, strict=True)
+        ]
+        if any(start >= stop for start, stop in spans):
+            raise DataError(f"--roi {request.roi} holds no data: the image is blank there")
+        roi = (spans[0], spans[1], spans[2])
     return RunOptions(
         threshold=request.threshold,
         cell_diameter_um=request.cell_diameter_um,
@@ -482,8 +510,9 @@ def _foreseen(request: DetectRequest, inputs: _Inputs) -> list[str]:
 def _plan(request: DetectRequest, inputs: _Inputs) -> DetectSummary:
     """The dry run: what the command would read, need and take."""
     diameter = _diameter(request, inputs)
-    intensity = Intensity.fit(inputs.volume, diameter)
-    plan = estimate(inputs.volume, intensity, inputs.detector, _options(request, inputs))
+    part = _part_with_data(inputs.volume)
+    intensity = Intensity.fit(part, diameter)
+    plan = estimate(part, intensity, inputs.detector, _options(request, part))
     warnings = tuple(_foreseen(request, inputs))
     return DetectSummary(
         request.out, "planned", 0, None, 0.0, 0.0, warnings=warnings, plan=dataclasses.asdict(plan)

@@ -43,6 +43,8 @@ def view_run(run: str | Path) -> None:
         points.meta.get("brain") or record.parameters["brain"],
         channel=record.parameters.get("channel"),
         voxel_um=record.parameters.get("voxel_um"),
+        timepoint=record.parameters.get("timepoint"),
+        axes=record.parameters.get("axes"),
     )
     viewer = napari.Viewer(title=f"brainmap {run.name}")
     viewer.add_image(

@@ -126,7 +126,7 @@ def process_block(job: Job, block: Block) -> tuple[dict[str, NDArray[Any]], Stag
     Returns
     -------
     columns : dict of ndarray
-        As `COLUMNS`; positions are level-0 voxel indices.
+        As `COLUMNS`; positions are level-0 voxel indices of the stored image.
     stages : Stages
         Where the time went.
     """
@@ -203,6 +203,9 @@ class _Cells:
             table[axis] = np.clip(table[axis], 0, size - 1)
             if roi is not None:
                 keep &= (table[axis] >= roi[0] - 0.5) & (table[axis] < roi[1] - 0.5)
+        for axis, first in zip("zyx", self.job.volume.offset, strict=True):
+            # Where the volume is a part of an image, places are those of the whole.
+            table[axis] = table[axis] + first
         sequence = np.lexsort((table["x"], table["y"], table["z"]))
         chosen = sequence[keep[sequence]]
         return {name: table[name][chosen].astype(kind) for name, kind in COLUMNS.items()}

@@ -10,6 +10,7 @@ import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -33,6 +34,7 @@ from brainmap.tiles.tiles import Tiles
 from brainmap.train.judge.evaluate import EvaluationSettings, true_points
 from brainmap.train.judge.predict import Knots, calibrated, grid_of, predict_tiles
 from brainmap.train.judge.scores import Scored, match_truth, reliability
+from brainmap.train.judge.shift import shifted, simplest
 from brainmap.train.learn.centernet import CenterNet
 from brainmap.train.learn.samples import VISIBLE, GridSettings, NetVolume
 
@@ -44,12 +46,16 @@ __all__ = [
     "calibrate_on_tiles",
     "calibration_knots",
     "detections",
+    "expected_best",
     "face_weights",
     "judge",
     "tile_calibration",
 ]
 
 log = logging.getLogger(__name__)
+
+# Logits, and which of them are right -> a curve.
+Fit = Callable[[NDArray, NDArray[np.bool_]], Knots]
 
 TOLERANCE_UM = 10.0
 _LOWEST_LOGIT = -5.0
@@ -292,7 +298,8 @@ class TileCalibration:
     threshold : float
         The score from which the expected F1 is best.
     method : str
-        "isotonic" or "beta", whichever predicted left-out slices better (log loss).
+        "isotonic" or "beta", whichever predicted left-out slices better (log loss); with a curve to start from
+        also "kept" or "shifted".
     ece, brier, log_loss : float
         Cross-fitted, over all detections.
     ece_shown : float
@@ -370,6 +377,7 @@ def tile_calibration(
     group: NDArray[np.integer],
     n_true: int,
     folds: int = 5,
+    prior: Knots | None = None,
 ) -> TileCalibration:
     """Map logits to the probability of being right, and choose a threshold.
 
@@ -378,6 +386,10 @@ def tile_calibration(
     groups better is fitted to everything. The threshold is the score from which the expected F1,
     2 sum(p) / (detections + true cells), is best: with calibrated scores that is half the best F1 itself, and
     steadier than the best F1 counted on few tiles.
+
+    Where a curve is there already, that curve as it is and the same curve shifted and stretched compete as well,
+    and of all the simplest is taken that is not worse than the best by more than a standard error over groups: a
+    few tiles can move a curve, but hardly draw one.
 
     Parameters
     ----------
@@ -389,19 +401,26 @@ def tile_calibration(
         True cells, found or not.
     folds : int
         Parts that are left out in turn.
+    prior : tuple of (logit, probability), optional
+        The curve to start from.
     """
     if correct.sum() < 3 or correct.all():
         raise DataError(
             f"{int(correct.sum())} of {len(correct)} detections are right: nothing to calibrate on; check the "
             "cell diameter, the tiles' voxel size and the ground truth"
         )
-    fits = {"isotonic": _isotonic, "beta": _beta}
+    fits: dict[str, Fit] = {}
+    if prior is not None:
+        fits = {"kept": lambda x, y: prior, "shifted": partial(shifted, prior=prior)}
+    fits |= {"beta": _beta, "isotonic": _isotonic}
     fold = _folds(group, folds)
     crossed = {name: _cross_fitted(fit, logit, correct, fold) for name, fit in fits.items()}
     losses = {name: _log_loss(p, correct) for name, p in crossed.items()}
     method = min(losses, key=lambda name: losses[name])
+    if prior is not None:
+        method = simplest(crossed, correct, group, method)
     knots, score = fits[method](logit, correct), crossed[method]
-    threshold, expected = _expected_best(score, n_true)
+    threshold, expected = expected_best(score, n_true)
     every, shown = reliability(score, correct), reliability(score[score >= 0.05], correct[score >= 0.05])
     return TileCalibration(
         knots, threshold, method, every.ece, shown.ece, every.brier, losses[method], expected
@@ -441,7 +460,7 @@ def _folds(group: NDArray[np.integer], folds: int) -> NDArray[np.int64]:
 
 
 def _cross_fitted(
-    fit: Callable[[NDArray, NDArray[np.bool_]], Knots],
+    fit: Fit,
     logit: NDArray,
     correct: NDArray[np.bool_],
     fold: NDArray[np.int64],
@@ -459,7 +478,7 @@ def _log_loss(p: NDArray[np.float64], correct: NDArray[np.bool_]) -> float:
     return float(-np.mean(np.log(np.where(correct, p, 1 - p))))
 
 
-def _expected_best(score: NDArray[np.float64], n_true: int) -> tuple[float, float]:
+def expected_best(score: NDArray[np.float64], n_true: int) -> tuple[float, float]:
     """The threshold with the best expected F1, and that F1."""
     falling = np.sort(score)[::-1]
     f1 = 2 * np.cumsum(falling) / (np.arange(1, len(falling) + 1) + n_true)

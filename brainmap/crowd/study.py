@@ -1,0 +1,412 @@
+"""Which tiles to annotate, tested on labelled data (methods 11): animals x slices x strategy at equal budget.
+
+Animals are held out in turn. From the others a budget of tiles is chosen in every way of the design; what a detector
+would learn from them is estimated (`brainmap.crowd.study_judge`) and judged on the held-out animals. All ways are
+judged on the same held-out animals in each repeat, so that differences are paired. The repeats share animals:
+intervals are those of the corrected resampled t-test (Nadeau & Bengio 2003), which allows for that.
+"""
+
+from __future__ import annotations
+
+import csv
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from brainmap.crowd.sampling.budget import fill
+from brainmap.crowd.sampling.network import TileNetwork
+from brainmap.crowd.sampling.request import STRATEGIES
+from brainmap.crowd.sampling.strategies import choose
+from brainmap.crowd.study_judge import Labelled, judge_selection, look_at_labelled
+from brainmap.errors import DataError, UsageError
+from brainmap.files import atomic_path, write_json
+from brainmap.gt.clicks import read_point_table
+from brainmap.gt.truth import GroundTruth
+from brainmap.infer.detector import Detector
+from brainmap.tiles.tiles import Tiles
+
+__all__ = ["Claim", "Design", "Study", "StudyRequest", "designs_of", "run_study", "select"]
+
+log = logging.getLogger(__name__)
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+# Active choice counts as better than random where it gains more than this.
+_MARGIN = 0.01
+_LEVEL = 0.90
+
+
+@dataclass(frozen=True)
+class Design:
+    """One way to spend the budget: `animals`, slices of each (`few` or `many`), and the strategy within."""
+
+    animals: int
+    slices: str
+    strategy: str
+
+
+@dataclass(frozen=True)
+class StudyRequest:
+    """One study.
+
+    Parameters
+    ----------
+    tiles : Path
+        Labelled tiles; `brain` is the animal.
+    truth : Path
+        Ground-truth folder, or a table `image_id x y`.
+    out : Path
+        Folder for report.html, study.csv and study.json.
+    detector : str
+        The detector that would be trained.
+    budget : int or None
+        Tiles to annotate; None: as many as most animals have, halved.
+    repeats : int
+    held_out : float
+        Share of the animals to judge on.
+    cell_diameter_um : float or None
+        Typical cell; None: the detector's.
+    tolerance_cells : float
+        Largest distance of a detection from its cell, in cell diameters.
+    strategies : tuple of str
+    seed : int
+    """
+
+    tiles: Path
+    truth: Path
+    out: Path
+    detector: str = "default"
+    budget: int | None = None
+    repeats: int = 20
+    held_out: float = 0.3
+    cell_diameter_um: float | None = None
+    tolerance_cells: float = 0.5
+    strategies: tuple[str, ...] = STRATEGIES
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.repeats < 3:
+            raise UsageError(f"--repeats is {self.repeats}; an interval needs at least 3")
+        if not 0 < self.held_out < 1:
+            raise UsageError(f"the share to hold out is {self.held_out}; it must lie between 0 and 1")
+        if self.budget is not None and self.budget < 1:
+            raise UsageError(f"--budget is {self.budget}; give at least 1")
+        if unknown := [s for s in self.strategies if s not in STRATEGIES]:
+            raise UsageError(f"there is no strategy {unknown[0]!r}; choose from {', '.join(STRATEGIES)}")
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A statement of the review, and what these data say.
+
+    Parameters
+    ----------
+    text : str
+    verdict : str
+        "confirmed", "contradicted", "not decided" or "not tested".
+    measure : str
+        What was compared.
+    mean, low, high : float
+        Difference in F1 and its 90 % interval; NaN where it was not tested.
+    """
+
+    text: str
+    verdict: str
+    measure: str
+    mean: float = float("nan")
+    low: float = float("nan")
+    high: float = float("nan")
+
+
+@dataclass(frozen=True)
+class Study:
+    """What was found.
+
+    Parameters
+    ----------
+    out : Path
+    animals, tiles, budget, held_out : int
+        Of the data; tiles per selection; animals that judge in each repeat.
+    designs : list of Design
+    f1, auprc : ndarray of float64, shape (repeats, designs)
+    nothing, everything : ndarray of float64, shape (repeats, 2)
+        F1 and AUPRC of the detector as it is, and of one that learnt from all tiles of the other animals.
+    claims : list of Claim
+    correction : float
+        n_test / n_train of the intervals.
+    """
+
+    out: Path
+    animals: int
+    tiles: int
+    budget: int
+    held_out: int
+    designs: list[Design]
+    f1: Floats
+    auprc: Floats
+    nothing: Floats
+    everything: Floats
+    correction: float
+    claims: list[Claim] = field(default_factory=list)
+
+    def mean_of(self, values: Floats, **wanted: Any) -> Floats:
+        """Mean over the designs that have some values, for each repeat."""
+        use = [all(getattr(d, k) == v for k, v in wanted.items()) for d in self.designs]
+        return values[:, use].mean(axis=1)
+
+    def interval(self, difference: Floats) -> tuple[float, float, float]:
+        """Mean of a paired difference (repeats,) and its 90 % interval, corrected for shared animals."""
+        n = len(difference)
+        mean, spread = float(difference.mean()), float(difference.std(ddof=1))
+        half = float(stats.t.ppf(0.5 + _LEVEL / 2, n - 1)) * spread * np.sqrt(1 / n + self.correction)
+        return mean, mean - half, mean + half
+
+    def lines(self) -> list[tuple[str, str]]:
+        """The result as names and values, for people."""
+        lines = [
+            (
+                "data",
+                f"{self.tiles} tiles of {self.animals} animals, {self.held_out} held out, budget {self.budget}",
+            ),
+            (
+                "F1",
+                f"{self.nothing[:, 0].mean():.3f} without annotation, {self.everything[:, 0].mean():.3f} with all",
+            ),
+        ]
+        for claim in self.claims:
+            span = (
+                "" if np.isnan(claim.mean) else f" ({claim.mean:+.3f}, {claim.low:+.3f} to {claim.high:+.3f})"
+            )
+            lines.append((claim.verdict, f"{claim.text}{span}"))
+        return [*lines, ("report", str(self.out / "report.html"))]
+
+
+def run_study(request: StudyRequest) -> Study:
+    """Compare the ways to spend a budget on labelled tiles, and write the report.
+
+    Raises
+    ------
+    DataError
+        Tiles without truth, no cells, or all tiles from one slice.
+    """
+    tiles = Tiles.open(request.tiles)
+    truth = _truth(request.truth, tiles)
+    known = np.array([str(name) in truth for name in tiles.ids], bool)
+    if not known.any():
+        raise DataError(
+            f"{request.truth} says nothing of the tiles of {request.tiles}; image_id must be the same"
+        )
+    detector = Detector.open(request.detector)
+    diameter = request.cell_diameter_um or detector.spec.cell_diameter_um
+    tiles = tiles.take(known)
+    log.info("looking at %d labelled tiles", len(tiles))
+    data = look_at_labelled(tiles, truth, TileNetwork(detector), diameter, request.tolerance_cells)
+    study = _compare(request, data, detector.spec.threshold)
+    _write(request, study)
+    return study
+
+
+def _truth(path: Path, tiles: Tiles) -> GroundTruth:
+    if path.is_dir():
+        return GroundTruth.open(path)
+    images, _, xy = read_point_table(path)
+    sizes = {str(n): (int(h), int(w)) for n, (h, w) in zip(tiles.ids, tiles.shapes, strict=True)}
+    use = np.array([name in sizes for name in images], bool)
+    return GroundTruth.from_points(np.array(images, dtype=object)[use], xy[use], sizes)
+
+
+def _compare(request: StudyRequest, data: Labelled, threshold: float) -> Study:
+    """Every design in every repeat."""
+    groups = _groups(data)
+    n = int(groups.max()) + 1
+    test = max(1, min(n - 1, round(request.held_out * n)))
+    budget = request.budget or max(2, int(np.median(np.bincount(groups))) // 2)
+    designs = designs_of(data, groups, n - test, budget, request.strategies)
+    f1, auprc = np.zeros((request.repeats, len(designs))), np.zeros((request.repeats, len(designs)))
+    ends = np.zeros((2, request.repeats, 2))
+    for repeat in range(request.repeats):
+        rng = np.random.default_rng([request.seed, repeat])
+        order = rng.permutation(n)
+        held_out = np.flatnonzero(np.isin(groups, order[:test]))
+        rest = np.flatnonzero(~np.isin(groups, order[:test]))
+        for row, chosen in enumerate((None, rest)):
+            judged = judge_selection(data, chosen, held_out, threshold)
+            ends[row, repeat] = judged.f1, judged.auprc
+        for column, design in enumerate(designs):
+            # The same animals for all strategies and numbers of slices: only what is compared differs.
+            animals = order[test : test + design.animals]
+            chosen = select(data, groups, animals, design, budget, int(rng.integers(2**31)))
+            judged = judge_selection(data, chosen, held_out, threshold)
+            f1[repeat, column], auprc[repeat, column] = judged.f1, judged.auprc
+    study = Study(
+        request.out, int(data.animal.max()) + 1, len(data.n_true), budget, test, designs, f1, auprc,
+        ends[0], ends[1], test / (n - test),
+    )  # fmt: skip
+    study.claims.extend(_claims(study))
+    return study
+
+
+def _groups(data: Labelled) -> Ints:
+    """What is held out together: animals, or sections where there is one animal."""
+    groups = data.animal if data.animal.max() > 0 else data.section
+    if groups.max() == 0:
+        raise DataError("all tiles come from one slice: nothing to hold out, nothing to compare")
+    return groups
+
+
+def designs_of(
+    data: Labelled, groups: Ints, training: int, budget: int, strategies: Sequence[str]
+) -> list[Design]:
+    """The ways to spend a budget that the data allow.
+
+    Parameters
+    ----------
+    data : Labelled
+    groups : ndarray of int64
+        Animal of each tile.
+    training : int
+        Animals that are not held out.
+    budget : int
+    strategies : sequence of str
+
+    Raises
+    ------
+    DataError
+        No number of animals has so many tiles.
+    """
+    tiles = np.sort(np.bincount(groups))
+    sections = np.array([len(np.unique(data.section[groups == g])) for g in range(int(groups.max()) + 1)])
+    levels = [a for a in (1, 2, 4, 8, 16, 32) if a < training] + [training]
+    # Whatever animals are drawn, they must have the budget.
+    levels = [a for a in levels if a <= budget and tiles[:a].sum() >= budget and tiles[0] >= -(-budget // a)]
+    if not levels:
+        raise DataError(
+            f"a budget of {budget} tiles is too large for {training} animals with {tiles[0]} to {tiles[-1]} tiles each"
+        )
+    slices = ("few", "many") if data.animal.max() > 0 and sections.max() > 1 else ("many",)
+    return [Design(a, s, strategy) for a in levels for s in slices for strategy in strategies]
+
+
+def select(data: Labelled, groups: Ints, animals: Ints, design: Design, budget: int, seed: int) -> Ints:
+    """Choose the tiles of a design.
+
+    Parameters
+    ----------
+    data : Labelled
+    groups : ndarray of int64
+        Animal of each tile.
+    animals : ndarray of int64
+        Those to choose from; the budget is spread evenly over them.
+    design : Design
+        "few" slices takes all tiles of a slice before the next; "many" takes one of each slice in turn.
+    budget, seed : int
+
+    Returns
+    -------
+    ndarray of int64
+        Indices of `budget` tiles.
+    """
+    room = np.array([int((groups == a).sum()) for a in animals], np.int64)
+    chosen = []
+    for k, (animal, n) in enumerate(zip(animals, fill(budget, room), strict=True)):
+        own = np.flatnonzero(groups == animal)
+        sections, member, size = np.unique(data.section[own], return_inverse=True, return_counts=True)
+        if design.slices == "few":
+            wanted = int(np.searchsorted(np.cumsum(np.sort(size)[::-1]), n) + 1)
+        else:
+            wanted = min(len(sections), int(n))
+        picked = _sections(data, own, member, len(sections), wanted, design.strategy, seed + k)
+        quota = _section_quota(int(n), size, picked)
+        for section in np.flatnonzero(quota):
+            rows = own[member == section]
+            some = choose(
+                design.strategy, int(quota[section]), data.place[rows], data.feature[rows], data.doubt[rows],
+                seed + 1000 * k + int(section),
+            )  # fmt: skip
+            chosen.append(rows[some])
+    return np.sort(np.concatenate(chosen))
+
+
+def _sections(data: Labelled, own: Ints, member: Ints, n: int, wanted: int, strategy: str, seed: int) -> Ints:
+    """Sections of one animal, by the strategy: a section is what its tiles are on average."""
+    mean = np.stack([data.feature[own[member == s]].mean(axis=0) for s in range(n)])
+    doubt = np.array([data.doubt[own[member == s]].mean() for s in range(n)])
+    place = np.stack([data.place[own[member == s]].mean(axis=0) for s in range(n)])
+    return choose(strategy, wanted, place, mean, doubt, seed)
+
+
+def _section_quota(n: int, size: Ints, picked: Ints) -> Ints:
+    """Tiles of each section: evenly over those that were picked, the rest over the others."""
+    quota = np.zeros_like(size)
+    quota[picked] = fill(min(n, int(size[picked].sum())), size[picked])
+    left = n - int(quota.sum())
+    return quota + fill(left, size - quota) if left else quota
+
+
+def _claims(study: Study) -> list[Claim]:
+    """The review's statements, held against the result."""
+    f1 = study.f1
+    levels = sorted({d.animals for d in study.designs})
+    claims = []
+    text = "many animals with few tiles each beat few animals with many"
+    if len(levels) > 1 and study.animals > 1:
+        gain = study.mean_of(f1, animals=levels[-1]) - study.mean_of(f1, animals=levels[0])
+        measure = f"F1 with {levels[-1]} animals minus F1 with {levels[0]}"
+        claims.append(_better(study, text, measure, gain))
+    else:
+        claims.append(Claim(text, "not tested", "the data allow one number of animals only"))
+    text = "many slices of an animal beat few, at equal animals"
+    if {d.slices for d in study.designs} == {"few", "many"}:
+        gain = study.mean_of(f1, slices="many") - study.mean_of(f1, slices="few")
+        claims.append(_better(study, text, "F1 with many slices minus F1 with few", gain))
+    else:
+        claims.append(Claim(text, "not tested", "the data have one slice of each animal"))
+    strategies = {d.strategy for d in study.designs}
+    plain = [s for s in ("random", "even") if s in strategies]
+    for name in ("active", "uncertain"):
+        text = f"random or even choice does as well as {name}"
+        if name not in strategies or not plain:
+            claims.append(Claim(text, "not tested", "one of them was left out"))
+            continue
+        base = np.mean([study.mean_of(f1, strategy=s) for s in plain], axis=0)
+        mean, low, high = study.interval(study.mean_of(f1, strategy=name) - base)
+        verdict = "contradicted" if low > 0 else "confirmed" if high < _MARGIN else "not decided"
+        claims.append(
+            Claim(text, verdict, f"F1 of {name} minus mean F1 of {' and '.join(plain)}", mean, low, high)
+        )
+    return claims
+
+
+def _better(study: Study, text: str, measure: str, gain: Floats) -> Claim:
+    mean, low, high = study.interval(gain)
+    verdict = "confirmed" if low > 0 else "contradicted" if high < 0 else "not decided"
+    return Claim(text, verdict, measure, mean, low, high)
+
+
+def _write(request: StudyRequest, study: Study) -> None:
+    from brainmap.crowd.study_report import write_study_report
+
+    request.out.mkdir(parents=True, exist_ok=True)
+    with (
+        atomic_path(request.out / "study.csv") as part,
+        part.open("w", newline="", encoding="utf-8") as stream,
+    ):
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(("animals", "slices", "strategy", "repeat", "f1", "auprc"))
+        for column, d in enumerate(study.designs):
+            for repeat in range(len(study.f1)):
+                scores = (f"{study.f1[repeat, column]:.6f}", f"{study.auprc[repeat, column]:.6f}")
+                writer.writerow((d.animals, d.slices, d.strategy, repeat, *scores))
+    write_study_report(request.out / "report.html", request, study)
+    write_json(request.out / "study.json", {
+        "tiles": study.tiles, "animals": study.animals, "budget": study.budget, "held_out_animals": study.held_out,
+        "repeats": len(study.f1), "without_annotation": study.nothing.mean(axis=0),
+        "with_all": study.everything.mean(axis=0), "claims": study.claims,
+    })  # fmt: skip

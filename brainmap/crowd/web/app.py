@@ -1,0 +1,135 @@
+"""The application: routes behind guards, and what goes on in the background."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Iterable
+from urllib.parse import urlsplit
+
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from brainmap.crowd.passwords import Passwords
+from brainmap.crowd.projects import names_of_projects, scan_project
+from brainmap.crowd.refused import Refused
+from brainmap.crowd.site import Site
+from brainmap.crowd.web.admin import Admin
+from brainmap.crowd.web.api_account import AccountApi
+from brainmap.crowd.web.api_work import WorkApi
+from brainmap.crowd.web.desk import Desk, refusal
+from brainmap.crowd.web.guards import HostCheck, SafeHeaders, SameOrigin
+from brainmap.crowd.web.pages import Pages, Renderer
+from brainmap.errors import BrainmapError
+
+__all__ = ["LOOPBACK", "create_app"]
+
+log = logging.getLogger(__name__)
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+# Images are uploaded; what else is sent is limited where it is read.
+MAX_UPLOAD_BYTES = 64 * 1024 * 1024
+
+
+def create_app(
+    site: Site,
+    *,
+    passwords: Passwords | None = None,
+    hosts: Iterable[str] = LOOPBACK,
+    scan: bool = True,
+) -> Starlette:
+    """The application of a site.
+
+    Parameters
+    ----------
+    passwords : Passwords, optional
+        Tests give a quicker hash.
+    hosts : iterable of str
+        Host names that requests may name; that of the public URL is added.
+    scan : bool
+        Look for new images in the background.
+    """
+    desk = Desk.of(site, passwords)
+    renderer = Renderer(desk)
+    settings = site.settings
+    own = {*hosts, *([urlsplit(settings.public_url).hostname or ""] if settings.public_url else [])}
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_app: Starlette) -> AsyncIterator[None]:
+        tasks = [asyncio.create_task(_scan_forever(site))] if scan and settings.scan_seconds > 0 else []
+        yield
+        for task in tasks:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+        site.close()
+
+    async def health(_request: Request) -> Response:
+        try:
+            await run_in_threadpool(site.database.check)
+        except BrainmapError as error:
+            log.error("%s", error)
+            return JSONResponse({"error": "the database does not answer"}, 503)
+        return JSONResponse({"status": "ok"})
+
+    routes = [
+        Route("/healthz", health, methods=["GET"]),
+        *AccountApi(desk).routes(),
+        *WorkApi(desk).routes(),
+        *Pages(desk, renderer).routes(),
+        *Admin(desk, renderer).routes(),
+    ]
+    return Starlette(
+        routes=routes,
+        middleware=[
+            Middleware(SafeHeaders, secure=settings.secure),
+            Middleware(HostCheck, hosts=own),
+            Middleware(SameOrigin, public_url=settings.public_url),
+        ],
+        exception_handlers={Refused: _refused, HTTPException: _http_error, Exception: _server_error},
+        lifespan=lifespan,
+        max_body_size=MAX_UPLOAD_BYTES,
+    )
+
+
+async def _scan_forever(site: Site) -> None:
+    while True:
+        try:
+            await run_in_threadpool(scan_all, site)
+        except Exception:
+            # The site goes on without: a folder that cannot be read is no reason to stop the work.
+            log.exception("looking for new images failed")
+        await asyncio.sleep(site.settings.scan_seconds)
+
+
+def scan_all(site: Site) -> None:
+    """Register what is new in the folders of all projects."""
+    with site.database.read() as connection:
+        names = names_of_projects(connection)
+    for name in names:
+        found = scan_project(site, name)
+        if found.added:
+            log.info("project %s: %d new images", name, len(found.added))
+
+
+async def _refused(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, Refused)
+    return refusal(error)
+
+
+async def _http_error(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    sentences = {404: "there is no such page", 405: "this cannot be done here", 413: "that is too large"}
+    sentence = sentences.get(error.status_code, str(error.detail))
+    return JSONResponse({"error": sentence}, error.status_code, headers=error.headers)
+
+
+async def _server_error(request: Request, error: Exception) -> Response:
+    log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    return JSONResponse({"error": "something went wrong here; please try again"}, 500)
