@@ -26,6 +26,7 @@ from brainmap.cli.console import (
     print_pairs,
     report_error,
 )
+from brainmap.crowd import sample_commands
 from brainmap.errors import BrainmapError, IncompleteRunError, UsageError
 
 if TYPE_CHECKING:
@@ -37,6 +38,9 @@ app = new_app("brainmap", "Whole-brain cell detection: a brain in, a table of ce
 app.add_typer(atlas_cli.app)
 app.add_typer(gt_cli.app)
 app.add_typer(train_cli.app)
+crowd = new_app("crowd", "From brains to tiles to clicks, and back into the detector.")
+sample_commands.register(crowd)
+app.add_typer(crowd)
 command(app, "retrain")(train_cli.retrain)
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Channel = Annotated[int | None, typer.Option(help="Channel, counting from 0.", metavar="N")]
@@ -82,7 +86,7 @@ def root(
 @command(app, "demo")
 def demo(
     out: Annotated[Path, typer.Option(help="Folder to write into.", metavar="DIR")] = Path("demo"),
-    crowd: Annotated[
+    with_crowd: Annotated[
         bool, typer.Option("--crowd", help="Instead: tiles, a simulated crowd, a retrained detector.")
     ] = False,
     serve: Annotated[
@@ -90,9 +94,9 @@ def demo(
     ] = False,
 ) -> None:
     """Make a phantom brain, detect and count its cells, and score them against the known truth."""
-    if serve and not crowd:
+    if serve and not with_crowd:
         raise UsageError("--serve belongs to --crowd")
-    if crowd:
+    if with_crowd:
         from brainmap.crowd.demo import run_crowd_demo, serve_demo
 
         typer.echo(run_crowd_demo(out))
