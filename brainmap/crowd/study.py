@@ -184,7 +184,7 @@ class Study:
             ),
             (
                 "F1",
-                f"{self.nothing[:, 0].mean():.3f} without annotation, {self.everything[:, 0].mean():.3f} with all",
+                f"{np.nanmean(self.nothing[0]):.3f} without annotation, {np.nanmean(self.everything[0]):.3f} with all",
             ),
         ]
         for claim in self.claims:
