@@ -146,7 +146,7 @@ def judge_selection(
     """
     scores, level = data.score, threshold
     if chosen is not None:
-        train = np.isin(data.tile, chosen)
+        train = _of_tiles(data, chosen)
         right = data.correct[train]
         # Cells of which the network proposes nothing, or nothing but cells, teach no boundary.
         if right.any() and not right.all():
@@ -154,10 +154,17 @@ def judge_selection(
             level = _best_level(scores[train], right, int(data.n_true[chosen].sum()))
     found = {}
     for animal, tiles in held_out.items():
-        test, n_true = np.isin(data.tile, tiles), int(data.n_true[tiles].sum())
+        test, n_true = _of_tiles(data, tiles), int(data.n_true[tiles].sum())
         if n_true:
             found[animal] = Judged(*_judge(scores[test], data.correct[test], n_true, level))
     return found
+
+
+def _of_tiles(data: Labelled, tiles: Ints) -> NDArray[np.bool_]:
+    """Which candidates lie on some tiles."""
+    use = np.zeros(len(data.n_true), bool)
+    use[tiles] = True
+    return use[data.tile]
 
 
 def _fitted(trait: Floats, correct: NDArray[np.bool_]) -> Callable[[Floats], Floats]:
