@@ -24,7 +24,7 @@ from scipy import ndimage
 
 from brainmap.image.storage.local import LocalChunks
 from brainmap.image.volume import write_volume
-from brainmap.infer.engine.cluster import cores
+from brainmap.machine import usable_cores
 
 SIDE, CHUNK, SHARD = 1024, (64, 128, 128), (64, 512, 512)
 Read = Callable[[tuple[slice, ...]], np.ndarray]
@@ -70,7 +70,7 @@ def measure(read: Read, depth: int, threads: int) -> tuple[float, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--mvox", type=float, default=256)
-    parser.add_argument("--threads", type=int, default=cores())
+    parser.add_argument("--threads", type=int, default=usable_cores())
     parser.add_argument("--json", type=Path, help="also write the numbers there")
     options = parser.parse_args()
     depth = max(CHUNK[0], round(options.mvox * 1e6 / SIDE**2 / CHUNK[0]) * CHUNK[0])

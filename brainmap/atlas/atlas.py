@@ -20,7 +20,7 @@ from brainmap.errors import DataError
 
 __all__ = ["LEFT", "RIGHT", "UNDECIDED", "Atlas"]
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 UNDECIDED, LEFT, RIGHT = 0, 1, 2
 
@@ -170,7 +170,7 @@ class Atlas:
             (tissue[..., half:] & (sides[..., half:] == RIGHT)).sum()
         )
         if crossed > 0.6 * max(right + left, 1):
-            logger.warning(
+            log.warning(
                 "%s: left and right seem to be swapped: %.0f %% of the voxels called left lie in the right half by the "
                 "atlas's orientation",
                 where, 100 * crossed / max(right + left, 1),
@@ -259,7 +259,7 @@ class Atlas:
                 f"{message}: if annotation and structures belong together, add a row for each of these ids to the "
                 "structures (unlisted ones may share a parent), or set their voxels to 0"
             )
-        logger.warning("%s; points there count as outside", message)
+        log.warning("%s; points there count as outside", message)
         return np.where(wrong, np.uint32(OUTSIDE_ID), ids)
 
     def __getstate__(self) -> dict[str, Any]:

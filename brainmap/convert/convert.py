@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -13,15 +12,15 @@ from typing import Any
 from numpy.typing import NDArray
 
 from brainmap.convert.stacks import Reading, Stack, open_stack
-from brainmap.coords import parse_orientation
+from brainmap.coords import Triple, parse_orientation
 from brainmap.errors import UsageError
 from brainmap.files import fingerprint
 from brainmap.image.axes import parse_axes
 from brainmap.image.journal import ConversionJournal
-from brainmap.image.ngff import Triple
 from brainmap.image.plausible import check_voxel_um
 from brainmap.image.volume import Volume, parse_voxel_um
 from brainmap.image.writer import VolumeWriter
+from brainmap.machine import usable_cores
 
 __all__ = ["convert"]
 
@@ -132,7 +131,7 @@ def convert(
             opened.enter_context(journal)
             writer = VolumeWriter(path, **options, overwrite=overwrite, verify=True, journal=journal)
             opened.enter_context(writer)
-            pool = opened.enter_context(ThreadPoolExecutor(workers or os.cpu_count() or 1))
+            pool = opened.enter_context(ThreadPoolExecutor(workers or usable_cores()))
             if writer.planes_taken:
                 log.info("%s: going on after %d of %d planes", dest, writer.planes_taken, stack.shape[1])
             for slab in _slabs(stack, writer.planes_taken, writer.slab_depth, pool):

@@ -29,7 +29,7 @@ from brainmap.run_folder import EXPORTS_DIR, REGIONS_CSV
 
 __all__ = ["export_points"]
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 BRAINGLOBE_CELL = 2  # Type 2 is "cell"; readers that take cells only ignore the others.
 # The version of brainglobe-utils whose YAML layout is written.
@@ -125,7 +125,7 @@ def _write_xml(run: Path, path: Path) -> None:
             )
         file.write("    </Marker_Type>\n  </Marker_Data>\n</CellCounter_Marker_File>\n")
     if raised:
-        logger.warning("the XML format starts at voxel 1: %d cells in voxel 0 were written there", raised)
+        log.warning("the XML format starts at voxel 1: %d cells in voxel 0 were written there", raised)
 
 
 def _write_csv(run: Path, path: Path) -> None:
@@ -240,7 +240,7 @@ def _write_all_points(run: Path, path: Path, regions: list[dict[str, Any]]) -> N
                 HEMISPHERES[points["hemisphere"]],
             )  # fmt: skip
     if outside:
-        logger.info("brainmapper has no row for cells outside the atlas: %d are left out", outside)
+        log.info("brainmapper has no row for cells outside the atlas: %d are left out", outside)
 
 
 def _write_quint(run: Path, path: Path) -> None:

@@ -23,7 +23,7 @@ from brainmap.files import plain_text
 
 __all__ = ["Clicks", "read_clicks", "read_point_table"]
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 # A heat map beyond this (1 GB) comes from a wrong coordinate, not from an image.
 MAX_IMAGE_PX = 250_000_000
@@ -98,7 +98,7 @@ class Clicks:
             nonlocal ids, names, xy
             if not mask.all():
                 dropped[reason] = int((~mask).sum())
-                logger.warning("%d clicks dropped: %s", dropped[reason], reason)
+                log.warning("%d clicks dropped: %s", dropped[reason], reason)
                 ids, names, xy = ids[mask], names[mask], xy[mask]
 
         keep(np.array([bool(a) and bool(b) for a, b in zip(ids, names, strict=True)], bool), "without an id")
@@ -120,7 +120,7 @@ class Clicks:
         image, worker = image[:n], worker[:n]
         if outside.any():
             dropped["outside the image"] = int(outside.sum())
-            logger.warning("%d clicks dropped: outside the image", outside.sum())
+            log.warning("%d clicks dropped: outside the image", outside.sum())
             image, worker, xy = image[inside], worker[inside], xy[inside]
         order = np.lexsort((xy[:, 1], xy[:, 0], worker, image))
         image, worker, xy = image[order], worker[order], xy[order]

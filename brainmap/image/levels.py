@@ -7,16 +7,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from brainmap.coords import Shape, Triple
 from brainmap.errors import DataError, UsageError
 from brainmap.image.axes import check_axes
-from brainmap.image.ngff import Dataset, Multiscale, Triple, dataset_from_shape, parse_multiscale
+from brainmap.image.ngff import Dataset, Multiscale, dataset_from_shape, parse_multiscale
 from brainmap.image.storage.arrays import ArrayInfo, Node, open_reader
 
 __all__ = ["Level", "Shape", "check_arrays", "image_of", "levels_of", "parse_voxel_um", "spatial"]
 
 log = logging.getLogger(__name__)
-
-Shape = tuple[int, int, int]
 
 
 @dataclass(frozen=True)

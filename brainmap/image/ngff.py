@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-from brainmap.coords import ORIENTATIONS
+from brainmap.coords import ORIENTATIONS, Triple
 from brainmap.errors import BrainmapError, DataError, UsageError
 from brainmap.image.axes import check_axes
 
@@ -32,7 +32,6 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
-Triple = tuple[float, float, float]
 
 # More than any pyramid: halving 2**63 voxels gives 63.
 _MOST_LEVELS = 64

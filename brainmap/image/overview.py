@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from brainmap.errors import DataError
+from brainmap.image.otsu import otsu
 
 __all__ = ["Source", "find_tissue", "overview", "pooled", "smooth_inside"]
 
@@ -193,7 +194,7 @@ def find_tissue(
     known = low[_without_rim(everything)]
     floor = float(known.min())
     values = np.log1p((np.maximum(known, floor) - floor) / max(float(np.median(known)) - floor, 1e-6))
-    threshold = _otsu(values)
+    _, threshold = otsu(values)
     dim, bright = known[values <= threshold], known[values > threshold]
     if dim.size < 0.02 * known.size or bright.size < 0.02 * known.size:
         return everything, floor, False
@@ -221,19 +222,6 @@ def _border(tissue: NDArray[np.bool_], data: NDArray[np.bool_]) -> NDArray[np.bo
     if data.all():
         return np.concatenate([tissue[:, [0, -1]].ravel(), tissue[:, :, [0, -1]].ravel()])
     return tissue[data & ~ndimage.binary_erosion(data, np.ones((1, 3, 3), bool))]
-
-
-def _otsu(values: NDArray[Any]) -> float:
-    """Otsu's threshold from a 256-bin histogram."""
-    counts, edges = np.histogram(values, 256)
-    centres = (edges[1:] + edges[:-1]) / 2
-    below = np.cumsum(counts)[:-1]
-    above = counts.sum() - below
-    sums = np.cumsum(counts * centres)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        gap = sums[:-1] / below - (sums[-1] - sums[:-1]) / above
-    score = np.where((below > 0) & (above > 0), below * above * gap**2, 0.0)
-    return float(edges[int(np.argmax(score)) + 1])
 
 
 def _fill(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:

@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from brainmap.coords import parse_orientation
+from brainmap.coords import Shape, Triple, parse_orientation
 from brainmap.errors import DataError, UsageError
 from brainmap.image.axes import in_zyx_order, parse_axes, warn_of_planes_as_channels
-from brainmap.image.levels import Level, Shape, check_arrays, image_of, levels_of, parse_voxel_um, spatial
-from brainmap.image.ngff import Triple, is_collection
+from brainmap.image.levels import Level, check_arrays, image_of, levels_of, parse_voxel_um, spatial
+from brainmap.image.ngff import is_collection
 from brainmap.image.storage.arrays import Reader, ZarrFormat, locate, open_reader, read_node
 from brainmap.image.writer import VolumeWriter
 

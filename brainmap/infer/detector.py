@@ -83,6 +83,9 @@ class DetectorSpec:
     face : tuple of float
         How a peak in the volume's first or last slice is judged: see `brainmap.infer.peaks.weigh_face`. By
         default like any other.
+    prominence : tuple of float
+        Weight and sufficient value of a peak's prominence: what stands out of the tissue's texture less than that
+        is judged by so much lower a logit; see `weighed`. A weight of 0, the default, looks at the logit alone.
     training : dict
         How it was made.
     """
@@ -105,6 +108,7 @@ class DetectorSpec:
     normalisation: str = "contrast-asinh"
     subpixel: str = "offset"
     face: FaceWeights = PLAIN_FACE
+    prominence: tuple[float, float] = (0.0, 1.0)
     training: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -146,6 +150,12 @@ class DetectorSpec:
                 f"detector {self.name}: face is {self.face}; give a constant, a positive weight of the peak, "
                 "one of the slice inside that is not negative, and one of the slices' distance"
             )
+        weight, enough = self.prominence if len(self.prominence) == 2 else (-1.0, 0.0)
+        if not (math.isfinite(weight) and weight >= 0 and math.isfinite(enough) and enough > 0):
+            raise DataError(
+                f"detector {self.name}: prominence is {self.prominence}; give a weight that is not negative and a "
+                "positive value that is enough"
+            )
         logits, scores = np.asarray(self.calibration, np.float64).reshape(-1, 2).T
         rising = len(logits) > 1 and (np.diff(logits) > 0).all() and (np.diff(scores) >= 0).all()
         if not rising or scores.min() < 0 or scores.max() > 1:
@@ -176,6 +186,8 @@ class DetectorSpec:
             values["calibration"] = tuple((float(a), float(b)) for a, b in values["calibration"])
             if "face" in values:
                 values["face"] = tuple(float(v) for v in values["face"])
+            if "prominence" in values:
+                values["prominence"] = tuple(float(v) for v in values["prominence"])
             return cls(**values)
         except DataError:
             raise
@@ -186,6 +198,25 @@ class DetectorSpec:
         """Calibrated probability of a cell, 0..1; constant beyond the outermost knots."""
         knots = np.asarray(self.calibration, np.float64)
         return np.interp(np.asarray(logit, np.float64), knots[:, 0], knots[:, 1])
+
+    def weighed(self, logit: NDArray[Any], prominence: NDArray[Any]) -> NDArray[np.float32]:
+        """Logits, lowered where a peak stands out of the tissue's texture too little; never raised.
+
+        What people call a cell stands out of the texture of the tissue at the cell's own scale. A network sees
+        contrast in units of noise, and in a clean image any faint blob of texture lies many of those above the
+        background.
+
+        Parameters
+        ----------
+        logit : ndarray, shape (n,)
+        prominence : ndarray, shape (n,)
+            Difference of Gaussians at the peak, in robust standard deviations of what it is in the tissue at large.
+        """
+        weight, enough = self.prominence
+        if not weight:
+            return np.asarray(logit, np.float32)
+        found = np.clip(np.nan_to_num(prominence, nan=enough), 0.0, enough)
+        return (logit + weight * (np.arcsinh(found) - math.asinh(enough))).astype(np.float32)
 
     def logit_at(self, score: float) -> float:
         """Lowest logit whose score reaches `score`; -inf or inf beyond the calibration's ends."""

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 
-from brainmap.coords import ATLAS_ORIENTATION, AxisMap, as_points, axis_map, parse_orientation
+from brainmap.coords import ATLAS_ORIENTATION, AxisMap, Triple, as_points, axis_map, parse_orientation
 from brainmap.errors import DataError
 
 if TYPE_CHECKING:
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 __all__ = ["SampleGrid", "resample_volume"]
 
-Triple = tuple[float, float, float]
 
 #: Voxels read at once while down-sampling; about 0.5 GB with the float copies.
 _READ_VOXELS = 32_000_000

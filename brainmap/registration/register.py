@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from brainmap.atlas.atlas import Atlas
-from brainmap.coords import parse_known_letters
+from brainmap.coords import Triple, parse_known_letters
 from brainmap.errors import UsageError
 from brainmap.files import atomic_path, fingerprint
 from brainmap.image.plausible import check_voxel_um
-from brainmap.registration.alignment import usable_cores
+from brainmap.machine import usable_cores
 from brainmap.registration.landmarks import Landmarks
 from brainmap.registration.orientation import brain_size, settle_orientation
 from brainmap.registration.plausible import check_sections
@@ -24,9 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["REGISTRATION_JSON", "Registration", "RegistrationOptions", "register", "register_brain"]
 
-logger = logging.getLogger(__name__)
-
-Triple = tuple[float, float, float]
+log = logging.getLogger(__name__)
 
 
 def register(
@@ -91,13 +89,13 @@ def register(
         prints["fingerprint"] = fingerprint(identity | {"landmarks": landmarks.fingerprint()})
     found = _finished(out, prints["fingerprint"], overwrite)
     if found is not None:
-        logger.info("using the finished registration in %s", out)
+        log.info("using the finished registration in %s", out)
         return found
     atlas.check()
     check_sections(volume, brain_size(atlas))
     settled = settle_orientation(volume, atlas, asked, mask)
     for warning in settled.warnings:
-        logger.warning("%s", warning)
+        log.warning("%s", warning)
     parameters = asdict(options) | {
         "threads": options.threads or usable_cores(),
         "orientation": settled.letters,

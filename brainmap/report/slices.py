@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from brainmap.image.otsu import otsu
 from brainmap.image.volume import Volume
 from brainmap.points.table import Points
 
@@ -144,21 +145,11 @@ def tissue_of(image: SliceImage) -> NDArray[np.bool_]:
     from scipy import ndimage
 
     values = np.log1p(np.maximum(ndimage.gaussian_filter(image.values, 4.0), 0.0))
-    values = values.astype(np.float64)
     low, high = float(values.min()), float(values.max())
     if high - low < 1e-6 * max(1.0, abs(high)):
         # One grey level, or a handful of pixels: nothing to tell apart.
         return np.ones(values.shape, bool)
-    counts, edges = np.histogram(values, 128)
-    centres = (edges[1:] + edges[:-1]) / 2
-    below = np.cumsum(counts)
-    above = below[-1] - below
-    mean_below = np.cumsum(counts * centres) / np.maximum(below, 1)
-    mean_above = (np.sum(counts * centres) - np.cumsum(counts * centres)) / np.maximum(above, 1)
-    between = below * above * (mean_below - mean_above) ** 2.0
-    # Between two well separated levels every threshold is as good: take the middle of the plateau.
-    best = np.flatnonzero(between >= between.max() * (1 - 1e-9))
-    return values > centres[int(best[len(best) // 2])]
+    return values > otsu(values)[1]
 
 
 def choose_crops(

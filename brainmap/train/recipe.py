@@ -34,6 +34,7 @@ from brainmap.train.learn.pool import backgrounds_of, make_inserted, make_sectio
 from brainmap.train.learn.pretrain import PretrainConfig, load_model, pretrain
 from brainmap.train.learn.real_tissue import RealStacks, real_volumes
 from brainmap.train.learn.samples import GridSettings, NetVolume, net_volume
+from brainmap.train.retrain.lineage import Lineage, print_tiles
 from brainmap.train.tissue.tissue import KINDS, simulate, variant
 
 __all__ = ["Calibration", "Polish", "Recipe", "Round", "build_detector"]
@@ -255,6 +256,7 @@ def build_detector(
         "rounds": [dataclasses.asdict(part) for part in recipe.rounds],
         "polish": [dataclasses.asdict(part) for part in recipe.polish],
         "calibration_f1": round(f1, 4),
+        "lineage": _lineage(recipe, work, data).record(),
     }
     export_detector(
         model, config.grid, out, recipe.name, recipe.version, threshold, knots, training, card, face
@@ -316,6 +318,14 @@ def _polish(
             tolerance = _SECTION_TOLERANCE_CELLS * base.grid.cell_diameter_um
             judged.append(judge(network, volume, base.grid, tolerance))
     return polished(np.ones(len(tiles), bool), "polish"), judged
+
+
+def _lineage(recipe: Recipe, work: Path, data: Path | None) -> Lineage:
+    """The real sections that taught and calibrated the detector, so that a retraining knows them again."""
+    if recipe.polish is None:
+        return Lineage()
+    prints = print_tiles(_read_sections(recipe.polish, work, data or Path())[0])
+    return Lineage().after(prints, [("trained", "calibrated")] * len(prints), recipe.name)
 
 
 def _read_sections(polish: Polish, work: Path, data: Path) -> tuple[Tiles, GroundTruth]:

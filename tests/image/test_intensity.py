@@ -6,10 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from brainmap.errors import DataError
 from brainmap.image.array_source import ArraySource
-from brainmap.image.intensity import BACKGROUND_VALUE, Intensity, noise_of
+from brainmap.image.intensity import BACKGROUND_VALUE, LEAST_TEXTURE, Intensity, noise_of
 from brainmap.image.volume import Volume, write_volume
 
 VOXEL = (5.0, 2.0, 2.0)
@@ -229,3 +230,32 @@ def test_rounding_is_the_noise_of_an_image_of_few_grey_levels() -> None:
         for image in (noisy.astype(np.float32), np.rint(noisy).astype(np.uint16))
     )
     np.testing.assert_allclose(as_int.noise, as_float.noise, rtol=0.01)
+
+
+def test_texture_is_what_stands_out_at_the_scale_of_cells() -> None:
+    rng = np.random.default_rng(3)
+    voxel = (4.0, 2.0, 2.0)
+    noise = rng.standard_normal((8, 200, 200))
+    white = Intensity.fit(ArraySource((1000 + 20 * noise).astype(np.float32), voxel))
+    assert white.texture == pytest.approx(0.1, abs=0.02)
+    blobs = ndimage.gaussian_filter(rng.standard_normal((8, 200, 200)), (0, 2, 2))
+    mottled = Intensity.fit(
+        ArraySource((1000 + 20 * noise + 60 * blobs / blobs.std()).astype(np.float32), voxel)
+    )
+    assert mottled.texture > 2 * white.texture
+    # Neither the light nor the grey scale plays a part.
+    brighter = Intensity.fit(ArraySource((5000 + 100 * noise).astype(np.float32), voxel))
+    assert brighter.texture == pytest.approx(white.texture, rel=0.01)
+    cells = 1000 + 20 * noise
+    cells[:, 20::40, 20::40] += 4000
+    assert Intensity.fit(ArraySource(cells.astype(np.float32), voxel)).texture < 1.3 * white.texture
+
+
+def test_runs_of_before_have_the_least_texture(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    fitted = Intensity.fit(ArraySource(rng.normal(100, 5, (4, 64, 64)).astype(np.float32), (4.0, 2.0, 2.0)))
+    fitted.save(tmp_path / "new.npz")
+    assert Intensity.load(tmp_path / "new.npz").texture == fitted.texture
+    with np.load(tmp_path / "new.npz") as record:
+        np.savez(tmp_path / "old.npz", **{k: record[k] for k in record.files if k != "texture"})
+    assert Intensity.load(tmp_path / "old.npz").texture == LEAST_TEXTURE

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from brainmap.image.storage import blosc
 from brainmap.image.storage.blosc import Fetch
 from brainmap.image.storage.layout import ArrayLayout, NotKnownHereError
+from brainmap.machine import usable_cores
 
 __all__ = ["LocalChunks"]
 
@@ -76,7 +77,7 @@ class LocalChunks:
         if len(jobs) <= _CHUNKS_PER_TASK:
             self._fill_in(out, region, jobs)
             return out
-        pool, count = _pool(), os.cpu_count() or 1
+        pool, count = _pool(), usable_cores()
         size = max(_CHUNKS_PER_TASK, -(-len(jobs) // count))
         batches = [jobs[i : i + size] for i in range(0, len(jobs), size)]
         others = [pool.submit(self._fill_in, out, region, batch) for batch in batches[1:]]
@@ -222,7 +223,7 @@ def _overlapping(region: Box, size: tuple[int, ...]) -> itertools.product[tuple[
 
 @functools.cache
 def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="brainmap-read")
+    return ThreadPoolExecutor(usable_cores(), thread_name_prefix="brainmap-read")
 
 
 # Windows has no fork.

@@ -29,6 +29,7 @@ __all__ = ["COLUMNS", "BlockCancelledError", "Job", "Stages", "process_block"]
 COLUMNS = {
     "z": "float64", "y": "float64", "x": "float64",
     "score": "float32", "intensity": "float32", "snr": "float32", "diameter_um": "float32",
+    "prominence": "float32",
 }  # fmt: skip
 
 
@@ -179,11 +180,15 @@ class _Cells:
         here, side = grid.group_z(k), grid.group_z(np.clip(k + np.sign(dz).astype(int), 0, None))
         y_net, x_net = net_places(peaks, self.window, stride)
         y, x = grid.to_vox(y_net, 1), grid.to_vox(x_net, 2)
-        contrast = intensity_of(self.job).contrast_near(cells.intensity, float(here[0]), y, x)
+        intensity = intensity_of(self.job)
+        contrast = intensity.contrast_near(cells.intensity, float(here[0]), y, x)
+        prominence = cells.band / (intensity.scale_near(float(here[0]), y, x) * intensity.texture)
         self.found.append({
-            "k": k, "row": row * stride, "column": column * stride, "logit": peaks["logit"],
+            "k": k, "row": row * stride, "column": column * stride,
+            "logit": self.job.spec.weighed(peaks["logit"], prominence),
             "z": here + np.abs(dz) * (side - here), "y": y, "x": x,
             "intensity": cells.intensity, "snr": contrast, "diameter_um": cells.diameter_um,
+            "prominence": prominence,
         })  # fmt: skip
 
     def finish(self) -> dict[str, NDArray[Any]]:

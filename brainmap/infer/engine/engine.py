@@ -26,12 +26,13 @@ from brainmap.infer.detector import Detector, choose_backend
 from brainmap.infer.engine import results
 from brainmap.infer.engine.batch import peak_memory, process_name
 from brainmap.infer.engine.choose import choose_block
-from brainmap.infer.engine.cluster import connect, cores, in_this_process, threads_here
+from brainmap.infer.engine.cluster import connect, in_this_process, threads_here
 from brainmap.infer.engine.dispatch import Dispatcher
 from brainmap.infer.engine.progress import Progress
 from brainmap.infer.engine.tally import EMPTY, LEFT, Tally
 from brainmap.infer.plan.blocks import Grid, Roi, block_in_net, partition
 from brainmap.infer.plan.layout import make_layout
+from brainmap.machine import usable_cores
 from brainmap.run_folder import BLOCKS_DIR, INTENSITY_FILE
 
 if TYPE_CHECKING:
@@ -226,7 +227,7 @@ def make_job(volume: Volume, detector: Detector, run_dir: Path, options: RunOpti
     grid = Grid.of(volume.shape, volume.voxel_um, spec)
     here = in_this_process(options.workers, options.scheduler, device)
     # Fewer and larger blocks at a time: borders are computed twice, and every block holds slices of its own.
-    streams = 2 if here and backend == "openvino" and cores() > 1 else 1
+    streams = 2 if here and backend == "openvino" and usable_cores() > 1 else 1
     # A run goes on with the blocks it has, also with other workers or on another machine.
     planned = None if options.overwrite else results.planned_block(run_dir)
     if options.block is not None:

@@ -127,7 +127,7 @@ class FinetuneConfig:
                 raise UsageError(f"{name} is {getattr(self, name)}; give a share between 0 and 1")
         if self.target not in TARGETS:
             raise UsageError(f"target is {self.target!r}; give one of {', '.join(TARGETS)}")
-        if not (self.epochs >= 0 and self.most_steps >= self.steps):
+        if not self.epochs >= 0 or (self.epochs and self.most_steps < self.steps):
             raise UsageError(
                 f"epochs is {self.epochs} and most_steps {self.most_steps}; give an epochs that is not negative, "
                 f"and a most_steps of at least steps, {self.steps}"
@@ -226,8 +226,8 @@ def finetune_network(
     _set_mode(model, config)
     shares = _shares(config, bool(volumes), unlabelled is not None)
     schedule = Schedule(
-        steps_for(config, teaching, grid, shares[0]), config.learning_rate, config.weight_decay,
-        config.warm_up, config.clip, config.average, config.check_every, config.check_every, config.check_every, config.patience,
+        steps_for(config, teaching, grid, shares[0]), config.learning_rate, config.weight_decay, config.warm_up,
+        config.clip, config.average, config.check_every, config.check_every, config.check_every, config.patience,
     )  # fmt: skip
     log.info("fine-tuning on %d tiles, %d held out", len(teaching), int(held_out.sum()))
     job = Job("finetune", config, schedule, model, grid, loss, config.seed, inputs, validate)

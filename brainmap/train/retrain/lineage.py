@@ -31,7 +31,7 @@ ROLES = ("trained", "calibrated", "judged")
 _ROWS, _COLUMNS = 16, 17
 # Of those of two unrelated pictures about 128 differ. So few of one picture imported twice, with other settings;
 # and so few where not even the name is the same.
-_REIMPORTED, _RENAMED = 64, 10
+_REIMPORTED, _RENAMED = 64, 32
 # A picture of which fewer than this share of the squares differ says nothing by its look.
 _TELLING = 0.5
 

@@ -240,7 +240,7 @@ def deal(
     new = _in_order(tiles, slices, np.flatnonzero(~was_seen & ~was_judged), touching, seed)
     # Two slices at least must teach, and one that is new to the network calibrate.
     spare = max(0, min(len(new) - 1, len(new) + int(was_seen.sum()) - 2))
-    if was_judged.sum() == 0 and was_seen.sum() and len(new) == 1:
+    if not was_judged.any() and was_seen.sum() > 1 and len(new) == 1:
         # A single new slice judges; what calibrates has been seen, and the report says so.
         spare = 1
     target = held_out * count[~was_seen].sum() - count[was_judged].sum()
@@ -285,6 +285,12 @@ def _check_cells(data: TruthTiles, clicks: Path) -> None:
     cells = np.bincount(judging[data.cells[0]], minlength=2)
     if not cells.sum():
         raise DataError(f"the workers of {clicks} agree on no cell (posterior >= 0.5): nothing to learn from")
+    teaching = len(np.unique(data.training.tiles.slice_key.astype(str)))
+    if teaching < LEAST_SLICES:
+        raise DataError(
+            f"of the slices of {clicks} only {teaching} may teach, the others have judged the start and "
+            "go on judging; annotate another slice"
+        )
     if cells[0] < LEAST_CELLS or (judging.any() and not cells[1]):
         raise DataError(
             f"{cells[0]} accepted cells to learn from and {cells[1]} to judge by are too few "

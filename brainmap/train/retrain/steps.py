@@ -125,13 +125,21 @@ def cross_calibrate(found: TilePoints, data: TruthTiles, prior: Knots | None) ->
     group = np.unique(data.tiles.slice_key.astype(str), return_inverse=True)[1][found.image]
     n_true = np.bincount(data.fold[data.cells[0]], minlength=int(data.fold.max()) + 1)
     score, marked = np.full(len(found), _LEAST_SCORE), np.zeros(len(found), bool)
+    n_folds = len(np.unique(data.fold))
     for number in np.unique(data.fold):
         own, rest = fold == number, fold != number
+        if n_folds == 1:
+            # Nothing else calibrates a single new slice: its scores are a little too sure of themselves.
+            own = rest = np.ones(len(found), bool)
         if correct[rest].sum() < 3 or correct[rest].all():
             # The other folds cannot calibrate this one, and nothing is found there as far as anyone can say.
             continue
         part = tile_calibration(
-            found.logit[rest], correct[rest], group[rest], int(n_true.sum() - n_true[number]), prior=prior
+            found.logit[rest],
+            correct[rest],
+            group[rest],
+            int(n_true.sum() - n_true[number] * (n_folds > 1)),
+            prior=prior,
         )
         score[own] = np.interp(found.logit[own].astype(np.float64), *np.asarray(part.knots).T)
         marked[own] = score[own] >= part.threshold

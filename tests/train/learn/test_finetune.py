@@ -248,7 +248,7 @@ def test_bad_data_is_one_sentence(data: tuple[Tiles, GroundTruth], tmp_path: Pat
         {"no_such_key": 1},
         {"target": "maps"},
         {"epochs": -1.0},
-        {"steps": 20, "most_steps": 10},
+        {"epochs": 1.0, "steps": 20, "most_steps": 10},
         {"distil": 1.5},
     ],
 )

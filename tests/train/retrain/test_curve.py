@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -60,18 +62,13 @@ def test_features_are_those_of_the_whole_tile(monkeypatch: pytest.MonkeyPatch) -
     rng = np.random.default_rng(0)
     image = rng.random((150, 170)).astype(np.float32)
 
-    class Tile:
-        columns = {"voxel_um": np.array([[4.0, 2.0, 2.0]])}
-
-        def image(self, index: int) -> np.ndarray:
-            return image
-
+    tiles = SimpleNamespace(columns={"voxel_um": np.array([[4.0, 2.0, 2.0]])}, image=lambda index: image)
     xy = rng.uniform(0, 149, (40, 2))
     none = np.zeros(40)
     found = TilePoints(np.zeros(40, np.int64), xy[:, 0], xy[:, 1], none.astype(np.float32), none)
-    whole = peak_features(network, Tile(), found, GridSettings(), 10.0)  # type: ignore[arg-type]
+    whole = peak_features(network, tiles, found, GridSettings(), 10.0)  # type: ignore[arg-type]
     monkeypatch.setattr(module, "_PIECE", 64)
-    pieces = peak_features(network, Tile(), found, GridSettings(), 10.0)  # type: ignore[arg-type]
+    pieces = peak_features(network, tiles, found, GridSettings(), 10.0)  # type: ignore[arg-type]
     assert whole.shape == (40, 8)
     assert whole.std() > 0
     np.testing.assert_allclose(pieces, whole, atol=1e-5)

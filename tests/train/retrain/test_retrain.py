@@ -414,7 +414,7 @@ def lineage_of(made: Made) -> Lineage:
 
 def test_where_nothing_is_unseen_there_is_no_score(made: Made, data: Path, tmp_path: Path) -> None:
     keep = [int(name[-1]) for name, part in first_parts(made).items() if part != -1]
-    quick = replace(SETTINGS, finetune=replace(TEACH, steps=1))
+    quick = replace(SETTINGS, finetune=replace(TEACH, steps=1, learning_rate=1e-9))
     request = request_for(
         data, tmp_path, **renamed(data, tmp_path, keep), start=str(made.request.out), settings=quick
     )

@@ -24,7 +24,9 @@ def tiles(slices: int, each: int = 2, step_um: float = 100.0) -> Tiles:
 def parts(slices: int, seen: int = 0, judged: int = 0, **changes: float) -> list[int]:
     """Part of each slice; the first `seen` taught an ancestor, the next `judged` only judged."""
     z = np.repeat(np.arange(slices), 2)
-    fold = deal(tiles(slices), z < seen, (z >= seen) & (z < seen + judged), 0.3, 3, int(changes.get("seed", 0)))
+    fold = deal(
+        tiles(slices), z < seen, (z >= seen) & (z < seen + judged), 0.3, 3, int(changes.get("seed", 0))
+    )
     assert (fold[::2] == fold[1::2]).all()
     return fold[::2].tolist()
 
@@ -49,13 +51,14 @@ def test_two_slices_leave_none_to_hold_out() -> None:
         (5, 4, 1, [HELD_OUT, 0, 0, 1, 2]),
         (4, 4, 0, [0, 0, 1, 2]),  # nothing is unseen
         (3, 1, 0, [TEACHES, HELD_OUT, 0]),
+        (2, 1, 0, [TEACHES, 0]),  # too few to hold one out: cross-fitting
     ],
 )
 def test_parts_follow_the_past(slices: int, seen: int, judged: int, expected: list[int]) -> None:
     for seed in range(4):
         found = parts(slices, seen, judged, seed=seed)
         assert sorted(found) == sorted(expected)
-        if slices > seen:
+        if HELD_OUT in expected:
             assert HELD_OUT not in found[:seen]
             assert set(found[seen : seen + judged]) <= {HELD_OUT}
 
