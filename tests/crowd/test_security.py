@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import statistics
 import time
 import uuid
+from urllib.parse import quote
 
 import imagecodecs
 import numpy as np
@@ -447,8 +449,6 @@ def test_sql_is_text(ann, site, name):
     tile = ann.next()["tile"]
     ann.put(tile, 5, 5)
     before = snapshot(site)
-    from urllib.parse import quote
-
     assert ann.client.get(f"/api/projects/{quote(name)}/next").status_code == 404
     assert ann.client.get("/api/projects/cortex/next", params={"after": name}).status_code == 200
     assert Person(ann.client.app, name, sign_up=False).log_in().status_code == 401
@@ -477,20 +477,19 @@ def test_script_is_text_on_every_page(root, site, words):
                 "/projects", "/work/cortex", f"/admin?notice={words}"):  # fmt: skip
         answer = root.client.get(url)
         assert answer.status_code == 200, url
-        assert (
-            words not in answer.text.replace("&amp;", "&")
-            or words.startswith("{{")
-            or words.startswith("&lt;")
-        )
-        assert "49" not in answer.text.split("{{")[0][:200]
         assert "<img src=x" not in answer.text and "<script>" not in answer.text
+        # What looks like an entity is escaped once more, what looks like a template is not filled in.
+        assert "&lt;b&gt;" not in answer.text.replace("&amp;lt;b&amp;gt;", "")
+        assert ">49<" not in answer.text
 
 
 def test_pages_hold_no_code_and_may_not(root, ann):
-    pages = [Person(ann.client.app, sign_up=False).client.get("/"), ann.client.get("/"), ann.client.get("/me"),
-             root.client.get("/admin"), root.client.get("/admin/users"), root.client.get("/admin/projects/cortex")]  # fmt: skip
-    import re
-
+    pages = [
+        Person(ann.client.app, sign_up=False).client.get("/"),
+        ann.client.get("/"),
+        ann.client.get("/me"),
+    ]
+    pages += [root.client.get(url) for url in ("/admin", "/admin/users", "/admin/projects/cortex")]
     for page in pages:
         policy = page.headers["content-security-policy"]
         assert policy == CONTENT_SECURITY_POLICY and "unsafe" not in policy and "*" not in policy

@@ -36,12 +36,8 @@ def test_pages_hold_no_text_of_their_own():
     for path in (STATIC.parent / "templates").glob("*.html"):
         if path.name.startswith("admin"):
             continue
-        text = re.sub(
-            r"{% block kind %}.*?{% endblock %}|<script.*?</script>|<svg.*?</svg>|{[{%].*?[}%]}|<[^>]*>",
-            " ",
-            path.read_text(),
-            flags=re.S,
-        )
+        text = re.sub(r"{% block kind %}.*?{% endblock %}", " ", path.read_text())
+        text = re.sub(r"<script.*?</script>|<svg.*?</svg>|{[{%].*?[}%]}|<[^>]*>", " ", text, flags=re.S)
         assert re.findall(r"[A-Za-z]{3,}", text) == [], path.name
 
 
