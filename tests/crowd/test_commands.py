@@ -201,7 +201,6 @@ def test_a_taken_port_is_said(folder):
     assert code == 2 and "choose another --port" in err
 
 
-@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 def test_every_setting_is_in_the_guide(repository):
     import dataclasses
 

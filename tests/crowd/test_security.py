@@ -13,8 +13,7 @@ from urllib.parse import quote
 import imagecodecs
 import numpy as np
 import pytest
-from sqlalchemy import select, text
-from sqlalchemy.exc import DatabaseError
+from sqlalchemy import select
 
 from brainmap.crowd import accounts, schema
 from brainmap.crowd.passwords import Passwords
@@ -24,9 +23,13 @@ from brainmap.crowd.web.guards import CONTENT_SECURITY_POLICY
 from brainmap.crowd.web.serve import check_exposure
 from brainmap.errors import UsageError
 
-from .conftest import ORIGIN, PASSWORD, Person, quick_passwords, sqlite_only
+from .conftest import ORIGIN, PASSWORD, Person, quick_passwords
 
-pytestmark = sqlite_only
+
+@pytest.fixture
+def database():
+    """Attacks meet the application before they meet a database: one will do, but for the log's own test."""
+    return ""
 
 
 @pytest.fixture
@@ -521,19 +524,6 @@ def test_what_the_crowd_can_see_says_nothing_about_others_or_the_detector(ann, b
 
 
 # ---- the log, secrets, exposure ------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("database", ["sqlite", "postgresql"], indirect=True)
-@pytest.mark.parametrize(
-    "statement", ["UPDATE audit SET action = 'nothing'", "DELETE FROM audit", "TRUNCATE audit"]
-)
-def test_the_log_cannot_be_rewritten(ann, site, statement):
-    if site.database.sqlite and statement.startswith("TRUNCATE"):
-        pytest.skip("SQLite has no TRUNCATE")
-    with pytest.raises(DatabaseError, match="cannot be changed"), site.database.write() as connection:
-        connection.execute(text(statement))
-    with site.database.read() as connection:
-        assert connection.execute(select(schema.audit.c.action)).scalars().first() == "project added"
 
 
 def test_the_log_names_nobody(app, site):
