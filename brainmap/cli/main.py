@@ -272,6 +272,32 @@ def regions(
     typer.echo(f"{run}  {found.cells} cells{outside}")
 
 
+@command(app, "tune")
+def tune(
+    run: Annotated[Path, typer.Argument(help="Run folder.", metavar="RUN")],
+    marks: Annotated[
+        Path | None,
+        typer.Option(
+            help="CSV z,y,x,mark: yes, no, missed or unsure [default: RUN/marks.csv].", metavar="CSV"
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Detector folder to write [default: RUN/tuned_detector].", metavar="DETECTOR"),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a detector there.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Fit a run's detector to its tissue by 30 to 300 marks: score and threshold, for the animals to come."""
+    from brainmap.run.tune import tune_run
+
+    result = tune_run(run, marks, out, overwrite)
+    if as_json:
+        print_json(result)
+    else:
+        print_pairs(result.lines())
+
+
 @command(app, "view")
 def view(run: Annotated[Path, typer.Argument(help="Run folder.", metavar="RUN")]) -> None:
     """Open a run in napari: the volume, its cells and the warped atlas."""

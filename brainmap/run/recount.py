@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from brainmap.atlas.atlas import Atlas
     from brainmap.registration.register import Registration
 
-__all__ = ["Recounted", "recount", "summarise_run"]
+__all__ = ["Recounted", "recount", "roi_of", "summarise_run"]
 
 log = logging.getLogger(__name__)
 
@@ -179,7 +179,7 @@ def _write_tables(
         used.registration,
         used.atlas,
         frame,
-        roi=_roi_of(record),
+        roi=roi_of(record),
         mask=mask,
         level=used.level,
     )
@@ -254,6 +254,7 @@ def _level(asked: str | None, record: RunRecord) -> str:
     return str(Path(level).absolute()) if level.lower().endswith(".csv") else level
 
 
-def _roi_of(record: RunRecord) -> Roi | None:
+def roi_of(record: RunRecord) -> Roi | None:
+    """The region of interest of a run; None where all was analysed."""
     roi = record.parameters.get("roi")
     return Roi(*(tuple(roi[axis]) for axis in "zyx")) if roi else None

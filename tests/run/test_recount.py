@@ -1,0 +1,206 @@
+"""A run at another threshold from its own candidates: the same rows as a run at that threshold."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from brainmap.errors import NotFoundError, UsageError
+from brainmap.files import read_json, write_json
+from brainmap.image.volume import Volume, write_volume
+from brainmap.infer.engine.results import stored_from
+from brainmap.phantom import Phantom, write_phantom
+from brainmap.points.table import Points
+from brainmap.report.thresholds import ThresholdCounts
+from brainmap.run import recount as module
+from brainmap.run.detect import detect_brain
+from brainmap.run.recount import recount
+from brainmap.run.request import DetectRequest, Roi
+from brainmap.run.swap import finish_swap, staged
+from brainmap.run.threshold_counts import threshold_grid
+from brainmap.run_folder import RunRecord
+
+BOX = Roi((0, 26), (60, 130), (60, 130))
+TABLES = ("points.parquet", "thresholds.csv", "exports/napari.csv")
+
+
+@pytest.fixture(scope="module")
+def phantom(tmp_path_factory: pytest.TempPathFactory) -> Phantom:
+    return write_phantom(tmp_path_factory.mktemp("phantom"), seed=1, size="tiny")
+
+
+@pytest.fixture(scope="module")
+def mask(phantom: Phantom, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Everything but what lies beyond the middle of the box."""
+    volume = Volume.open(phantom.brain, channel=0)
+    image = np.ones(tuple((np.array(volume.shape) * volume.voxel_um / 10).astype(int) + 1), np.uint8)
+    image[:, :, int(95 * volume.voxel_um[2] / 10) :] = 0
+    path = tmp_path_factory.mktemp("mask") / "mask.ome.zarr"
+    write_volume(path, image, (10.0, 10.0, 10.0))
+    return path
+
+
+@pytest.fixture(scope="module")
+def request_of(phantom: Phantom, mask: Path) -> DetectRequest:
+    """A part of the phantom, its first face included, inside a mask; in many blocks."""
+    return DetectRequest(
+        brain=str(phantom.brain), out=Path("unset"), channel=0, atlas=None, roi=BOX, mask=mask, progress=False,
+        block=(16, 64, 64), exports=("napari",),
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def finished(request_of: DetectRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("run") / "run"
+    detect_brain(replace(request_of, out=out))
+    return out
+
+
+@pytest.fixture
+def run(finished: Path, tmp_path: Path) -> Path:
+    """A copy of the run under another path: a folder may be moved."""
+    shutil.copytree(finished, tmp_path / "moved")
+    return tmp_path / "moved"
+
+
+@pytest.mark.parametrize("threshold", [0.05, 0.3, 0.9])
+def test_cells_at_another_threshold_are_those_of_a_run_at_it(
+    run: Path, request_of: DetectRequest, tmp_path: Path, threshold: float
+) -> None:
+    before = len(Points.read(run / "points.parquet"))
+    found = recount(run, threshold=threshold)
+    detect_brain(replace(request_of, out=tmp_path / "other", threshold=threshold))
+    mine, theirs = (Points.read(folder / "points.parquet") for folder in (run, tmp_path / "other"))
+    assert found.cells == len(mine) > 0
+    assert (len(mine) > before) == (threshold < 0.5)
+    assert list(mine.columns) == list(theirs.columns)
+    for name in mine.columns:
+        np.testing.assert_array_equal(mine[name], theirs[name], err_msg=name)
+    for name in TABLES[1:]:
+        assert (run / name).read_bytes() == (tmp_path / "other" / name).read_bytes(), name
+    record = RunRecord.load(run)
+    assert record.results["threshold"] == threshold
+    assert record.results["threshold_from"] == "brainmap regions --threshold"
+    assert record.results["cells"] == len(mine)
+    assert not list(run.glob(".*")), "nothing is left beside"
+
+
+def test_there_and_back_is_the_run_as_it_was(run: Path) -> None:
+    before = {name: (run / name).read_bytes() for name in TABLES}
+    own = RunRecord.load(run).results["threshold"]
+    recount(run, threshold=0.95)
+    assert (run / "points.parquet").read_bytes() != before["points.parquet"]
+    recount(run, threshold=own)
+    assert {name: (run / name).read_bytes() for name in TABLES} == before
+
+
+def test_the_run_command_takes_the_run_back_to_its_own_threshold(
+    finished: Path, request_of: DetectRequest, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = (finished / "points.parquet").read_bytes()
+    recount(finished, threshold=0.95)
+    detect_brain(replace(request_of, out=finished))
+    assert (finished / "points.parquet").read_bytes() == before
+    assert RunRecord.load(finished).results["threshold_from"] == "the detector"
+    assert "it goes back to" in caplog.text
+
+
+def test_detect_with_another_threshold_names_the_quick_way(finished: Path, request_of: DetectRequest) -> None:
+    with pytest.raises(UsageError, match=r"brainmap regions .*run --threshold 0\.9 counts it anew"):
+        detect_brain(replace(request_of, out=finished, threshold=0.9))
+    # Not where it would not help: something else differs too, or such weak candidates are not there.
+    for changes in ({"threshold": 0.9, "cell_diameter_um": 12.0}, {"threshold": 0.001}):
+        with pytest.raises(UsageError) as error:
+            detect_brain(replace(request_of, out=finished, **changes))  # type: ignore[arg-type]
+        assert "threshold was" in str(error.value)
+        assert "brainmap regions" not in str(error.value)
+
+
+def test_what_is_not_there_is_refused_and_the_run_left_alone(run: Path, tmp_path: Path) -> None:
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    assert stored_from(run) == 0.05
+    for threshold, words in ((0.04, "candidates from a score of 0.05 on"), (1.5, "between 0 and 1")):
+        with pytest.raises(UsageError, match=words):
+            recount(run, threshold=threshold)
+    with pytest.raises(UsageError, match="made without an atlas"):
+        recount(run, threshold=0.9, level="leaf")
+    with pytest.raises(NotFoundError):
+        recount(tmp_path / "nowhere", threshold=0.9)
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    record = RunRecord.load(run)
+    record.updated(status="running").save(run)
+    with pytest.raises(UsageError, match="not finished"):
+        recount(run, threshold=0.9)
+
+
+def test_a_run_of_an_older_version_keeps_its_cells_only(run: Path) -> None:
+    plan = read_json(run / "blocks" / "plan.json")
+    del plan["candidate_score"]
+    write_json(run / "blocks" / "plan.json", plan)
+    with pytest.raises(UsageError, match=f"from a score of {plan['threshold']:g} on"):
+        recount(run, threshold=0.3)
+    assert recount(run, threshold=0.9).cells > 0
+
+
+def test_a_mask_that_is_another_one_now_is_refused(run: Path, mask: Path, tmp_path: Path) -> None:
+    record = RunRecord.load(run)
+    record.updated(fingerprints=record.fingerprints | {"mask": "of yesterday"}).save(run)
+    with pytest.raises(UsageError, match="the mask .* is not the one of the run"):
+        recount(run, threshold=0.9)
+
+
+def test_a_failure_leaves_the_run_as_it_was(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(module, "_write_report", fail)
+    with pytest.raises(OSError, match="No space"):
+        recount(run, threshold=0.9)
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+def test_a_swap_that_was_cut_short_is_finished_by_the_next_command(tmp_path: Path) -> None:
+    for name in ("run.json", "points.parquet", "exports/cells.csv", "exports/neuroglancer/info"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("old")
+    (tmp_path / "exports" / "mine.txt").write_text("mine")
+    (tmp_path / ".new-dead").mkdir()
+    with staged(tmp_path) as new:
+        for name in ("run.json", "points.parquet", "exports/cells.csv", "exports/neuroglancer/info"):
+            (new / name).parent.mkdir(parents=True, exist_ok=True)
+            (new / name).write_text("new")
+        ready = tmp_path / "copy"
+        shutil.copytree(new, ready)
+    assert not list(tmp_path.glob(".*"))
+    assert (tmp_path / "exports" / "mine.txt").read_text() == "mine"
+    # Killed between two files: what is left in the folder is moved, the record last.
+    ready.rename(tmp_path / ".swap")
+    (tmp_path / ".swap" / "points.parquet").unlink()
+    (tmp_path / "run.json").write_text("old")
+    finish_swap(tmp_path)
+    for name in ("run.json", "points.parquet", "exports/cells.csv", "exports/neuroglancer/info"):
+        assert (tmp_path / name).read_text() == "new", name
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_counts_over_the_threshold_are_those_of_runs_at_each(run: Path) -> None:
+    counts = ThresholdCounts.read(run / "thresholds.csv")
+    assert counts.acronym == ("all",)
+    assert counts.thresholds.tolist() == list(threshold_grid(0.05))
+    for i in (0, 9, 18):
+        assert recount(run, threshold=float(counts.thresholds[i])).cells == counts.counts[0, i]
+    assert "Counts over the threshold" in (run / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_detector_that_scores_nothing_low_keeps_a_finite_number(finished: Path) -> None:
+    plan = json.loads((finished / "blocks" / "plan.json").read_text())
+    assert plan["candidate_score"] == 0.05
+    assert threshold_grid(0.06)[:3] == (0.06, 0.1, 0.15)
