@@ -32,7 +32,7 @@ Floats = NDArray[np.float64]
 
 # Scores nearer to 0 or 1 say no more: a calibration's ends are not that well known.
 _END = 5e-4
-_DRAWS = 4000
+_DRAWS = 2000
 # Steps of a threshold.
 _STEP = 0.01
 
@@ -66,8 +66,8 @@ class Prior:
     def grid(self) -> tuple[Floats, Floats, Floats]:
         """Shift, slope and log density of the points that the posterior is computed at, each (G,)."""
         shift, slope = np.meshgrid(
-            np.linspace(-4, 4, 81) * self.shift_sd,
-            np.linspace(0.05, 1 + 4 * self.slope_sd, 41),
+            np.linspace(-4, 4, 65) * self.shift_sd,
+            np.linspace(0.05, 1 + 4 * self.slope_sd, 33),
             indexing="ij",
         )
         density = -0.5 * ((shift / self.shift_sd) ** 2 + ((slope - 1) / self.slope_sd) ** 2)
@@ -245,7 +245,7 @@ class Recalibration:
             never = rng.gamma(self.marked.never_found + 0.5, 1.0, _DRAWS) / np.maximum(share, 1e-12)
         self._all = self._hits[:, 0] + never
 
-    @property
+    @cached_property
     def f1(self) -> Floats:
         """Draws (D, T) of the F1 at every threshold."""
         return np.asarray(2 * self._hits / np.maximum(self._reported + self._all[:, None], 1e-9))

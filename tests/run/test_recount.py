@@ -150,7 +150,7 @@ def test_a_run_of_an_older_version_keeps_its_cells_only(run: Path) -> None:
 def test_a_mask_that_is_another_one_now_is_refused(run: Path, mask: Path, tmp_path: Path) -> None:
     record = RunRecord.load(run)
     record.updated(fingerprints=record.fingerprints | {"mask": "of yesterday"}).save(run)
-    with pytest.raises(UsageError, match="the mask .* is not the one of the run"):
+    with pytest.raises(UsageError, match=r"the mask .* is not the one of the run"):
         recount(run, threshold=0.9)
 
 
