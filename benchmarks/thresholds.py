@@ -36,21 +36,24 @@ BATCH = 100_000
 
 
 def write_registration(folder: Path, atlas: Atlas, grid: SampleGrid) -> None:
-    """A registration that bends the brain by up to 0.2 mm and knows the atlas's own annotation."""
+    """A registration of a sample whose corner is the atlas's, bent a little; its grid has the atlas's resolution."""
     import scipy.io
 
     folder.mkdir()
     affine = {"AffineTransform_double_3_3": np.array([[1.0, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0]]).T}
     scipy.io.savemat(folder / "affine.mat", affine | {"fixed": np.zeros((3, 1))}, format="4")
     z, y, x = np.meshgrid(*(np.linspace(0, 6, n) for n in atlas.shape), indexing="ij", sparse=True)
-    wave = 0.2 * np.sin(z) * np.sin(y) * np.sin(x)
     spacing = np.array(atlas.resolution_um) / 1000
+    wave = 0.02 * float((spacing * atlas.shape).min()) * np.sin(z) * np.sin(y) * np.sin(x)
     for name in ("warp.nii.gz", "inverse_warp.nii.gz"):
         field = np.stack([wave] * 3).astype(np.float32)
         DisplacementField(field, spacing / 2, spacing).write(folder / name)
     origin = grid.origin_um
-    write_volume(folder / "annotation.ome.zarr", atlas.annotation, atlas.resolution_um, origin_um=origin)
-    write_volume(folder / "hemispheres.ome.zarr", atlas.hemispheres, atlas.resolution_um, origin_um=origin)
+    common = tuple(slice(0, min(pair)) for pair in zip(grid.shape, atlas.shape, strict=True))
+    for name, values in (("annotation", atlas.annotation), ("hemispheres", atlas.hemispheres)):
+        image = np.zeros(grid.shape, values.dtype)
+        image[common] = values[common]
+        write_volume(folder / f"{name}.ome.zarr", image, grid.resolution_um, origin_um=origin)
     write_json(
         folder / "registration.json",
         {

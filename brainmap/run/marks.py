@@ -101,7 +101,7 @@ def _words(path: Path, table: Points, name: str, known: tuple[str, ...]) -> NDAr
     if len(unknown):
         allowed = ", ".join(word for word in known if word)
         raise DataError(
-            f"{path}: {values[unknown[0]]!r} in row {unknown[0] + 1} is no {name}; it must be one of {allowed}"
+            f"{path}: {str(values[unknown[0]])!r} in row {unknown[0] + 1} is no {name}; it must be one of {allowed}"
         )
     return values
 

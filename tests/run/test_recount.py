@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from brainmap.atlas.atlas import Atlas
 from brainmap.errors import NotFoundError, UsageError
 from brainmap.files import read_json, write_json
-from brainmap.image.volume import write_volume
+from brainmap.image.volume import Volume, write_volume
 from brainmap.infer.engine.results import stored_from
 from brainmap.points.table import Points
+from brainmap.registration.grid import SampleGrid
 from brainmap.report.run_report import write_run_report
 from brainmap.report.thresholds import ThresholdCounts
 from brainmap.run import recount as module
@@ -24,6 +28,9 @@ from brainmap.run.request import DetectRequest, Roi
 from brainmap.run.swap import finish_swap, staged
 from brainmap.run.threshold_counts import threshold_grid
 from brainmap.run_folder import RunRecord
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
+import thresholds as bench
 
 SHAPE, VOXEL_UM = (24, 160, 160), (5.0, 2.0, 2.0)
 BOX = Roi((0, 20), (10, 150), (10, 150))
@@ -107,6 +114,44 @@ def test_cells_at_another_threshold_are_those_of_a_run_at_it(
     assert record.results["threshold_from"] == "brainmap regions --threshold"
     assert record.results["cells"] == len(mine)
     assert not list(run.glob(".*")), "nothing is left beside"
+
+
+def test_regions_follow_the_threshold(
+    run: Path, request_of: DetectRequest, write_atlas: Callable[..., Path], tmp_path: Path
+) -> None:
+    """With an atlas: all tables are those of a run at the threshold, with the image gone as well."""
+    volume = Volume.open(request_of.brain)
+    atlas = Atlas.open(str(write_atlas(resolution=(20.0, 20.0, 20.0))))
+    bench.write_registration(
+        tmp_path / "registration", atlas, SampleGrid.over(volume, "asr", atlas.resolution_um)
+    )
+    image = shutil.copytree(request_of.brain, tmp_path / "brain.ome.zarr")
+    asked = replace(
+        request_of, brain=str(image), registration=tmp_path / "registration", exports=("brainmapper",)
+    )
+    for name, threshold in (("own", None), ("other", 0.9)):
+        detect_brain(replace(asked, out=tmp_path / name, threshold=threshold))
+    shutil.rmtree(image)
+    found = recount(tmp_path / "own", threshold=0.9)
+    tables = ["regions.csv", "regions_summary.csv", "thresholds.csv"]
+    tables += [
+        str(path.relative_to(tmp_path / "other")) for path in (tmp_path / "other" / "exports").rglob("*.csv")
+    ]
+    assert len(tables) > 3
+    for name in tables:
+        assert (tmp_path / "own" / name).read_bytes() == (tmp_path / "other" / name).read_bytes(), name
+    mine, theirs = (Points.read(tmp_path / name / "points.parquet") for name in ("own", "other"))
+    for name in mine.columns:
+        np.testing.assert_array_equal(mine[name], theirs[name], err_msg=name)
+    assert len(np.unique(mine["region_id"])) > 2
+    record = RunRecord.load(tmp_path / "own")
+    assert record.results["outside_atlas"] == found.outside == int((mine["region_id"] == 0).sum())
+    assert record.results["regions_agree"] == RunRecord.load(tmp_path / "other").results["regions_agree"]
+    counts = ThresholdCounts.read(tmp_path / "own" / "thresholds.csv")
+    at = int(np.flatnonzero(counts.thresholds == 0.9)[0])
+    assert counts.counts[0, at] == found.cells
+    assert counts.counts[counts.acronym.index("outside"), at] == found.outside
+    assert counts.counts[counts.acronym.index("root"), at] == found.cells - found.outside
 
 
 def test_there_and_back_is_the_run_as_it_was(run: Path) -> None:
