@@ -33,6 +33,10 @@ BLOCKS_DIR, PLAN_FILE, INTENSITY_FILE = "blocks", "plan.json", "intensity.npz"
 STATUSES = ("running", "complete", "incomplete")
 
 
+# Fields of a record that are tables.
+_TABLES = ("parameters", "fingerprints", "execution", "versions", "machine", "timings_s", "blocks", "results")
+
+
 @dataclass(frozen=True)
 class RunRecord:
     """The content of a run folder's `run.json`.
@@ -92,7 +96,14 @@ class RunRecord:
             raise DataError(f"{path} is not a run record: it has no valid status")
         # Keys of a newer brainmap are left alone rather than refused.
         values = {key: value for key, value in content.items() if key in known}
-        return cls(**values | {"warnings": tuple(values.get("warnings", ()))})
+        warnings = values.get("warnings", [])
+        odd = [key for key in _TABLES if not isinstance(values.get(key, {}), dict)]
+        if odd or not isinstance(warnings, list):
+            what = odd[0] if odd else "warnings"
+            raise DataError(
+                f"{path} is not a run record: {what} is damaged; use --overwrite or another --out"
+            )
+        return cls(**values | {"warnings": tuple(str(warning) for warning in warnings)})
 
     def save(self, run: str | Path) -> None:
         """Write `run.json` into the run folder, atomically."""

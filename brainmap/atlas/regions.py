@@ -333,9 +333,11 @@ def read_region_table(path: str | Path) -> RegionTable:
         raise NotFoundError(
             f"there is no table of regions {path}: detect with --atlas, or count with brainmap regions"
         ) from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path} is not a readable table: {error}") from error
     try:
         columns = {name: _column(name, [row.get(name) for row in rows]) for name in COLUMNS}
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise DataError(f"{path} is not a table of regions ({error})") from error
     sides = columns["hemisphere"].tolist()
     if (

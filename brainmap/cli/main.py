@@ -27,6 +27,7 @@ from brainmap.cli.console import (
     report_error,
 )
 from brainmap.crowd import commands as crowd_commands
+from brainmap.crowd import sample_commands
 from brainmap.errors import BrainmapError, IncompleteRunError, UsageError
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ app = new_app("brainmap", "Whole-brain cell detection: a brain in, a table of ce
 app.add_typer(atlas_cli.app)
 app.add_typer(gt_cli.app)
 app.add_typer(train_cli.app)
+sample_commands.register(crowd_commands.app)
 app.add_typer(crowd_commands.app)
 command(app, "retrain")(train_cli.retrain)
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
@@ -93,7 +95,7 @@ def root(
 @command(app, "demo")
 def demo(
     out: Annotated[Path, typer.Option(help="Folder to write into.", metavar="DIR")] = Path("demo"),
-    crowd: Annotated[
+    with_crowd: Annotated[
         bool, typer.Option("--crowd", help="Instead: tiles, a simulated crowd, a retrained detector.")
     ] = False,
     serve: Annotated[
@@ -101,9 +103,9 @@ def demo(
     ] = False,
 ) -> None:
     """Make a phantom brain, detect and count its cells, and score them against the known truth."""
-    if serve and not crowd:
+    if serve and not with_crowd:
         raise UsageError("--serve belongs to --crowd")
-    if crowd:
+    if with_crowd:
         from brainmap.crowd.demo import run_crowd_demo, serve_demo
 
         typer.echo(run_crowd_demo(out))

@@ -15,7 +15,7 @@ those two do not differ, the data cannot tell selections apart.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -124,7 +124,9 @@ def look_at_labelled(
     )
 
 
-def judge_selection(data: Labelled, chosen: Ints | None, held_out: Ints, threshold: float) -> Judged:
+def judge_selection(
+    data: Labelled, chosen: Ints | None, held_out: Mapping[int, Ints], threshold: float
+) -> dict[int, Judged]:
     """Learn from some tiles, judge on others.
 
     Parameters
@@ -132,22 +134,37 @@ def judge_selection(data: Labelled, chosen: Ints | None, held_out: Ints, thresho
     data : Labelled
     chosen : ndarray of int64 or None
         Tiles to learn from; None: nothing is learnt, the detector scores with its own threshold.
-    held_out : ndarray of int64
-        Tiles to judge on.
+    held_out : mapping of int to ndarray of int64
+        Tiles to judge on, of each animal apart.
     threshold : float
         The detector's own, on its score.
+
+    Returns
+    -------
+    dict of int to Judged
+        Of those animals that have cells.
     """
-    test = np.isin(data.tile, held_out)
     scores, level = data.score, threshold
     if chosen is not None:
-        train = np.isin(data.tile, chosen)
+        train = _of_tiles(data, chosen)
         right = data.correct[train]
         # Cells of which the network proposes nothing, or nothing but cells, teach no boundary.
         if right.any() and not right.all():
-            model = _fitted(data.trait[train], right)
-            scores = model(data.trait)
+            scores = _fitted(data.trait[train], right)(data.trait)
             level = _best_level(scores[train], right, int(data.n_true[chosen].sum()))
-    return Judged(*_judge(scores[test], data.correct[test], int(data.n_true[held_out].sum()), level))
+    found = {}
+    for animal, tiles in held_out.items():
+        test, n_true = _of_tiles(data, tiles), int(data.n_true[tiles].sum())
+        if n_true:
+            found[animal] = Judged(*_judge(scores[test], data.correct[test], n_true, level))
+    return found
+
+
+def _of_tiles(data: Labelled, tiles: Ints) -> NDArray[np.bool_]:
+    """Which candidates lie on some tiles."""
+    use = np.zeros(len(data.n_true), bool)
+    use[tiles] = True
+    return use[data.tile]
 
 
 def _fitted(trait: Floats, correct: NDArray[np.bool_]) -> Callable[[Floats], Floats]:

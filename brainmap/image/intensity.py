@@ -236,8 +236,24 @@ class Intensity:
 
     @classmethod
     def load(cls, path: Path) -> Intensity:
-        """Read what `save` wrote."""
-        with np.load(path) as record:
+        """Read what `save` wrote.
+
+        Raises
+        ------
+        DataError
+            If the file is damaged.
+        """
+        try:
+            return cls._load(path)
+        # Whatever zip, zlib, pickle and numpy say about damaged bytes.
+        except Exception as error:
+            raise DataError(
+                f"{path} is damaged ({type(error).__name__}); remove it, and the same command makes it anew"
+            ) from error
+
+    @classmethod
+    def _load(cls, path: Path) -> Intensity:
+        with path.open("rb") as file, np.load(file) as record:
             background = record["background"]
             tissue = np.unpackbits(record["tissue"], count=background.size).astype(bool)
             return cls(

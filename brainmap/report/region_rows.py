@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,6 +82,16 @@ class RegionTree:
         return sorted(large, key=lambda region: -region.density())[:size]
 
 
+@contextmanager
+def _readable(path: Path) -> Iterator[csv.DictReader[str]]:
+    """Rows of a table, with an error of ours where it is no text or no table."""
+    try:
+        with path.open(newline="", encoding="utf-8") as handle:
+            yield csv.DictReader(handle)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path} is not a readable table: {error}") from error
+
+
 def read_regions(path: str | Path) -> RegionTree:
     """Read a ``regions.csv``.
 
@@ -93,8 +105,8 @@ def read_regions(path: str | Path) -> RegionTree:
         raise NotFoundError(f"there is no table of regions {path}")
     regions: dict[int, Region] = {}
     outside = 0
-    with path.open(newline="", encoding="utf-8") as handle:
-        for number, row in enumerate(csv.DictReader(handle), start=2):
+    with _readable(path) as rows:
+        for number, row in enumerate(rows, start=2):
             try:
                 key, side = int(row["region_id"]), row["hemisphere"]
                 if key == 0:
@@ -135,8 +147,8 @@ def read_summary(path: str | Path) -> list[list[str | float]]:
     if not path.is_file():
         raise NotFoundError(f"there is no summary of regions {path}")
     sides: dict[str, dict[str, dict[str, str]]] = {}
-    with path.open(newline="", encoding="utf-8") as handle:
-        for row in csv.DictReader(handle):
+    with _readable(path) as rows:
+        for row in rows:
             sides.setdefault(plain_text(row.get("acronym") or ""), {})[row.get("hemisphere", "")] = row
     numbers = ("count", "volume_mm3", "density_per_mm3", "density_per_atlas_mm3")
     try:

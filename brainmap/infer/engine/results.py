@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from brainmap.errors import NotFoundError, UsageError
+from brainmap.errors import DataError, NotFoundError, UsageError
 from brainmap.files import read_json, to_jsonable, write_json
 from brainmap.infer.engine.ordered import SCRATCH, Sorter
 from brainmap.infer.plan.blocks import Span
@@ -37,8 +37,26 @@ def planned_block(run_dir: Path) -> tuple[int, int, int] | None:
     if not path.is_file():
         return None
     # A plan that says nothing of it is refused by `open_plan`.
-    size = read_json(path).get("block_size")
-    return None if size is None else (size[0], size[1], size[2])
+    size = _read_plan(path).get("block_size")
+    if size is None:
+        return None
+    if not (
+        isinstance(size, list) and len(size) == 3 and all(type(n) is int and 0 < n < 2**31 for n in size)
+    ):
+        raise _damaged_plan(path)
+    return size[0], size[1], size[2]
+
+
+def _damaged_plan(path: Path) -> DataError:
+    """The refusal of a record of blocks that cannot be understood."""
+    return DataError(f"{path} is damaged; use --overwrite to detect again, or another --out")
+
+
+def _read_plan(path: Path) -> dict[str, Any]:
+    plan = read_json(path)
+    if not isinstance(plan, dict):
+        raise _damaged_plan(path)
+    return plan
 
 
 def open_plan(run_dir: Path, plan: dict[str, Any]) -> bool:
@@ -72,7 +90,7 @@ def open_plan(run_dir: Path, plan: dict[str, Any]) -> bool:
             )
         write_json(path, plan)
         return False
-    if found := changes(read_json(path), plan):
+    if found := changes(_read_plan(path), plan):
         raise other_parameters(run_dir, found)
     return True
 

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from sklearn.metrics import roc_auc_score
 
 torch = pytest.importorskip("torch", reason="training needs torch")
 
 from brainmap.errors import DataError  # noqa: E402
 from brainmap.gt.truth import GroundTruth  # noqa: E402
-from brainmap.infer.detector import Detector  # noqa: E402
+from brainmap.infer.detector import PLAIN_PROMINENCE, Detector  # noqa: E402
 from brainmap.tiles.tiles import Tiles, write_tiles  # noqa: E402
-from brainmap.train.judge.calibrate import calibrate_on_tiles, tile_calibration  # noqa: E402
+from brainmap.train.judge.calibrate import (  # noqa: E402
+    Judged,
+    calibrate_on_tiles,
+    prominence_weights,
+    tile_calibration,
+)
 from brainmap.train.judge.predict import calibrated, predict_tiles  # noqa: E402
 from brainmap.train.judge.scores import reliability  # noqa: E402
 
@@ -123,3 +129,23 @@ def test_calibrate_a_detector_on_tiles(spotted: tuple[Tiles, GroundTruth]) -> No
     strange = GroundTruth.from_points([], np.zeros((0, 2)), {"other": (5, 5)})
     with pytest.raises(DataError, match="none of the 3 tiles"):
         calibrate_on_tiles(detector, tiles, strange)
+
+
+def test_prominence_is_used_where_it_tells_something() -> None:
+    rng = np.random.default_rng(0)
+    judged, blind = [], []
+    for _ in range(6):
+        right = rng.random(600) < 0.5
+        prominence = np.exp(rng.normal(np.where(right, 2.5, 1.0), 0.5)).astype(np.float32)
+        logit = rng.normal(np.where(right, 0.4, -0.4), 1.0).astype(np.float32)
+        judged.append(Judged(logit, right, int(right.sum()), prominence=prominence))
+        blind.append(Judged(logit, right, int(right.sum()), prominence=rng.permutation(prominence)))
+    weight, enough = prominence_weights(judged)
+    assert weight > 0.5 and enough > 4
+    lowered = [j.lowered((weight, enough)) for j in judged]
+    plain = np.concatenate([j.logit for j in judged])
+    used, right = (np.concatenate([getattr(j, name) for j in lowered]) for name in ("logit", "correct"))
+    assert (used <= plain).all()
+    assert roc_auc_score(right, used) > roc_auc_score(right, plain) + 0.1
+    assert prominence_weights(blind)[0] < 0.2
+    assert prominence_weights([Judged(plain, right, 5)]) == PLAIN_PROMINENCE
