@@ -15,6 +15,8 @@ import typer
 
 from brainmap import __version__
 from brainmap.cli import atlas as atlas_cli
+from brainmap.cli import crowd as crowd_cli
+from brainmap.cli import crowd_loop
 from brainmap.cli import gt as gt_cli
 from brainmap.cli import train as train_cli
 from brainmap.cli.console import (
@@ -26,8 +28,6 @@ from brainmap.cli.console import (
     print_pairs,
     report_error,
 )
-from brainmap.crowd import commands as crowd_commands
-from brainmap.crowd import sample_commands
 from brainmap.errors import BrainmapError, IncompleteRunError, UsageError
 
 if TYPE_CHECKING:
@@ -39,8 +39,8 @@ app = new_app("brainmap", "Whole-brain cell detection: a brain in, a table of ce
 app.add_typer(atlas_cli.app)
 app.add_typer(gt_cli.app)
 app.add_typer(train_cli.app)
-sample_commands.register(crowd_commands.app)
-app.add_typer(crowd_commands.app)
+crowd_loop.register(crowd_cli.app)
+app.add_typer(crowd_cli.app)
 command(app, "retrain")(train_cli.retrain)
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Channel = Annotated[int | None, typer.Option(help="Channel, counting from 0.", metavar="N")]

@@ -31,8 +31,8 @@ from brainmap.image.volume import Volume
 from brainmap.infer.detector import Detector
 from brainmap.infer.engine.engine import DetectionResult, RunOptions, preload, run_detection
 from brainmap.infer.engine.estimate import estimate
-from brainmap.infer.engine.memory import keep_freed_memory
 from brainmap.infer.engine.results import iter_results, stored_from
+from brainmap.machine import keep_freed_memory
 from brainmap.points.table import Points
 from brainmap.run.cells import ImageFrame, located
 from brainmap.run.count import count_in_regions, write_points

@@ -18,8 +18,8 @@ from brainmap.errors import BrainmapError, DataError
 from brainmap.infer.block import process
 from brainmap.infer.block.process import Job
 from brainmap.infer.engine import results
-from brainmap.infer.engine.memory import keep_freed_memory
 from brainmap.infer.peaks import reaches
+from brainmap.machine import keep_freed_memory
 
 __all__ = ["BatchReport", "process_batch"]
 
