@@ -100,7 +100,9 @@ class RunRecord:
         odd = [key for key in _TABLES if not isinstance(values.get(key, {}), dict)]
         if odd or not isinstance(warnings, list):
             what = odd[0] if odd else "warnings"
-            raise DataError(f"{path} is not a run record: {what} is damaged; use --overwrite or another --out")
+            raise DataError(
+                f"{path} is not a run record: {what} is damaged; use --overwrite or another --out"
+            )
         return cls(**values | {"warnings": tuple(str(warning) for warning in warnings)})
 
     def save(self, run: str | Path) -> None:

@@ -162,7 +162,9 @@ def test_names_that_look_like_formulas_are_written_as_text_and_read_unchanged(
     structures = Atlas.open(write_atlas(records=records)).structures
     table = RegionCounter(structures).table()
     write_regions(table, tmp_path / "regions.csv")
-    cells = [cell for row in csv.reader((tmp_path / "regions.csv").read_text().splitlines()) for cell in row[1:3]]
+    cells = [
+        cell for row in csv.reader((tmp_path / "regions.csv").read_text().splitlines()) for cell in row[1:3]
+    ]
     assert not [cell for cell in cells if cell.startswith(("=", "+", "-", "@"))]
     assert set(read_region_table(tmp_path / "regions.csv")["acronym"]) == {"outside", *names}
     assert [region.name for region in read_regions(tmp_path / "regions.csv").regions] == names
