@@ -343,7 +343,11 @@ def view(run: Annotated[Path, typer.Argument(help="Run folder.", metavar="RUN")]
 @command(app, "convert")
 def convert(
     source: Annotated[
-        Path, typer.Argument(help="TIFF file, folder of planes, .npy or Zarr.", metavar="SOURCE")
+        Path,
+        typer.Argument(
+            help="TIFF file, folder of planes (TIFF, PNG, JPEG), .txt list of them, .npy or Zarr.",
+            metavar="SOURCE",
+        ),
     ],
     dest: Annotated[Path, typer.Argument(help="OME-Zarr to write.", metavar="DEST.zarr")],
     voxel_size: VoxelSize = None,
@@ -352,12 +356,12 @@ def convert(
     planes: Annotated[
         str | None,
         typer.Option(
-            help="Of a folder: only files of this name, with * for anything, such as 'brain_Ch1_*.tif'.",
+            help="Of a folder: only files of this name; * is anything, ? a character, # a number ('brain_Ch1_#.tif').",
             metavar="PATTERN",
         ),
     ] = None,
     allow_gaps: Annotated[
-        bool, typer.Option("--allow-gaps", help="Take a series of planes with missing numbers as it is.")
+        bool, typer.Option("--allow-gaps", help="Leave planes empty whose numbers are missing.")
     ] = False,
     channel_names: Annotated[
         str | None, typer.Option(help="Names of the channels, separated by commas.", metavar="NAMES")
