@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # One process for each core; the tests of a file share what they make, so they stay together.
 PYTEST := $(BIN)/python -m pytest -n logical --dist loadfile
 
-.PHONY: help demo test test-all test-files lint clean
+.PHONY: help demo test test-all test-files lint fuzz clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -46,6 +46,8 @@ test-files: $(VENV)/.base-installed ## the tests of images, conversion, storage 
 	$(PIP) pytest pytest-xdist hypothesis
 	$(PYTEST) tests/image tests/convert tests/points tests/export tests/test_*_folder.py tests/test_files.py
 
+fuzz: $(VENV)/.dev-installed ## ten minutes of damaged files for every parser (the suite has a short form)
+	BRAINMAP_FUZZ_EXAMPLES=$${BRAINMAP_FUZZ_EXAMPLES:-1000} $(PYTEST) tests/fuzz
 
 lint: $(VENV)/.dev-installed ## ruff and mypy
 	$(BIN)/ruff check .

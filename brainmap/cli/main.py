@@ -280,22 +280,56 @@ def regions(
     registration: Annotated[
         Path | None, typer.Option(help="Registration to use [default: the run's own].", metavar="DIR")
     ] = None,
+    threshold: Annotated[
+        float | None,
+        typer.Option(
+            help="Least score: cells, tables, exports and report anew from the candidates in the run folder.",
+            metavar="F",
+        ),
+    ] = None,
     level: SummaryLevel = None,
     out: Annotated[
         Path | None, typer.Option(help="Write the summary here, and nothing else.", metavar="FILE.csv")
     ] = None,
 ) -> None:
-    """Count a run's cells per region anew, say after a better registration; with --level write only its summary."""
-    from brainmap.run.count import recount, summarise_run
-    from brainmap.run_folder import REGIONS_CSV
+    """Count a run's cells anew: after a better registration, at another threshold; with --level only its summary."""
+    from brainmap.run.recount import recount, summarise_run
 
-    if registration is None and (level is not None or out is not None):
+    anew = registration is not None or threshold is not None
+    if not anew and (level is not None or out is not None):
         typer.echo(str(summarise_run(run, level, out)))
         return
     if out is not None:
-        raise UsageError("--out writes a summary alone: it cannot go with --registration")
-    table = recount(run, registration, level)
-    typer.echo(f"{run / REGIONS_CSV}  {int(table['count'][0])} cells outside the atlas")
+        raise UsageError("--out writes a summary alone: it cannot go with --registration or --threshold")
+    found = recount(run, registration, level, threshold)
+    outside = "" if found.outside is None else f", {found.outside} of them outside the atlas"
+    typer.echo(f"{run}  {found.cells} cells{outside}")
+
+
+@command(app, "tune")
+def tune(
+    run: Annotated[Path, typer.Argument(help="Run folder.", metavar="RUN")],
+    marks: Annotated[
+        Path | None,
+        typer.Option(
+            help="CSV z,y,x,mark: yes, no, missed or unsure [default: RUN/marks.csv].", metavar="CSV"
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Detector folder to write [default: RUN/tuned_detector].", metavar="DETECTOR"),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a detector there.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Fit a run's detector to its tissue by 30 to 300 marks: score and threshold, for the animals to come."""
+    from brainmap.run.tune import tune_run
+
+    result = tune_run(run, marks, out, overwrite)
+    if as_json:
+        print_json(result)
+    else:
+        print_pairs(result.lines())
 
 
 @command(app, "view")
@@ -309,7 +343,11 @@ def view(run: Annotated[Path, typer.Argument(help="Run folder.", metavar="RUN")]
 @command(app, "convert")
 def convert(
     source: Annotated[
-        Path, typer.Argument(help="TIFF file, folder of planes, .npy or Zarr.", metavar="SOURCE")
+        Path,
+        typer.Argument(
+            help="TIFF file, folder of planes (TIFF, PNG, JPEG), .txt list of them, .npy or Zarr.",
+            metavar="SOURCE",
+        ),
     ],
     dest: Annotated[Path, typer.Argument(help="OME-Zarr to write.", metavar="DEST.zarr")],
     voxel_size: VoxelSize = None,
@@ -318,12 +356,12 @@ def convert(
     planes: Annotated[
         str | None,
         typer.Option(
-            help="Of a folder: only files of this name, with * for anything, such as 'brain_Ch1_*.tif'.",
+            help="Of a folder: only files of this name; * is anything, ? a character, # a number ('brain_Ch1_#.tif').",
             metavar="PATTERN",
         ),
     ] = None,
     allow_gaps: Annotated[
-        bool, typer.Option("--allow-gaps", help="Take a series of planes with missing numbers as it is.")
+        bool, typer.Option("--allow-gaps", help="Leave planes empty whose numbers are missing.")
     ] = False,
     channel_names: Annotated[
         str | None, typer.Option(help="Names of the channels, separated by commas.", metavar="NAMES")

@@ -278,8 +278,9 @@ def _turns(n: int, test: int, request: StudyRequest) -> list[Ints]:
     turns = []
     for _ in range(request.repeats):
         if len(waiting) < test:
-            late = [int(g) for g in rng.permutation(n) if g not in waiting]
-            waiting += late
+            again = [int(g) for g in rng.permutation(n)]
+            # Whoever still waits comes last in the next round, so that nobody judges twice in one turn.
+            waiting = waiting + sorted(again, key=lambda g: g in waiting)
         turns.append(np.array(sorted(waiting[:test]), np.int64))
         waiting = waiting[test:]
     return turns

@@ -50,9 +50,9 @@ def write_study_report(path: Path, request: StudyRequest, study: Study) -> Path:
     )
     page.add_section("How to read this")
     page.add_text(
-        "A detector is not trained for each selection: a regression on the network's last layer is, and a threshold. "
-        "Cells that the network does not propose cannot be learnt, and differences come out smaller than those of a "
-        "whole training. A difference here is a reason to expect one there; none here proves nothing."
+        "A detector is not trained for each selection: its scores are corrected by what its last layer says of the "
+        "chosen tiles. Cells that the network does not propose cannot be learnt, and differences come out smaller than "
+        "those of a whole training. A difference here is a reason to expect one there; none here proves nothing."
     )
     page.add_facts([
         ("tiles", request.tiles), ("truth", request.truth), ("detector", request.detector),

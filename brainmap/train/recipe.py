@@ -233,7 +233,7 @@ def build_detector(
     logit, f1 = best_threshold(*([j.weighed(face) for j in part] for part in judged.values()))
     face = balanced_face(plain, face, logit)
     judged = {name: [j.weighed(face) for j in part] for name, part in judged.items()}
-    prominence = prominence_weights([j for part in judged.values() for j in part])
+    prominence = prominence_weights(*judged.values())
     judged = {name: [j.lowered(prominence) for j in part] for name, part in judged.items()}
     logit, f1 = best_threshold(*judged.values())
     everything = [j for part in judged.values() for j in part]
@@ -332,15 +332,18 @@ def _polish(
             network = load_model(checkpoint)[0]
         return network
 
-    judged: dict[str, list[Judged]] = {"real sections": [], "real stacks": []}
+    judged: dict[str, list[Judged]] = {"real sections": []}
     tolerance = _SECTION_TOLERANCE_CELLS * base.grid.cell_diameter_um
     for part in range(first.folds):
         left_out = {name for index, name in enumerate(sorted(marked)) if index % first.folds == part}
         network = polished(fold != part, left_out, f"polish-{part}")
         for volume in _whole_sections(tiles.take(fold == part), truth, base.grid, first.cell_diameter_um):
             judged["real sections"].append(judge(network, volume, base.grid, tolerance))
-        judged["real stacks"] += [judge(network, marked[name][-1], base.grid) for name in sorted(left_out)]
-    return polished(np.ones(len(tiles), bool), set(), "polish"), {k: v for k, v in judged.items() if v}
+        # A brain is a data set of its own.
+        judged |= {
+            f"real stack {name}": [judge(network, marked[name][-1], base.grid)] for name in sorted(left_out)
+        }
+    return polished(np.ones(len(tiles), bool), set(), "polish"), judged
 
 
 def _lineage(recipe: Recipe, work: Path, data: Path | None) -> Lineage:

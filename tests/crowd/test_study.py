@@ -105,11 +105,26 @@ def test_designs_are_those_that_any_animals_can_fill() -> None:
         designs_of(data, data.animal, 6, 80, ["even"])
 
 
-def test_learning_needs_both_kinds_of_candidates() -> None:
+def test_a_few_labels_move_the_detector_little_and_many_teach_it() -> None:
     data = labelled(0.0)
-    none = replace(data, correct=np.zeros_like(data.correct), n_true=np.ones_like(data.n_true))
-    held_out = {0: np.arange(50, 60)}
-    assert judge_selection(none, np.arange(5), held_out, 0.5) == judge_selection(none, None, held_out, 0.5)
+    held_out = {0: np.arange(200, 240)}
+    f1 = [
+        judge_selection(data, chosen, held_out, 0.5)[0].f1 for chosen in (None, np.arange(1), np.arange(100))
+    ]
+    assert f1[0] < f1[1] < f1[2]
+    assert f1[2] > 0.85
+    nothing = replace(data, tile=np.full(len(data.tile), 220))
+    assert judge_selection(nothing, np.arange(5), held_out, 0.5) == judge_selection(
+        nothing, None, held_out, 0.5
+    )
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_candidates_that_are_all_alike_teach_no_nonsense(right: bool) -> None:
+    data = labelled(0.0)
+    alike = replace(data, correct=np.full(len(data.correct), right), n_true=np.ones_like(data.n_true))
+    judged = judge_selection(alike, np.arange(20), {0: np.arange(50, 60)}, 0.5)[0]
+    assert np.isfinite([judged.f1, judged.auprc]).all()
 
 
 def test_f1_and_auprc_at_known_answers() -> None:

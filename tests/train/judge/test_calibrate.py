@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
-from sklearn.metrics import roc_auc_score
 
 torch = pytest.importorskip("torch", reason="training needs torch")
 
@@ -14,6 +15,7 @@ from brainmap.infer.detector import PLAIN_PROMINENCE, Detector  # noqa: E402
 from brainmap.tiles.tiles import Tiles, write_tiles  # noqa: E402
 from brainmap.train.judge.calibrate import (  # noqa: E402
     Judged,
+    best_threshold,
     calibrate_on_tiles,
     prominence_weights,
     tile_calibration,
@@ -131,21 +133,25 @@ def test_calibrate_a_detector_on_tiles(spotted: tuple[Tiles, GroundTruth]) -> No
         calibrate_on_tiles(detector, tiles, strange)
 
 
-def test_prominence_is_used_where_it_tells_something() -> None:
+def test_prominence_is_used_where_brains_differ_in_texture() -> None:
     rng = np.random.default_rng(0)
-    judged, blind = [], []
-    for _ in range(6):
-        right = rng.random(600) < 0.5
-        prominence = np.exp(rng.normal(np.where(right, 2.5, 1.0), 0.5)).astype(np.float32)
-        logit = rng.normal(np.where(right, 0.4, -0.4), 1.0).astype(np.float32)
-        judged.append(Judged(logit, right, int(right.sum()), prominence=prominence))
-        blind.append(Judged(logit, right, int(right.sum()), prominence=rng.permutation(prominence)))
-    weight, enough = prominence_weights(judged)
-    assert weight > 0.5 and enough > 4
-    lowered = [j.lowered((weight, enough)) for j in judged]
-    plain = np.concatenate([j.logit for j in judged])
-    used, right = (np.concatenate([getattr(j, name) for j in lowered]) for name in ("logit", "correct"))
-    assert (used <= plain).all()
-    assert roc_auc_score(right, used) > roc_auc_score(right, plain) + 0.1
-    assert prominence_weights(blind)[0] < 0.2
-    assert prominence_weights([Judged(plain, right, 5)]) == PLAIN_PROMINENCE
+
+    def brain(texture: int) -> list[Judged]:
+        """Cells of one look, and blobs of texture that the network likes the more there is of it."""
+        right = np.arange(400 + texture) < 400
+        logit = np.where(right, rng.normal(1, 0.7, len(right)), rng.normal(0.6, 0.7, len(right)))
+        stands_out = np.where(right, rng.normal(2.8, 0.3, len(right)), rng.normal(1.2, 0.3, len(right)))
+        prominence = np.sinh(stands_out).astype(np.float32)
+        return [Judged(logit.astype(np.float32), right, 400, prominence=prominence)]
+
+    clean, textured = brain(20), brain(3000)
+    weight, enough = prominence_weights(clean, textured)
+    assert weight >= 0.5
+    lowered = [[j.lowered((weight, enough)) for j in group] for group in (clean, textured)]
+    assert best_threshold(*lowered)[1] > best_threshold(clean, textured)[1] + 0.2
+    assert all((a.logit <= b.logit).all() for (a,), (b,) in zip(lowered, (clean, textured), strict=True))
+    blind = [
+        [replace(j, prominence=np.full(len(j.logit), 50.0)) for j in group] for group in (clean, textured)
+    ]
+    assert prominence_weights(*blind) == PLAIN_PROMINENCE
+    assert prominence_weights([Judged(clean[0].logit, clean[0].correct, 400)]) == PLAIN_PROMINENCE
