@@ -26,6 +26,7 @@ from brainmap.crowd.web.api_work import WorkApi
 from brainmap.crowd.web.desk import Desk, refusal
 from brainmap.crowd.web.guards import HostCheck, SafeHeaders, SameOrigin
 from brainmap.crowd.web.pages import Pages, Renderer
+from brainmap.crowd.web.texts import texts
 from brainmap.errors import BrainmapError
 
 __all__ = ["LOOPBACK", "create_app"]
@@ -85,17 +86,21 @@ def create_app(
         *Pages(desk, renderer).routes(),
         *Admin(desk, renderer).routes(),
     ]
-    return Starlette(
+    errors = Errors(desk, renderer)
+    app = Starlette(
         routes=routes,
         middleware=[
             Middleware(SafeHeaders, secure=settings.secure),
             Middleware(HostCheck, hosts=own),
             Middleware(SameOrigin, public_url=settings.public_url),
         ],
-        exception_handlers={Refused: _refused, HTTPException: _http_error, Exception: _server_error},
+        exception_handlers={Refused: errors.refused, HTTPException: errors.http, Exception: errors.server},
         lifespan=lifespan,
         max_body_size=MAX_UPLOAD_BYTES,
     )
+    # A path is right or wrong: none is answered with another.
+    app.router.redirect_slashes = False
+    return app
 
 
 async def _scan_forever(site: Site) -> None:
@@ -118,18 +123,35 @@ def scan_all(site: Site) -> None:
             log.info("project %s: %d new images", name, len(found.added))
 
 
-async def _refused(_request: Request, error: Exception) -> Response:
-    assert isinstance(error, Refused)
-    return refusal(error)
+class Errors:
+    """Answers to what goes wrong: JSON to programs, a page to people."""
 
+    def __init__(self, desk: Desk, renderer: Renderer) -> None:
+        self.desk, self.renderer = desk, renderer
 
-async def _http_error(_request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    sentences = {404: "there is no such page", 405: "this cannot be done here", 413: "that is too large"}
-    sentence = sentences.get(error.status_code, str(error.detail))
-    return JSONResponse({"error": sentence}, error.status_code, headers=error.headers)
+    async def refused(self, request: Request, error: Exception) -> Response:
+        """Something was refused on purpose."""
+        assert isinstance(error, Refused)
+        return self._page(request, error.status, error.sentence) or refusal(error)
 
+    async def http(self, request: Request, error: Exception) -> Response:
+        """There is no such path, or it cannot be used so."""
+        assert isinstance(error, HTTPException)
+        sentences = {404: "there is no such page", 405: "this cannot be done here", 413: "that is too large"}
+        sentence = sentences.get(error.status_code, str(error.detail))
+        answer = JSONResponse({"error": sentence}, error.status_code, headers=error.headers)
+        shown = texts(self.desk.language(request))["not_found"] if error.status_code == 404 else sentence
+        return self._page(request, error.status_code, shown) or answer
 
-async def _server_error(request: Request, error: Exception) -> Response:
-    log.error("%s %s failed", request.method, request.url.path, exc_info=error)
-    return JSONResponse({"error": "something went wrong here; please try again"}, 500)
+    async def server(self, request: Request, error: Exception) -> Response:
+        """A mistake of ours."""
+        log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+        return JSONResponse({"error": "something went wrong here; please try again"}, 500)
+
+    def _page(self, request: Request, status: int, sentence: str) -> Response | None:
+        if request.url.path.startswith("/api/") or "text/html" not in request.headers.get("accept", ""):
+            return None
+        message = sentence[:1].upper() + sentence[1:]
+        page = self.renderer.page("message.html", self.desk.language(request), message=message)
+        page.status_code = status
+        return page
