@@ -58,6 +58,7 @@ def create_app(
     """
     desk = Desk.of(site, passwords)
     renderer = Renderer(desk)
+    admin = Admin(desk, renderer)
     settings = site.settings
     own = {*hosts, *([urlsplit(settings.public_url).hostname or ""] if settings.public_url else [])}
 
@@ -69,6 +70,7 @@ def create_app(
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await task
+        await admin.close()
         site.close()
 
     async def health(_request: Request) -> Response:
@@ -84,7 +86,7 @@ def create_app(
         *AccountApi(desk).routes(),
         *WorkApi(desk).routes(),
         *Pages(desk, renderer).routes(),
-        *Admin(desk, renderer).routes(),
+        *admin.routes(),
     ]
     errors = Errors(desk, renderer)
     app = Starlette(
