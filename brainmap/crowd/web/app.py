@@ -8,6 +8,7 @@ import logging
 from collections.abc import AsyncIterator, Iterable
 from urllib.parse import urlsplit
 
+from sqlalchemy import select
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
@@ -16,6 +17,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from brainmap.crowd import schema
+from brainmap.crowd.certain import judge_pending
 from brainmap.crowd.passwords import Passwords
 from brainmap.crowd.projects import names_of_projects, scan_project
 from brainmap.crowd.refused import Refused
@@ -64,7 +67,9 @@ def create_app(
 
     @contextlib.asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
-        tasks = [asyncio.create_task(_scan_forever(site))] if scan and settings.scan_seconds > 0 else []
+        tasks = [asyncio.create_task(run_in_threadpool(judge_all, site))]
+        if scan and settings.scan_seconds > 0:
+            tasks.append(asyncio.create_task(_scan_forever(site)))
         yield
         for task in tasks:
             task.cancel()
@@ -103,6 +108,14 @@ def create_app(
     # A path is right or wrong: none is answered with another.
     app.router.redirect_slashes = False
     return app
+
+
+def judge_all(site: Site) -> None:
+    """Judge what waits for it since the site was last stopped."""
+    with site.database.read() as connection:
+        numbers = list(connection.execute(select(schema.project.c.id)).scalars())
+    for number in numbers:
+        judge_pending(site, number)
 
 
 async def _scan_forever(site: Site) -> None:
