@@ -115,7 +115,11 @@ def judge_all(site: Site) -> None:
     with site.database.read() as connection:
         numbers = list(connection.execute(select(schema.project.c.id)).scalars())
     for number in numbers:
-        judge_pending(site, number)
+        try:
+            judge_pending(site, number)
+        except Exception:
+            # Asking for the next tile tries again; clicks need no judgement.
+            log.exception("project %d cannot be judged", number)
 
 
 async def _scan_forever(site: Site) -> None:
