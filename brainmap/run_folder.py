@@ -18,13 +18,27 @@ from brainmap.files import now, read_json, to_jsonable, write_json
 from brainmap.machine import machine, versions
 
 __all__ = [
-    "BLOCKS_DIR", "EXPORTS_DIR", "INTENSITY_FILE", "PLAN_FILE", "POINTS_PARQUET", "REGIONS_CSV", "REGISTRATION_DIR",
-    "REPORT_HTML", "RUN_JSON", "SUMMARY_CSV", "RunRecord", "changes", "clear_run", "is_run", "other_parameters",
-]  # fmt: skip
+    "BLOCKS_DIR",
+    "EXPORTS_DIR",
+    "INTENSITY_FILE",
+    "PLAN_FILE",
+    "POINTS_PARQUET",
+    "REGIONS_CSV",
+    "REGISTRATION_DIR",
+    "REPORT_HTML",
+    "RUN_JSON",
+    "SUMMARY_CSV",
+    "THRESHOLDS_CSV",
+    "RunRecord",
+    "changes",
+    "clear_run",
+    "is_run",
+    "other_parameters",
+]
 
 RUN_JSON = "run.json"
 POINTS_PARQUET = "points.parquet"
-REGIONS_CSV, SUMMARY_CSV = "regions.csv", "regions_summary.csv"
+REGIONS_CSV, SUMMARY_CSV, THRESHOLDS_CSV = "regions.csv", "regions_summary.csv", "thresholds.csv"
 REPORT_HTML = "report.html"
 REGISTRATION_DIR, EXPORTS_DIR = "registration", "exports"
 # Finished blocks, and what all of them depend on.
@@ -141,7 +155,7 @@ def clear_run(folder: str | Path) -> None:
     """Remove what a run left; other files in the folder stay."""
     for name in (BLOCKS_DIR, REGISTRATION_DIR, EXPORTS_DIR):
         shutil.rmtree(Path(folder) / name, ignore_errors=True)
-    for name in (RUN_JSON, POINTS_PARQUET, REGIONS_CSV, SUMMARY_CSV, REPORT_HTML):
+    for name in (RUN_JSON, POINTS_PARQUET, REGIONS_CSV, SUMMARY_CSV, THRESHOLDS_CSV, REPORT_HTML):
         (Path(folder) / name).unlink(missing_ok=True)
 
 

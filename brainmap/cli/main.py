@@ -15,6 +15,8 @@ import typer
 
 from brainmap import __version__
 from brainmap.cli import atlas as atlas_cli
+from brainmap.cli import crowd as crowd_cli
+from brainmap.cli import crowd_loop
 from brainmap.cli import gt as gt_cli
 from brainmap.cli import train as train_cli
 from brainmap.cli.console import (
@@ -26,7 +28,6 @@ from brainmap.cli.console import (
     print_pairs,
     report_error,
 )
-from brainmap.crowd import commands as crowd_commands
 from brainmap.errors import BrainmapError, IncompleteRunError, UsageError
 
 if TYPE_CHECKING:
@@ -38,7 +39,8 @@ app = new_app("brainmap", "Whole-brain cell detection: a brain in, a table of ce
 app.add_typer(atlas_cli.app)
 app.add_typer(gt_cli.app)
 app.add_typer(train_cli.app)
-app.add_typer(crowd_commands.app)
+crowd_loop.register(crowd_cli.app)
+app.add_typer(crowd_cli.app)
 command(app, "retrain")(train_cli.retrain)
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Channel = Annotated[int | None, typer.Option(help="Channel, counting from 0.", metavar="N")]
@@ -93,7 +95,7 @@ def root(
 @command(app, "demo")
 def demo(
     out: Annotated[Path, typer.Option(help="Folder to write into.", metavar="DIR")] = Path("demo"),
-    crowd: Annotated[
+    with_crowd: Annotated[
         bool, typer.Option("--crowd", help="Instead: tiles, a simulated crowd, a retrained detector.")
     ] = False,
     serve: Annotated[
@@ -101,9 +103,9 @@ def demo(
     ] = False,
 ) -> None:
     """Make a phantom brain, detect and count its cells, and score them against the known truth."""
-    if serve and not crowd:
+    if serve and not with_crowd:
         raise UsageError("--serve belongs to --crowd")
-    if crowd:
+    if with_crowd:
         from brainmap.crowd.demo import run_crowd_demo, serve_demo
 
         typer.echo(run_crowd_demo(out))
@@ -278,22 +280,56 @@ def regions(
     registration: Annotated[
         Path | None, typer.Option(help="Registration to use [default: the run's own].", metavar="DIR")
     ] = None,
+    threshold: Annotated[
+        float | None,
+        typer.Option(
+            help="Least score: cells, tables, exports and report anew from the candidates in the run folder.",
+            metavar="F",
+        ),
+    ] = None,
     level: SummaryLevel = None,
     out: Annotated[
         Path | None, typer.Option(help="Write the summary here, and nothing else.", metavar="FILE.csv")
     ] = None,
 ) -> None:
-    """Count a run's cells per region anew, say after a better registration; with --level write only its summary."""
-    from brainmap.run.count import recount, summarise_run
-    from brainmap.run_folder import REGIONS_CSV
+    """Count a run's cells anew: after a better registration, at another threshold; with --level only its summary."""
+    from brainmap.run.recount import recount, summarise_run
 
-    if registration is None and (level is not None or out is not None):
+    anew = registration is not None or threshold is not None
+    if not anew and (level is not None or out is not None):
         typer.echo(str(summarise_run(run, level, out)))
         return
     if out is not None:
-        raise UsageError("--out writes a summary alone: it cannot go with --registration")
-    table = recount(run, registration, level)
-    typer.echo(f"{run / REGIONS_CSV}  {int(table['count'][0])} cells outside the atlas")
+        raise UsageError("--out writes a summary alone: it cannot go with --registration or --threshold")
+    found = recount(run, registration, level, threshold)
+    outside = "" if found.outside is None else f", {found.outside} of them outside the atlas"
+    typer.echo(f"{run}  {found.cells} cells{outside}")
+
+
+@command(app, "tune")
+def tune(
+    run: Annotated[Path, typer.Argument(help="Run folder.", metavar="RUN")],
+    marks: Annotated[
+        Path | None,
+        typer.Option(
+            help="CSV z,y,x,mark: yes, no, missed or unsure [default: RUN/marks.csv].", metavar="CSV"
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Detector folder to write [default: RUN/tuned_detector].", metavar="DETECTOR"),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a detector there.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Fit a run's detector to its tissue by 30 to 300 marks: score and threshold, for the animals to come."""
+    from brainmap.run.tune import tune_run
+
+    result = tune_run(run, marks, out, overwrite)
+    if as_json:
+        print_json(result)
+    else:
+        print_pairs(result.lines())
 
 
 @command(app, "view")

@@ -29,7 +29,7 @@ from brainmap.crowd.site import Site, init_site
 from brainmap.errors import DataError, NotFoundError, UsageError
 from brainmap.files import atomic_path, now
 
-__all__ = ["Backup", "back_up", "restore"]
+__all__ = ["Backup", "advance_sequences", "back_up", "restore"]
 
 log = logging.getLogger(__name__)
 
@@ -123,7 +123,7 @@ def _fill(site: Site, unpacked: Path, manifest: dict[str, Any]) -> None:
         for table in _tables():
             file = unpacked / "tables" / f"{table.name}.jsonl.gz"
             _load_table(connection, table, file, manifest["rows"].get(table.name, 0))
-        _advance_sequences(connection)
+        advance_sequences(connection)
         audit.note(site, connection, "restore", made=manifest["at"])
     for source in sorted((unpacked / "tiles").rglob("*")):
         if source.is_file():
@@ -226,7 +226,7 @@ def _chunks(file: Path) -> Iterator[list[dict[str, Any]]]:
         yield rows
 
 
-def _advance_sequences(connection: Connection) -> None:
+def advance_sequences(connection: Connection) -> None:
     """PostgreSQL counts new rows on its own: from behind the restored ones."""
     if connection.dialect.name != "postgresql":
         return

@@ -136,7 +136,8 @@ def change_clicks(
         404: not the worker's tile. 409: more clicks than a tile may have.
     """
     put, remove = list(put), list(remove)
-    with site.database.write() as connection:
+
+    def change(connection: Connection) -> list[int]:
         row = own_assignment(connection, worker, token, lock=True)
         now = site.clock()
         ids = list({p.id for p in put} | set(remove))
@@ -156,7 +157,9 @@ def change_clicks(
         if row.completed_at is None:
             values["held_until"] = now + 60 * site.settings.hold_minutes
         connection.execute(update(assignment).where(assignment.c.id == row.id).values(values))
-    return statuses
+        return statuses
+
+    return site.database.together(change)
 
 
 def _put(site: Site, row: Any, known: dict[str, dict[str, Any]], p: Put, now: float) -> int:
@@ -224,7 +227,8 @@ def see_subtile(site: Site, worker: Worker, token: str, index: int, done: bool) 
     Refused
         404: not his tile, or no such sub-tile.
     """
-    with site.database.write() as connection:
+
+    def see(connection: Connection) -> None:
         row = own_assignment(connection, worker, token, lock=True)
         if not 0 <= index < len(subtiles(row.height, row.width)):
             raise Refused(404, "there is no such sub-tile")
@@ -234,6 +238,8 @@ def see_subtile(site: Site, worker: Worker, token: str, index: int, done: bool) 
             connection.execute(insert(seen).values(assignment_id=row.id, idx=index, at=site.clock()))
         elif not done and there and row.completed_at is None:
             connection.execute(delete(seen).where(here))
+
+    site.database.together(see)
 
 
 def complete_tile(site: Site, worker: Worker, token: str) -> dict[str, Any]:

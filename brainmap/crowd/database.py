@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.exc import ArgumentError, DBAPIError
@@ -19,6 +21,10 @@ from sqlalchemy.pool import QueuePool
 from brainmap.errors import DataError, MissingExtraError, UsageError
 
 __all__ = ["Database", "database_url"]
+
+T = TypeVar("T")
+
+_MOST_TOGETHER = 64
 
 
 def database_url(given: str, folder: Path) -> str:
@@ -40,8 +46,18 @@ def database_url(given: str, folder: Path) -> str:
     return f"postgresql+psycopg://{rest}"
 
 
+@dataclass(eq=False)
+class _Job:
+    """Something to write, and what came of it."""
+
+    function: Callable[[Connection], Any]
+    result: Any = None
+    error: Exception | None = None
+    done: bool = False
+
+
 class Database:
-    """A pool of connections, and the three ways to use one: `read`, `write`, `snapshot`.
+    """A pool of connections, and the ways to use one: `read`, `write`, `together`, `snapshot`.
 
     Parameters
     ----------
@@ -52,6 +68,7 @@ class Database:
     def __init__(self, url: str) -> None:
         self.engine = _engine(url)
         self.sqlite = self.engine.dialect.name == "sqlite"
+        self._jobs: deque[_Job] = deque()
         self._writer: contextlib.AbstractContextManager[Any]
         self._writer = threading.RLock() if self.sqlite else contextlib.nullcontext()
 
@@ -66,6 +83,50 @@ class Database:
         """A transaction; committed and on disk when the block ends, undone when it raises."""
         with self._writer, self._connect(write=True) as connection, connection.begin():
             yield connection
+
+    def together(self, function: Callable[[Connection], T]) -> T:
+        """Call a function in a transaction that it may share with others who write at this moment.
+
+        On SQLite every transaction waits for the disk once: requests that arrive meanwhile go into the next one
+        together, each within a savepoint of its own, and none is answered before all is on disk. PostgreSQL does
+        the like itself.
+
+        Raises
+        ------
+        Exception
+            What the function raises; only its own part is undone.
+        """
+        if not self.sqlite:
+            with self.write() as connection:
+                return function(connection)
+        job = _Job(function)
+        self._jobs.append(job)
+        with self._writer:
+            # Whoever wrote before this one has perhaps done it along with his own.
+            while not job.done:
+                self._do_waiting()
+        if job.error is not None:
+            raise job.error
+        return cast(T, job.result)
+
+    def _do_waiting(self) -> None:
+        jobs: list[_Job] = []
+        while self._jobs and len(jobs) < _MOST_TOGETHER:
+            jobs.append(self._jobs.popleft())
+        try:
+            with self.write() as connection:
+                for one in jobs:
+                    try:
+                        with connection.begin_nested():
+                            one.result = one.function(connection)
+                    except Exception as error:
+                        one.error = error
+        except Exception as error:
+            # The transaction itself failed: nothing of it is stored.
+            for one in jobs:
+                one.error = one.error or error
+        for one in jobs:
+            one.done = True
 
     @contextlib.contextmanager
     def snapshot(self) -> Iterator[Connection]:

@@ -28,7 +28,9 @@ __all__ = ["crowd_against_truth", "run_crowd_demo", "serve_demo"]
 log = logging.getLogger(__name__)
 
 REGIONS = ("ISO", "OLF", "HPF", "STR")
-TILE_PX, BUDGET = 96, 36
+# Tiles by size of the phantom, px: small enough for its regions.
+TILE_PX = {"demo": 96, "tiny": 48}
+BUDGET = 36
 TOLERANCE_PX = 3.0
 PROJECT = "demo"
 
@@ -52,7 +54,7 @@ def run_crowd_demo(out: str | Path, size: str = "demo", steps: int = 40) -> str:
     """
     folder = Path(out)
     run, truth = _run(folder, size)
-    tiles = _tiles(folder, run)
+    tiles = _tiles(folder, run, TILE_PX[size])
     shown = cells_of_tiles(tiles, dict.fromkeys(set(tiles.columns["brain"]), truth))
 
     def simulated_site(site: Path, project: str, part: Path) -> None:
@@ -85,17 +87,20 @@ def serve_demo(out: str | Path, port: int = 8000) -> None:
         The packages of the site are not installed.
     """
     try:
-        from brainmap.crowd import commands  # type: ignore[attr-defined,unused-ignore]
+        from brainmap.crowd.projects import ProjectSpec, add_project
+        from brainmap.crowd.site import init_site
+        from brainmap.crowd.web.serve import serve
     except ImportError as error:
         raise MissingExtraError(error.name or "starlette", "crowd", "serve the demo's tiles") from error
     site = Path(out) / "site"
     if not (site / "crowd.toml").is_file():
-        commands.init(site)
-        commands.project(site, PROJECT, tiles=Path(out) / "tiles", redundancy=3)
+        opened = init_site(site)
+        add_project(opened, ProjectSpec(PROJECT, Path(out) / "tiles", redundancy=3))
+        opened.close()
     timer = threading.Timer(2.0, webbrowser.open, [f"http://127.0.0.1:{port}/"])
     timer.daemon = True
     timer.start()
-    commands.serve(site, port=port)
+    serve(site, "127.0.0.1", port)
 
 
 def _run(folder: Path, size: str) -> tuple[Path, Path]:
@@ -116,12 +121,12 @@ def _run(folder: Path, size: str) -> tuple[Path, Path]:
     return run, phantom.truth
 
 
-def _tiles(folder: Path, run: Path) -> Tiles:
+def _tiles(folder: Path, run: Path, tile_px: int) -> Tiles:
     out = folder / "tiles"
     if (out / TILES_PARQUET).is_file():
         return Tiles.open(out)
     request = SampleRequest(
-        (run,), out, regions=REGIONS, tile_px=TILE_PX, budget=BUDGET, datasets=2, sections=40
+        (run,), out, regions=REGIONS, tile_px=tile_px, budget=BUDGET, datasets=2, sections=40
     )
     return sample_tiles(request).tiles
 

@@ -235,5 +235,9 @@ def _moment(text: str, where: str) -> float | None:
         return datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()
     except ValueError:
         pass
-    value = _number(text, f"{where}: timestamp")
+    if not text.replace(".", "", 1).isdigit() or len(text) > 20:
+        raise DataError(
+            f"{where}: timestamp is {text!r}; write it as 2026-05-01T12:00:00Z or in (milli)seconds"
+        )
+    value = float(text)
     return value / 1000 if value > 1e11 else value

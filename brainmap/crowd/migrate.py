@@ -17,7 +17,7 @@ __all__ = ["VERSION", "migrate", "version_of"]
 
 log = logging.getLogger(__name__)
 
-VERSION = 1
+VERSION = 2
 
 
 def version_of(connection: Connection) -> int:
@@ -86,5 +86,12 @@ def _protect_audit(connection: Connection) -> None:
     )
 
 
+def _add_analysis(connection: Connection) -> None:
+    """2: results of the analysis in the background, and members by data set."""
+    connection.execute(CreateTable(schema.analysis))
+    index = next(i for i in schema.membership.indexes if i.name == "membership_of_project")
+    connection.execute(CreateIndex(index))
+
+
 # What brings schema n - 1 to n, by n.
-STEPS: dict[int, Callable[[Connection], None]] = {}
+STEPS: dict[int, Callable[[Connection], None]] = {2: _add_analysis}

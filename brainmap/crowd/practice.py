@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 from sqlalchemy import Connection, select
 
 from brainmap.crowd import schema
@@ -24,6 +23,9 @@ def feedback(connection: Connection, row: Any) -> dict[str, Any]:
     dict
         `cells`: list of {x, y, found}; `extra`: list of {x, y}, the marks that match no cell.
     """
+    # A site without practice starts without SciPy.
+    from scipy.optimize import linear_sum_assignment
+
     known, click = schema.practice_cell, schema.click
     cells = np.array(
         connection.execute(select(known.c.x, known.c.y).where(known.c.tile_id == row.tile_id)).all(), float

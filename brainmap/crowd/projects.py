@@ -27,7 +27,6 @@ from brainmap.crowd.site import Site
 from brainmap.errors import BrainmapError, DataError, NotFoundError, UsageError
 from brainmap.files import atomic_path
 from brainmap.gt.clicks import check_image_ids, read_point_table
-from brainmap.gt.truth import GroundTruth
 from brainmap.tiles.tiles import IMAGES, TILES_PARQUET, Tiles
 
 __all__ = [
@@ -348,6 +347,8 @@ def _insert_practice(
 
 def _practice(given: tuple[Path, Path]) -> tuple[Tiles, dict[str, NDArray[np.float64]]]:
     """Practice tiles, and x, y (n, 2) of the cells of each."""
+    from brainmap.gt.truth import GroundTruth
+
     folder, truth = given
     tiles = Tiles.open(folder)
     if truth.is_dir():

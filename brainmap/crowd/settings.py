@@ -147,6 +147,8 @@ def read_site_settings(folder: str | Path, environment: Mapping[str, str] | None
     for name in ("database", "public_url"):
         if given := environment.get(f"BRAINMAP_CROWD_{name.upper()}"):
             values[name] = given
+    if given := environment.get("BRAINMAP_CROWD_PROXIES"):
+        values["proxies"] = [part.strip() for part in given.split(",")]
     return _record(values, str(path))
 
 

@@ -1,9 +1,10 @@
 """Which tiles to annotate, tested on labelled data (methods 11): animals x slices x strategy at equal budget.
 
 Animals are held out in turn. From the others a budget of tiles is chosen in every way of the design; what a detector
-would learn from them is estimated (`brainmap.crowd.study_judge`) and judged on the held-out animals. All ways are
-judged on the same held-out animals in each repeat, so that differences are paired. The repeats share animals:
-intervals are those of the corrected resampled t-test (Nadeau & Bengio 2003), which allows for that.
+would learn from them is estimated (`brainmap.crowd.study_judge`) and judged on each held-out animal. All ways are
+judged on the same animals, so that differences are paired. Two things are a sample: the animals that judge and the
+selections that are drawn. The variance of a mean difference is taken as that over judging animals plus that over
+repeats, each over its number; what both share is counted twice, which makes the intervals wide rather than narrow.
 """
 
 from __future__ import annotations
@@ -69,6 +70,9 @@ class StudyRequest:
     budget : int or None
         Tiles to annotate; None: as many as most animals have, halved.
     repeats : int
+        Choices of the animals to hold out.
+    draws : int
+        Choices of the animals to annotate in each repeat; their mean counts, so that the luck of one draw does not.
     held_out : float
         Share of the animals to judge on.
     cell_diameter_um : float or None
@@ -84,7 +88,8 @@ class StudyRequest:
     out: Path
     detector: str = "default"
     budget: int | None = None
-    repeats: int = 20
+    repeats: int = 10
+    draws: int = 4
     held_out: float = 0.3
     cell_diameter_um: float | None = None
     tolerance_cells: float = 0.5
@@ -94,6 +99,8 @@ class StudyRequest:
     def __post_init__(self) -> None:
         if self.repeats < 3:
             raise UsageError(f"--repeats is {self.repeats}; an interval needs at least 3")
+        if self.draws < 1:
+            raise UsageError(f"--draws is {self.draws}; give at least 1")
         if not 0 < self.held_out < 1:
             raise UsageError(f"the share to hold out is {self.held_out}; it must lie between 0 and 1")
         if self.budget is not None and self.budget < 1:
@@ -135,12 +142,11 @@ class Study:
     animals, tiles, budget, held_out : int
         Of the data; tiles per selection; animals that judge in each repeat.
     designs : list of Design
-    f1, auprc : ndarray of float64, shape (repeats, designs)
-    nothing, everything : ndarray of float64, shape (repeats, 2)
+    f1, auprc : ndarray of float64, shape (repeats, designs, animals)
+        Means over the draws; NaN for animals that were not held out.
+    nothing, everything : ndarray of float64, shape (2, repeats, animals)
         F1 and AUPRC of the detector as it is, and of one that learnt from all tiles of the other animals.
     claims : list of Claim
-    correction : float
-        n_test / n_train of the intervals.
     """
 
     out: Path
@@ -153,19 +159,20 @@ class Study:
     auprc: Floats
     nothing: Floats
     everything: Floats
-    correction: float
     claims: list[Claim] = field(default_factory=list)
 
     def mean_of(self, values: Floats, **wanted: Any) -> Floats:
-        """Mean over the designs that have some values, for each repeat."""
+        """Mean over the designs that have some values, shape (repeats, animals)."""
         use = [all(getattr(d, k) == v for k, v in wanted.items()) for d in self.designs]
-        return values[:, use].mean(axis=1)
+        return np.asarray(values[:, use].mean(axis=1))
 
     def interval(self, difference: Floats) -> tuple[float, float, float]:
-        """Mean of a paired difference (repeats,) and its 90 % interval, corrected for shared animals."""
-        n = len(difference)
-        mean, spread = float(difference.mean()), float(difference.std(ddof=1))
-        half = float(stats.t.ppf(0.5 + _LEVEL / 2, n - 1)) * spread * np.sqrt(1 / n + self.correction)
+        """Mean of a paired difference (repeats, animals) and its 90 % interval, see the module."""
+        by_animal = _means(difference, 0)
+        by_repeat = _means(difference, 1)
+        mean = float(by_animal.mean())
+        error = np.sqrt(sum(v.var(ddof=1) / len(v) for v in (by_animal, by_repeat)))
+        half = float(stats.t.ppf(0.5 + _LEVEL / 2, min(len(by_animal), len(by_repeat)) - 1) * error)
         return mean, mean - half, mean + half
 
     def lines(self) -> list[tuple[str, str]]:
@@ -177,7 +184,7 @@ class Study:
             ),
             (
                 "F1",
-                f"{self.nothing[:, 0].mean():.3f} without annotation, {self.everything[:, 0].mean():.3f} with all",
+                f"{np.nanmean(self.nothing[0]):.3f} without annotation, {np.nanmean(self.everything[0]):.3f} with all",
             ),
         ]
         for claim in self.claims:
@@ -229,28 +236,61 @@ def _compare(request: StudyRequest, data: Labelled, threshold: float) -> Study:
     test = max(1, min(n - 1, round(request.held_out * n)))
     budget = request.budget or max(2, int(np.median(np.bincount(groups))) // 2)
     designs = designs_of(data, groups, n - test, budget, request.strategies)
-    f1, auprc = np.zeros((request.repeats, len(designs))), np.zeros((request.repeats, len(designs)))
-    ends = np.zeros((2, request.repeats, 2))
-    for repeat in range(request.repeats):
-        rng = np.random.default_rng([request.seed, repeat])
-        order = rng.permutation(n)
-        held_out = np.flatnonzero(np.isin(groups, order[:test]))
-        rest = np.flatnonzero(~np.isin(groups, order[:test]))
-        for row, chosen in enumerate((None, rest)):
-            judged = judge_selection(data, chosen, held_out, threshold)
-            ends[row, repeat] = judged.f1, judged.auprc
-        for column, design in enumerate(designs):
+    f1, auprc = np.full((2, request.repeats, len(designs), n), np.nan)
+    ends = np.full((2, 2, request.repeats, n), np.nan)
+    turns = _turns(n, test, request)
+    for repeat, judges in enumerate(turns):
+        rng = np.random.default_rng([request.seed, 1, repeat])
+        rest = np.setdiff1d(np.arange(n), judges)
+        held_out = {int(g): np.flatnonzero(groups == g) for g in judges}
+        f1[repeat][:, judges] = auprc[repeat][:, judges] = 0.0
+        for row, chosen in enumerate((None, np.flatnonzero(np.isin(groups, rest)))):
+            for g, judged in judge_selection(data, chosen, held_out, threshold).items():
+                ends[row, :, repeat, g] = judged.f1, judged.auprc
+        for _ in range(request.draws):
             # The same animals for all strategies and numbers of slices: only what is compared differs.
-            animals = order[test : test + design.animals]
-            chosen = select(data, groups, animals, design, budget, int(rng.integers(2**31)))
-            judged = judge_selection(data, chosen, held_out, threshold)
-            f1[repeat, column], auprc[repeat, column] = judged.f1, judged.auprc
+            drawn, seed = rng.permutation(rest), int(rng.integers(2**31))
+            for column, design in enumerate(designs):
+                chosen = select(data, groups, drawn[: design.animals], design, budget, seed)
+                for g, judged in judge_selection(data, chosen, held_out, threshold).items():
+                    f1[repeat, column, g] += judged.f1 / request.draws
+                    auprc[repeat, column, g] += judged.auprc / request.draws
     study = Study(
-        request.out, int(data.animal.max()) + 1, len(data.n_true), budget, test, designs, f1, auprc,
-        ends[0], ends[1], test / (n - test),
-    )  # fmt: skip
+        request.out,
+        int(data.animal.max()) + 1,
+        len(data.n_true),
+        budget,
+        test,
+        designs,
+        f1,
+        auprc,
+        ends[0],
+        ends[1],
+    )
     study.claims.extend(_claims(study))
     return study
+
+
+def _turns(n: int, test: int, request: StudyRequest) -> list[Ints]:
+    """Who judges in each repeat: everybody in turn, in random order, before anybody does again."""
+    rng = np.random.default_rng([request.seed, 0])
+    waiting: list[int] = []
+    turns = []
+    for _ in range(request.repeats):
+        if len(waiting) < test:
+            again = [int(g) for g in rng.permutation(n)]
+            # Whoever still waits comes last in the next round, so that nobody judges twice in one turn.
+            waiting = waiting + sorted(again, key=lambda g: g in waiting)
+        turns.append(np.array(sorted(waiting[:test]), np.int64))
+        waiting = waiting[test:]
+    return turns
+
+
+def _means(values: Floats, axis: int) -> Floats:
+    """Means along an axis, without what has no value at all."""
+    there = ~np.isnan(values).all(axis=axis)
+    kept = values[:, there] if axis == 0 else values[there]
+    return np.asarray(np.nanmean(kept, axis=axis))
 
 
 def _groups(data: Labelled) -> Ints:
@@ -399,14 +439,23 @@ def _write(request: StudyRequest, study: Study) -> None:
         part.open("w", newline="", encoding="utf-8") as stream,
     ):
         writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(("animals", "slices", "strategy", "repeat", "f1", "auprc"))
-        for column, d in enumerate(study.designs):
-            for repeat in range(len(study.f1)):
-                scores = (f"{study.f1[repeat, column]:.6f}", f"{study.auprc[repeat, column]:.6f}")
-                writer.writerow((d.animals, d.slices, d.strategy, repeat, *scores))
+        writer.writerow(("animals", "slices", "strategy", "repeat", "judged_on", "f1", "auprc"))
+        for repeat, column, animal in np.argwhere(~np.isnan(study.f1)):
+            d, at = study.designs[column], (repeat, column, animal)
+            writer.writerow(
+                (
+                    d.animals,
+                    d.slices,
+                    d.strategy,
+                    repeat,
+                    animal,
+                    f"{study.f1[at]:.6f}",
+                    f"{study.auprc[at]:.6f}",
+                )
+            )
     write_study_report(request.out / "report.html", request, study)
     write_json(request.out / "study.json", {
         "tiles": study.tiles, "animals": study.animals, "budget": study.budget, "held_out_animals": study.held_out,
-        "repeats": len(study.f1), "without_annotation": study.nothing.mean(axis=0),
-        "with_all": study.everything.mean(axis=0), "claims": study.claims,
+        "repeats": len(study.f1), "without_annotation": np.nanmean(study.nothing, axis=(1, 2)),
+        "with_all": np.nanmean(study.everything, axis=(1, 2)), "claims": study.claims,
     })  # fmt: skip

@@ -20,7 +20,7 @@ __all__ = ["write_study_report"]
 def write_study_report(path: Path, request: StudyRequest, study: Study) -> Path:
     """Write the report of `brainmap crowd study`."""
     page = Page("Which tiles to annotate", f"{study.budget} tiles, spent in {len(study.designs)} ways")
-    gain = study.everything[:, 0] - study.nothing[:, 0]
+    gain = study.everything[0] - study.nothing[0]
     mean, low, high = study.interval(gain)
     if low <= 0:
         page.add_warning(
@@ -31,32 +31,28 @@ def write_study_report(path: Path, request: StudyRequest, study: Study) -> Path:
     page.add_table(
         ["statement", "these data", "compared", "difference", "from", "to"],
         [[c.text, c.verdict, c.measure, c.mean, c.low, c.high] for c in study.claims],
-        "Differences in F1, paired, with 90 % intervals that allow for repeats sharing animals", sortable=False,
+        "Differences in F1, paired, with 90 % intervals over animals that judge and selections drawn", sortable=False,
     )  # fmt: skip
     page.add_text(
-        f"Confirmed or contradicted: the whole interval is on one side of 0. As well: active or uncertain choice gains "
-        f"less than 0.01. {len(study.f1)} repeats; each holds out {study.held_out} of {study.animals} animals."
+        "Confirmed or contradicted: the whole interval is on one side of 0. As well: active or uncertain choice gains "
+        f"less than 0.01. {len(study.f1)} repeats, each the mean of {request.draws} draws of animals; "
+        f"{study.held_out} of {study.animals} animals judge in each."
     )
     page.add_section("All ways")
     page.add_figure(_chart(study), "Mean F1 on held-out animals", format="svg")
-    rows: list[list[Any]] = [
-        ["nothing", None, None, *study.nothing.mean(axis=0), study.nothing[:, 0].std(ddof=1)]
-    ]
+    rows: list[list[Any]] = [["nothing", None, None, *np.nanmean(study.nothing, axis=(1, 2))]]
     for k, d in enumerate(study.designs):
-        spread = study.f1[:, k].std(ddof=1)
-        rows.append(
-            [d.strategy, d.animals, d.slices, study.f1[:, k].mean(), study.auprc[:, k].mean(), spread]
-        )
-    everything = study.everything
-    rows.append(["everything", None, None, *everything.mean(axis=0), everything[:, 0].std(ddof=1)])
+        means = [np.nanmean(values[:, k]) for values in (study.f1, study.auprc)]
+        rows.append([d.strategy, d.animals, d.slices, *means])
+    rows.append(["everything", None, None, *np.nanmean(study.everything, axis=(1, 2))])
     page.add_table(
-        ["strategy", "animals", "slices", "F1", "AUPRC", "F1: sd over repeats"], rows, "Means over repeats"
+        ["strategy", "animals", "slices", "F1", "AUPRC"], rows, "Means over animals that judge and repeats"
     )
     page.add_section("How to read this")
     page.add_text(
-        "A detector is not trained for each selection: a regression on the network's last layer is, and a threshold. "
-        "Cells that the network does not propose cannot be learnt, and differences come out smaller than those of a "
-        "whole training. A difference here is a reason to expect one there; none here proves nothing."
+        "A detector is not trained for each selection: its scores are corrected by what its last layer says of the "
+        "chosen tiles. Cells that the network does not propose cannot be learnt, and differences come out smaller than "
+        "those of a whole training. A difference here is a reason to expect one there; none here proves nothing."
     )
     page.add_facts([
         ("tiles", request.tiles), ("truth", request.truth), ("detector", request.detector),
@@ -74,7 +70,7 @@ def _chart(study: Study) -> Figure:
     styles = {"many": "-", "few": "--"}
     for k, strategy in enumerate(strategies):
         for slices in dict.fromkeys(d.slices for d in study.designs):
-            own = [(d.animals, study.f1[:, i].mean()) for i, d in enumerate(study.designs)
+            own = [(d.animals, np.nanmean(study.f1[:, i])) for i, d in enumerate(study.designs)
                    if d.strategy == strategy and d.slices == slices]  # fmt: skip
             x, y = np.array(own, np.float64).T
             axes.plot(
@@ -87,7 +83,7 @@ def _chart(study: Study) -> Figure:
                 label=f"{strategy}, {slices} slices",
             )
     for value, name in ((study.nothing, "no annotation"), (study.everything, "all tiles")):
-        level = float(value[:, 0].mean())
+        level = float(np.nanmean(value[0]))
         axes.axhline(level, color=QUIET, linewidth=0.8, linestyle=":")
         axes.annotate(
             name, (1.0, level), xycoords=("axes fraction", "data"), fontsize=7, va="bottom", ha="right"

@@ -11,6 +11,7 @@ import logging
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -151,7 +152,7 @@ class Volume:
         """Chunk of level 0."""
         return self.levels[0].chunks
 
-    @property
+    @cached_property
     def unit(self) -> Shape:
         """Voxels of level 0 that are decoded at a time: a chunk, or fewer of its sections where the codec can."""
         return spatial(self.axes, self.reader().unit)
@@ -296,7 +297,8 @@ class Volume:
     def storage_bytes(self, z: slice, y: slice, x: slice, level: int = 0) -> int:
         """Bytes to decode for reading a region: whole units, uncompressed, of one channel."""
         region = self._region((z, y, x), level)
-        unit, shape = spatial(self.axes, self.reader(level).unit), self.levels[level].shape
+        unit = spatial(self.axes, self.reader(level).unit) if level else self.unit
+        shape = self.levels[level].shape
         voxels = 1
         for part, step, size, offset in zip(region, unit, shape, self.levels[level].offset, strict=True):
             first, last = (part.start + offset) // step, -(-(part.stop + offset) // step)

@@ -21,7 +21,17 @@ from brainmap.errors import DataError, NotFoundError, UsageError
 from brainmap.files import atomic_path, fingerprint, read_json, write_json
 from brainmap.infer.peaks import PLAIN_FACE, FaceWeights
 
-__all__ = ["BACKENDS", "Backend", "Detector", "DetectorSpec", "load_backend", "write_detector"]
+__all__ = [
+    "BACKENDS",
+    "PLAIN_PROMINENCE",
+    "Backend",
+    "Detector",
+    "DetectorSpec",
+    "ProminenceWeights",
+    "load_backend",
+    "lowered",
+    "write_detector",
+]
 
 # TensorRT, TensorRT for RTX, and the latter installed as its bare bindings.
 TENSORRT_MODULES = ("tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings")
@@ -44,6 +54,20 @@ _TYPES: dict[str, type | tuple[type, ...]] = (
     | dict.fromkeys(("channels", "stride", "halo_px"), int)
     | {"training": dict}
 )
+
+
+# Weight of a peak's prominence, and how much of it is enough: see `DetectorSpec.weighed`.
+ProminenceWeights = tuple[float, float]
+PLAIN_PROMINENCE: ProminenceWeights = (0.0, 1.0)
+
+
+def lowered(logit: NDArray[Any], prominence: NDArray[Any], weights: ProminenceWeights) -> NDArray[np.float32]:
+    """Logits by `DetectorSpec.weighed`."""
+    weight, enough = weights
+    if not weight:
+        return np.asarray(logit, np.float32)
+    found = np.clip(np.nan_to_num(prominence, nan=enough), 0.0, enough)
+    return np.asarray(logit + weight * (np.arcsinh(found) - math.asinh(enough)), np.float32)
 
 
 @dataclass(frozen=True)
@@ -108,7 +132,7 @@ class DetectorSpec:
     normalisation: str = "contrast-asinh"
     subpixel: str = "offset"
     face: FaceWeights = PLAIN_FACE
-    prominence: tuple[float, float] = (0.0, 1.0)
+    prominence: ProminenceWeights = PLAIN_PROMINENCE
     training: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -212,11 +236,7 @@ class DetectorSpec:
         prominence : ndarray, shape (n,)
             Difference of Gaussians at the peak, in robust standard deviations of what it is in the tissue at large.
         """
-        weight, enough = self.prominence
-        if not weight:
-            return np.asarray(logit, np.float32)
-        found = np.clip(np.nan_to_num(prominence, nan=enough), 0.0, enough)
-        return (logit + weight * (np.arcsinh(found) - math.asinh(enough))).astype(np.float32)
+        return lowered(logit, prominence, self.prominence)
 
     def logit_at(self, score: float) -> float:
         """Lowest logit whose score reaches `score`; -inf or inf beyond the calibration's ends."""

@@ -32,11 +32,11 @@ from brainmap.report.run_facts import (
 )
 from brainmap.report.slices import choose_crops, choose_slices, read_crop, read_slices
 from brainmap.report.summary import points_near, summarise_points
+from brainmap.report.thresholds import add_threshold_counts
 from brainmap.report.truth import add_truth, missed_cells
 from brainmap.run_folder import (
     POINTS_PARQUET,
     REGIONS_CSV,
-    REGISTRATION_DIR,
     REPORT_HTML,
     SUMMARY_CSV,
     RunRecord,
@@ -61,6 +61,7 @@ def write_run_report(
     truth: str | Path | None = None,
     truth_regions: str | Path | None = None,
     volume: Volume | None = None,
+    staged: Path | None = None,
 ) -> Path:
     """Write ``report.html`` into a run folder and return its path.
 
@@ -74,13 +75,15 @@ def write_run_report(
         True counts in the columns of ``regions.csv``.
     volume : Volume, optional
         The brain; by default opened from the path in ``run.json``.
+    staged : Path, optional
+        Folder with ``run.json`` and tables that will take the place of the run's: they are reported, there.
 
     Raises
     ------
     NotFoundError, DataError
         If the folder has no readable ``run.json``.
     """
-    folder = Path(run_dir)
+    folder = staged or Path(run_dir)
     record = RunRecord.load(folder)
     problems: list[str] = []
     if volume is None:
@@ -89,6 +92,7 @@ def write_run_report(
     summary = _attempt(problems, lambda: summarise_points(table, volume.shape[0] if volume else 0))
     run = Run(
         folder=folder,
+        registration=Path(run_dir) / "registration",
         record=record,
         volume=volume,
         points=table if summary else None,
@@ -105,6 +109,7 @@ def write_run_report(
     except BrainmapError as error:
         page.add_warning("The pictures could not be made from the image:", [str(error)])
     _measurements(page, run)
+    add_threshold_counts(page, run)
     _regions(page, run)
     _registration(page, run)
     _provenance(page, run)
@@ -277,7 +282,7 @@ def _region_summary(page: Page, run: Run) -> None:
 
 
 def _registration(page: Page, run: Run) -> None:
-    folder = run.folder / REGISTRATION_DIR
+    folder = run.registration
     elsewhere = run.record.parameters.get("registration")
     if not folder.is_dir() and elsewhere and Path(str(elsewhere)).is_dir():
         folder = Path(str(elsewhere))

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from brainmap.coords import parse_known_letters, vox_to_um
-from brainmap.errors import BrainmapError, DataError, IncompleteRunError, UsageError
+from brainmap.coords import parse_known_letters
+from brainmap.errors import BrainmapError, DataError, IncompleteRunError, NotFoundError, UsageError
 from brainmap.export.formats import export_points
 from brainmap.files import fingerprint, now
 from brainmap.image.data_box import data_box
@@ -32,11 +32,14 @@ from brainmap.image.volume import Volume
 from brainmap.infer.detector import Detector
 from brainmap.infer.engine.engine import DetectionResult, RunOptions, preload, run_detection
 from brainmap.infer.engine.estimate import estimate
-from brainmap.infer.engine.memory import keep_freed_memory
-from brainmap.infer.engine.results import iter_results
+from brainmap.infer.engine.results import iter_results, stored_from
+from brainmap.machine import keep_freed_memory
 from brainmap.points.table import Points
+from brainmap.run.cells import ImageFrame, located
 from brainmap.run.count import count_in_regions, write_points
 from brainmap.run.request import DetectRequest
+from brainmap.run.swap import finish_swap
+from brainmap.run.threshold_counts import count_over_thresholds
 from brainmap.run_folder import (
     BLOCKS_DIR,
     INTENSITY_FILE,
@@ -268,9 +271,12 @@ class _Run:
         """Start or resume; refuse a folder that holds another run or something else."""
         parameters, prints = self.request.parameters(), self.inputs.fingerprints()
         if is_run(self.folder):
+            finish_swap(self.folder)
             old = RunRecord.load(self.folder)
             if not self.request.overwrite:
+                self._offer_recount(old, parameters, prints)
                 old.require_same(self.folder, parameters, prints)
+                self._say_threshold(old)
                 return old
             clear_run(self.folder)
         elif self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
@@ -281,6 +287,37 @@ class _Run:
         except OSError as error:
             raise DataError(f"cannot write to {self.folder}: {error.strerror or error}") from error
         return record
+
+    def _offer_recount(self, old: RunRecord, parameters: dict[str, Any], prints: dict[str, str]) -> None:
+        """Refuse a run that differs in nothing but its threshold with the quick way to the other one."""
+        if len(old.differences(parameters, prints)) != 1 or old.differences(
+            parameters | {"threshold": old.parameters.get("threshold")}, prints
+        ):
+            return
+        with suppress(NotFoundError):
+            if self._threshold >= stored_from(self.folder) and (self.folder / POINTS_PARQUET).is_file():
+                raise UsageError(
+                    f"{self.folder} holds a run with another threshold (threshold was "
+                    f"{old.parameters.get('threshold')}, is now {self.request.threshold}): brainmap regions "
+                    f"{self.folder} --threshold {self._threshold:g} counts it anew in moments; use --overwrite to "
+                    "detect again, or another --out"
+                )
+
+    def _say_threshold(self, old: RunRecord) -> None:
+        """Say that a threshold chosen after the run gives way to the run's own."""
+        chosen = old.results.get("threshold")
+        if chosen is not None and chosen != self._threshold:
+            log.warning(
+                "%s was at threshold %g by brainmap regions; it goes back to %g",
+                self.folder,
+                chosen,
+                self._threshold,
+            )
+
+    @property
+    def _threshold(self) -> float:
+        asked = self.request.threshold
+        return self.inputs.detector.spec.threshold if asked is None else asked
 
     def _stage(self, name: str, work: Callable[[], T]) -> T:
         start = time.perf_counter()
@@ -357,26 +394,25 @@ class _Run:
         mapped = write_points(self.folder / POINTS_PARQUET, pieces, meta, self.inputs.atlas, registration)
         self.cells, self.regions_agree = mapped.cells, mapped.regions_agree
         self._compare_size(sizes)
+        frame = ImageFrame.of(self.inputs.volume)
+        count_over_thresholds(
+            self.folder, self.folder, frame, self.inputs.mask, self.inputs.atlas, registration
+        )
         if mapped.counter is None or registration is None or self.inputs.atlas is None:
             return None
         regions = count_in_regions(
-            self.folder, mapped.counter, registration, self.inputs.atlas, self.inputs.volume,
+            self.folder, mapped.counter, registration, self.inputs.atlas, frame,
             roi=self.request.roi, mask=self.inputs.mask, level=self.request.level,
         )  # fmt: skip
         return int(regions["count"][0])
 
     def _pieces(self, sizes: NDArray[np.int64]) -> Iterator[Points]:
         """Cells with their um, inside the mask; counts the diameters of clear ones in half um."""
-        volume, mask = self.inputs.volume, self.inputs.mask
-        for piece in iter_results(self.folder):
-            um = vox_to_um(piece.zyx_vox, volume.voxel_um, volume.origin_um)
-            if mask is not None:
-                inside = mask.contains(um)
-                piece, um = piece.take(inside), um[inside]
+        for piece in located(iter_results(self.folder), ImageFrame.of(self.inputs.volume), self.inputs.mask):
             clear = piece["diameter_um"][piece["snr"] > _CLEAR_SNR]
             place = np.clip(2 * clear[np.isfinite(clear)], 0, len(sizes) - 1).astype(np.int64)
             sizes += np.bincount(place, minlength=len(sizes))
-            yield piece.with_columns(z_um=um[:, 0], y_um=um[:, 1], x_um=um[:, 2])
+            yield piece
 
     def _compare_size(self, sizes: NDArray[np.int64]) -> None:
         """Warn where the cells are much larger or smaller than the detector was told."""
@@ -434,9 +470,12 @@ class _Run:
             "read_amplification": result.read_voxels / result.voxels if result.voxels else None,
             "peak_memory_bytes": result.peak_memory_bytes,
         }
-        spec = self.inputs.detector.spec
         settings = {
-            "threshold": spec.threshold if self.request.threshold is None else self.request.threshold,
+            "threshold": self._threshold,
+            "threshold_from": "the detector"
+            if self.request.threshold is None
+            else "brainmap detect --threshold",
+            "candidate_score": stored_from(self.folder),
             "cell_diameter_um": _diameter(self.request, self.inputs),
         }
         record = RunRecord.load(self.folder)

@@ -26,6 +26,7 @@ from brainmap.train.judge.calibrate import (
     calibration_knots,
     face_weights,
     judge,
+    prominence_weights,
 )
 from brainmap.train.learn.centernet import CenterNet
 from brainmap.train.learn.export import export_detector
@@ -225,19 +226,22 @@ def build_detector(
         model, config = load_model(pretrain(settings, work / f"round-{number}", pool, data=data, start=model))
     judged: dict[str, list[Judged]] = {}
     if recipe.polish:
-        model, judged["real sections"] = _polish(recipe, model, work, pool, data)
+        model, judged = _polish(recipe, model, work, pool, data)
     judged |= _judge_simulated(recipe, model, data)
     plain = [j for part in judged.values() for j in part]
     face = face_weights(plain)
     logit, f1 = best_threshold(*([j.weighed(face) for j in part] for part in judged.values()))
     face = balanced_face(plain, face, logit)
     judged = {name: [j.weighed(face) for j in part] for name, part in judged.items()}
+    prominence = prominence_weights(*judged.values())
+    judged = {name: [j.lowered(prominence) for j in part] for name, part in judged.items()}
+    logit, f1 = best_threshold(*judged.values())
     everything = [j for part in judged.values() for j in part]
     knots = calibration_knots(everything)
     threshold = round(float(np.interp(logit, *np.array(knots).T)), 3)
     for kind in KINDS:
         shown = _judge_kind(model, kind, CALIBRATION_SEED - 1, config.grid)
-        judged[f"simulated tissue, {kind}"] = [shown.weighed(face)]
+        judged[f"simulated tissue, {kind}"] = [shown.weighed(face).lowered(prominence)]
     rows = "\n".join(
         f"| {name} | {np.mean([j.f1(logit) for j in part if j.n_true >= 10]):.3f} |"
         for name, part in judged.items()
@@ -259,7 +263,17 @@ def build_detector(
         "lineage": _lineage(recipe, work, data).record(),
     }
     export_detector(
-        model, config.grid, out, recipe.name, recipe.version, threshold, knots, training, card, face
+        model,
+        config.grid,
+        out,
+        recipe.name,
+        recipe.version,
+        threshold,
+        knots,
+        training,
+        card,
+        face,
+        prominence,
     )
 
 
@@ -279,26 +293,33 @@ def _made_from(recipe: Recipe) -> str:
 
 def _polish(
     recipe: Recipe, model: CenterNet, work: Path, pool: Path, data: Path | None
-) -> tuple[CenterNet, list[Judged]]:
-    """The network polished on all sections, and each section judged by one that never saw it."""
+) -> tuple[CenterNet, dict[str, list[Judged]]]:
+    """The network polished on all real tissue, and each section and marked stack judged by one that never saw it."""
     base, first = recipe.last, recipe.polish[0]
     tiles, truth = _read_sections(first, work, data or Path())
     fold = np.random.default_rng(base.seed).permutation(len(tiles)) % first.folds
     # What the detector finds in unmarked tissue is decided once, by the network that the simulated tissue made.
     real = [
-        [(volume, stack.share) for volume in real_volumes(stack, data or Path(), base.grid, model)]
+        [(stack, real_volumes(stack, data or Path(), base.grid, model)) for stack in part.stacks]
         for part in recipe.polish
-        for stack in part.stacks
     ]
+    marked = {
+        name: made[name]
+        for stacks in real
+        for stack, made in stacks
+        if stack.labels == "points"
+        for name in made
+    }
 
-    def polished(rows: np.ndarray, name: str) -> CenterNet:
+    def polished(rows: np.ndarray, left_out: set[str], name: str) -> CenterNet:
         log.info("polishing on %d real sections: %s", int(rows.sum()), name)
-        network, stacks = model, iter(real)
-        for number, part in enumerate(recipe.polish):
-            sections = labelled_volumes(tiles.take(rows), truth, base.grid, part.cell_diameter_um)
-            drawn = [(volume, part.share / len(sections)) for volume in sections]
-            for made in (next(stacks) for _ in part.stacks):
-                drawn += [(volume, share / len(made)) for volume, share in made]
+        network = model
+        for number, (part, stacks) in enumerate(zip(recipe.polish, real, strict=True)):
+            drawn = [(v, part.share / int(rows.sum())) for v in labelled_volumes(
+                tiles.take(rows), truth, base.grid, part.cell_diameter_um)]  # fmt: skip
+            for stack, made in stacks:
+                own = [volume for key, volumes in made.items() if key not in left_out for volume in volumes]
+                drawn += [(volume, stack.share / len(own)) for volume in own]
             config = replace(
                 base, steps=part.steps, learning_rate=part.learning_rate, extra_share=part.real_share,
                 contrast_spread=part.contrast_spread, grey_levels=part.grey_levels,
@@ -311,20 +332,25 @@ def _polish(
             network = load_model(checkpoint)[0]
         return network
 
-    judged = []
+    judged: dict[str, list[Judged]] = {"real sections": []}
+    tolerance = _SECTION_TOLERANCE_CELLS * base.grid.cell_diameter_um
     for part in range(first.folds):
-        network = polished(fold != part, f"polish-{part}")
+        left_out = {name for index, name in enumerate(sorted(marked)) if index % first.folds == part}
+        network = polished(fold != part, left_out, f"polish-{part}")
         for volume in _whole_sections(tiles.take(fold == part), truth, base.grid, first.cell_diameter_um):
-            tolerance = _SECTION_TOLERANCE_CELLS * base.grid.cell_diameter_um
-            judged.append(judge(network, volume, base.grid, tolerance))
-    return polished(np.ones(len(tiles), bool), "polish"), judged
+            judged["real sections"].append(judge(network, volume, base.grid, tolerance))
+        # A brain is a data set of its own.
+        judged |= {
+            f"real stack {name}": [judge(network, marked[name][-1], base.grid)] for name in sorted(left_out)
+        }
+    return polished(np.ones(len(tiles), bool), set(), "polish"), judged
 
 
 def _lineage(recipe: Recipe, work: Path, data: Path | None) -> Lineage:
     """The real sections that taught and calibrated the detector, so that a retraining knows them again."""
-    if recipe.polish is None:
+    if not recipe.polish:
         return Lineage()
-    prints = print_tiles(_read_sections(recipe.polish, work, data or Path())[0])
+    prints = print_tiles(_read_sections(recipe.polish[0], work, data or Path())[0])
     return Lineage().after(prints, [("trained", "calibrated")] * len(prints), recipe.name)
 
 

@@ -159,10 +159,22 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     run = {"user": user, "check": True, "capture_output": True, "cwd": "/"}
     data = folder / "data"
     subprocess.run(
-        [str(binaries / "initdb"), "-D", str(data), "-U", "crowd", "-A", "trust", "-E", "UTF8", "--locale=C"],
+        [
+            str(binaries / "initdb"),
+            "-D",
+            str(data),
+            "-U",
+            "crowd",
+            "-A",
+            "trust",
+            "-E",
+            "UTF8",
+            "--locale=C",
+            "--no-sync",
+        ],
         **run,
     )
-    options = f"-p {port} -c listen_addresses=127.0.0.1 -k {folder} -c max_connections=200"
+    options = f"-p {port} -c listen_addresses=127.0.0.1 -k {folder} -c max_connections=200 -c fsync=off"
     start = [
         str(binaries / "pg_ctl"),
         "-D",

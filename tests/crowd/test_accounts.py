@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, text
+from sqlalchemy.exc import DatabaseError
 
 from brainmap.crowd import accounts, schema
 from brainmap.crowd.consent import read_consent
@@ -267,3 +268,15 @@ def test_check_name_gives_the_form_that_is_stored():
     assert accounts.check_name("  Ａｎｎ ") == "Ann"
     with pytest.raises(Refused):
         accounts.check_name("a")
+
+
+@pytest.mark.parametrize(
+    "statement", ["UPDATE audit SET action = 'nothing'", "DELETE FROM audit", "TRUNCATE audit"]
+)
+def test_the_log_cannot_be_rewritten(ann, site, statement):
+    if site.database.sqlite and statement.startswith("TRUNCATE"):
+        pytest.skip("SQLite has no TRUNCATE")
+    with pytest.raises(DatabaseError, match="cannot be changed"), site.database.write() as connection:
+        connection.execute(text(statement))
+    with site.database.read() as connection:
+        assert connection.execute(select(schema.audit.c.action)).scalars().first() == "project added"

@@ -195,7 +195,7 @@ def test_from_sign_up_to_ground_truth(person, crowd, tmp_path):
 
 @pytest.mark.parametrize("device", [DESK, PHONE], ids=["desk", "phone"])
 def test_work_goes_on_without_a_connection_and_over_a_reload(person, crowd, device):
-    site, _, truth = crowd
+    truth = crowd[2]
     ann = person("Ann", device)
     ann.sign_up()
     ann.practise()
@@ -235,6 +235,8 @@ def test_work_goes_on_without_a_connection_and_over_a_reload(person, crowd, devi
     assert ann.page.evaluate(MARKS_AT_HAND) == len(ann.marked[second])
 
 
+PAGE_IS_KEPT = """() => navigator.serviceWorker.controller
+  && caches.open("pages").then((pages) => pages.keys()).then((keys) => keys.length)"""
 TILES_AT_HAND = """async () => {
   const {name} = (await indexedDB.databases())[0];
   const db = await new Promise((done) => { const r = indexedDB.open(name); r.onsuccess = () => done(r.result); });

@@ -15,7 +15,7 @@ from brainmap.crowd.study_judge import Labelled, judge_selection
 from brainmap.errors import DataError, UsageError
 from brainmap.tiles.tiles import write_tiles
 
-ANIMALS, SECTIONS, PER_SECTION, CANDIDATES = 8, 4, 3, 24
+ANIMALS, SECTIONS, PER_SECTION, CANDIDATES = 20, 4, 3, 16
 
 
 def labelled(animal_effect: float, seed: int = 0) -> Labelled:
@@ -50,17 +50,18 @@ def test_many_animals_win_where_animals_differ() -> None:
     study = module._compare(request_for(), labelled(2.5), 0.5)
     claim = study.claims[0]
     assert claim.verdict == "confirmed" and claim.mean > 0.02 and claim.low > 0
-    assert study.everything[:, 0].mean() > study.nothing[:, 0].mean()
+    assert np.nanmean(study.everything[0]) > np.nanmean(study.nothing[0])
 
 
 def test_no_claim_is_confirmed_where_animals_are_alike() -> None:
-    claim = module._compare(request_for(), labelled(0.0), 0.5).claims[0]
+    claim = module._compare(request_for(repeats=4, draws=1), labelled(0.0), 0.5).claims[0]
     assert claim.verdict == "not decided"
     assert claim.low < 0 < claim.high
 
 
 def test_features_without_meaning_do_not_make_active_choice_better() -> None:
-    claims = {c.text: c for c in module._compare(request_for(), labelled(1.0), 0.5).claims}
+    request = request_for(strategies=("random", "active"), repeats=3, draws=1)
+    claims = {c.text: c for c in module._compare(request, labelled(1.0), 0.5).claims}
     active = claims["random or even choice does as well as active"]
     assert active.verdict in ("confirmed", "not decided")
     assert claims["random or even choice does as well as uncertain"].verdict == "not tested"
@@ -68,9 +69,13 @@ def test_features_without_meaning_do_not_make_active_choice_better() -> None:
 
 def test_one_animal_is_held_out_by_sections_and_its_claim_is_not_tested() -> None:
     data = replace(labelled(1.0), animal=np.zeros(ANIMALS * SECTIONS * PER_SECTION, np.int64))
-    study = module._compare(request_for(budget=3), data, 0.5)
+    study = module._compare(request_for(budget=3, repeats=3), data, 0.5)
     assert study.claims[0].verdict == "not tested"
     assert {d.slices for d in study.designs} == {"many"}
+
+
+# Animals and slices, and how many sections they mean for 8 tiles.
+DESIGNS = [(1, "few", 3), (1, "many", 4), (4, "few", 4), (4, "many", 8)]
 
 
 @pytest.mark.parametrize("strategy", ["even", "random", "active", "uncertain"])
@@ -100,11 +105,26 @@ def test_designs_are_those_that_any_animals_can_fill() -> None:
         designs_of(data, data.animal, 6, 80, ["even"])
 
 
-def test_learning_needs_both_kinds_of_candidates() -> None:
+def test_a_few_labels_move_the_detector_little_and_many_teach_it() -> None:
     data = labelled(0.0)
-    none = replace(data, correct=np.zeros_like(data.correct))
-    held_out = np.arange(50, 60)
-    assert judge_selection(none, np.arange(5), held_out, 0.5) == judge_selection(none, None, held_out, 0.5)
+    held_out = {0: np.arange(200, 240)}
+    f1 = [
+        judge_selection(data, chosen, held_out, 0.5)[0].f1 for chosen in (None, np.arange(1), np.arange(100))
+    ]
+    assert f1[0] < f1[1] < f1[2]
+    assert f1[2] > 0.85
+    nothing = replace(data, tile=np.full(len(data.tile), 220))
+    assert judge_selection(nothing, np.arange(5), held_out, 0.5) == judge_selection(
+        nothing, None, held_out, 0.5
+    )
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_candidates_that_are_all_alike_teach_no_nonsense(right: bool) -> None:
+    data = labelled(0.0)
+    alike = replace(data, correct=np.full(len(data.correct), right), n_true=np.ones_like(data.n_true))
+    judged = judge_selection(alike, np.arange(20), {0: np.arange(50, 60)}, 0.5)[0]
+    assert np.isfinite([judged.f1, judged.auprc]).all()
 
 
 def test_f1_and_auprc_at_known_answers() -> None:
@@ -112,18 +132,40 @@ def test_f1_and_auprc_at_known_answers() -> None:
         labelled(0.0), tile=np.zeros(4, np.int64), score=np.array([0.9, 0.8, 0.7, 0.1]), trait=np.zeros((4, 1)),
         correct=np.array([True, False, True, True]), n_true=np.array([4]),
     )  # fmt: skip
-    judged = judge_selection(data, None, np.array([0]), 0.5)
+    judged = judge_selection(data, None, {7: np.array([0])}, 0.5)[7]
     assert judged.f1 == pytest.approx(2 * 2 / (3 + 4))
     assert judged.auprc == pytest.approx((1 + 2 / 3 + 3 / 4) / 4)
 
 
-def test_the_interval_allows_for_repeats_that_share_animals() -> None:
-    study = Study(Path(), 10, 100, 8, 3, [], *(np.zeros((20, 1)),) * 4, correction=3 / 7)
-    difference = np.random.default_rng(0).normal(0.1, 0.2, 20)
-    mean, low, high = study.interval(difference)
-    naive = 1.729 * difference.std(ddof=1) / np.sqrt(20)
-    assert mean == pytest.approx(difference.mean())
-    assert (high - low) / 2 == pytest.approx(naive * np.sqrt(20 * (1 / 20 + 3 / 7)), rel=1e-3)
+def study_of(values: np.ndarray) -> Study:
+    return Study(Path(), values.shape[1], 100, 8, 3, [], *(np.zeros((1, 1, 1)),) * 4)
+
+
+def test_the_interval_is_wide_where_animals_differ_and_where_draws_do() -> None:
+    rng = np.random.default_rng(0)
+    for shape in ((1, 12), (12, 1)):
+        values = 0.1 + np.broadcast_to(rng.normal(0, 0.2, shape), (12, 12)) + rng.normal(0, 0.001, (12, 12))
+        mean, low, high = study_of(values).interval(values)
+        assert mean == pytest.approx(values.mean())
+        half = 1.796 * values.mean(axis=int(shape[0] > 1)).std(ddof=1) / np.sqrt(12)
+        assert (high - low) / 2 == pytest.approx(half, rel=0.02)
+
+
+def test_the_interval_covers_the_truth_as_often_as_it_says() -> None:
+    covered = 0
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        values = rng.normal(0, 1, (1, 12)) + rng.normal(0, 1, (8, 1)) + rng.normal(0, 1, (8, 12))
+        values[rng.random((8, 12)) < 0.6] = np.nan
+        _, low, high = study_of(values).interval(values)
+        covered += low <= 0 <= high
+    assert covered >= 0.88 * 200
+
+
+def test_everybody_judges_before_anybody_does_again() -> None:
+    turns = module._turns(7, 2, request_for(repeats=7))
+    assert np.bincount(np.concatenate(turns), minlength=7).tolist() == [2] * 7
+    assert all(len(set(turn)) == 2 for turn in turns)
 
 
 def test_from_tiles_to_a_report(tmp_path: Path) -> None:
@@ -138,16 +180,19 @@ def test_from_tiles_to_a_report(tmp_path: Path) -> None:
         images.append(np.clip(image, 0, 1).astype(np.float32))
     columns = {
         "image_id": [f"t{i:02d}" for i in range(16)], "brain": np.repeat([f"m{i}" for i in range(4)], 4),
-        "z": np.tile([0, 0, 8, 8], 4), "y0": [0] * 16, "x0": np.tile([0, 64, 0, 64], 4), "voxel_um": [(5.0, 2.0, 2.0)] * 16,
+        "z": np.tile([0, 0, 8, 8], 4), "y0": [0] * 16, "x0": np.tile([0, 64, 0, 64], 4),
+        "voxel_um": [(5.0, 2.0, 2.0)] * 16,
     }  # fmt: skip
     write_tiles(tmp_path / "tiles", columns, images)
     (tmp_path / "truth.csv").write_text("\n".join(rows) + "\n")
-    request = StudyRequest(tmp_path / "tiles", tmp_path / "truth.csv", tmp_path / "out", budget=2, repeats=3)
+    request = StudyRequest(
+        tmp_path / "tiles", tmp_path / "truth.csv", tmp_path / "out", budget=2, repeats=3, draws=1
+    )
     study = run_study(request)
-    assert study.nothing[:, 0].mean() > 0.5, "the shipped detector finds such cells"
+    assert np.nanmean(study.nothing[0]) > 0.5, "the shipped detector finds such cells"
     with (tmp_path / "out" / "study.csv").open() as stream:
         table = list(csv.DictReader(stream))
-    assert len(table) == 3 * len(study.designs)
+    assert len(table) == 3 * len(study.designs) * study.held_out
     report = (tmp_path / "out" / "report.html").read_text()
     assert all(claim.text in report for claim in study.claims)
     again = run_study(replace(request, out=tmp_path / "again"))
@@ -155,7 +200,7 @@ def test_from_tiles_to_a_report(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [{"repeats": 2}, {"held_out": 1.0}, {"budget": 0}, {"strategies": ("best",)}]
+    "changes", [{"repeats": 2}, {"draws": 0}, {"held_out": 1.0}, {"budget": 0}, {"strategies": ("best",)}]
 )
 def test_options_that_make_no_sense_are_refused(changes: dict[str, object]) -> None:
     with pytest.raises(UsageError):

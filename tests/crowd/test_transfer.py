@@ -21,7 +21,9 @@ from brainmap.crowd.progress import site_status
 from brainmap.crowd.projects import ProjectSpec, add_image, add_project, scan_project
 from brainmap.crowd.site import Site, init_site
 from brainmap.errors import DataError, NotFoundError, UsageError
-from brainmap.gt.aggregate import aggregate
+from brainmap.gt.aggregate import aggregate_clicks
+from brainmap.gt.clicks import read_clicks
+from brainmap.gt.settings import GtSettings
 from brainmap.tiles.tiles import Tiles
 
 from .conftest import Person, make_tiles, sqlite_only
@@ -61,14 +63,11 @@ def test_the_export_is_what_gt_takes(app, site, truth, tmp_path):
     tiles = Tiles.open(tmp_path / "out" / "tiles")
     assert sorted(tiles.ids[tiles.columns["is_qc"]]) == ["qc a", "qc b"]
     assert tiles.columns["region_id"].tolist() == [315] * 6
-    result = aggregate(
-        tmp_path / "out" / "clicks.csv",
-        tmp_path / "gt",
-        tiles=tmp_path / "out" / "tiles",
-        assignments=tmp_path / "out" / "assignments.csv",
-        qc=["qc a", "qc b"],
-    )
-    assert (result.n_images, result.n_workers, result.n_accepted) == (6, 2, 54)
+    folder = tmp_path / "out"
+    found = read_clicks(folder / "clicks.csv", tiles=folder / "tiles", assignments=folder / "assignments.csv")
+    result = aggregate_clicks(found, GtSettings(), qc=["qc a", "qc b"])
+    assert (len(found.image_ids), len(found.worker_ids)) == (6, 2)
+    assert sum(int((image.posterior >= 0.5).sum()) for image in result.images) == 54
 
 
 def test_a_tile_seen_without_a_click_is_in_the_assignments(ann, site, tmp_path):

@@ -146,12 +146,23 @@ def _in_brain(
         largest = np.maximum(largest, share.max(axis=(1, 2)))
         owner, most = share.argmax(axis=0), share.max(axis=0)
         i, j = np.nonzero(most >= least_share - 1e-9)
+        # A mask of the run is part of what its intensity model calls tissue.
+        there = [
+            _tissue(brain, int(z), int(rows[a]), int(columns[b]), size) for a, b in zip(i, j, strict=True)
+        ]
+        i, j = i[np.array(there, bool)], j[np.array(there, bool)]
         n = len(i)
         parts.append(
             Places(np.full(n, index), owner[i, j], np.full(n, z), rows[i], columns[j], most[i, j])
         )  # fmt: skip
     none = np.zeros(0, np.int64)
     return Places.concat([Places(none, none, none, none, none, np.zeros(0)), *parts]), largest
+
+
+def _tissue(brain: SampledBrain, z: int, y0: int, x0: int, size: int) -> bool:
+    """Whether at least half of a square is tissue that the run analysed."""
+    box = (slice(z, z + 1), slice(y0, y0 + size), slice(x0, x0 + size))
+    return brain.intensity.tissue_fraction(*box) >= 0.5
 
 
 def _starts(box: slice, size: int) -> Ints:

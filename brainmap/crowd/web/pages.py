@@ -54,13 +54,13 @@ class Renderer:
         """Where static files are."""
         return f"/static/{self.version}"
 
-    def page(self, template: str, language: str, status: int = 200, **values: Any) -> Response:
+    def page(self, template: str, language: str, **values: Any) -> Response:
         """A page as a response."""
         text = self.environment.get_template(template).render(
             language=language, t=texts(language), static=self.static,
             site_title=self.desk.site.settings.title, **values,
         )  # fmt: skip
-        return Response(text, status, media_type="text/html; charset=utf-8")
+        return Response(text, media_type="text/html; charset=utf-8")
 
 
 class Pages:

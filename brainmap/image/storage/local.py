@@ -77,7 +77,7 @@ class LocalChunks:
         if len(jobs) <= _CHUNKS_PER_TASK:
             self._fill_in(out, region, jobs)
             return out
-        pool, count = _pool(), usable_cores()
+        pool, count = _pool()
         size = max(_CHUNKS_PER_TASK, -(-len(jobs) // count))
         batches = [jobs[i : i + size] for i in range(0, len(jobs), size)]
         others = [pool.submit(self._fill_in, out, region, batch) for batch in batches[1:]]
@@ -222,8 +222,10 @@ def _overlapping(region: Box, size: tuple[int, ...]) -> itertools.product[tuple[
 
 
 @functools.cache
-def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(usable_cores(), thread_name_prefix="brainmap-read")
+def _pool() -> tuple[ThreadPoolExecutor, int]:
+    """Threads that read, and how many."""
+    count = usable_cores()
+    return ThreadPoolExecutor(count, thread_name_prefix="brainmap-read"), count
 
 
 # Windows has no fork.

@@ -98,7 +98,7 @@ class DetectionResult:
     status : str
         "complete", or "incomplete" where blocks failed.
     cells : int
-        Cells found, blocks of earlier runs of the same command included.
+        Cells at or above the threshold, blocks of earlier runs of the same command included.
     blocks, empty, resumed : int
         All blocks; those without tissue; those that were finished before.
     failed : dict
@@ -268,6 +268,7 @@ def _plan(job: Job, volume: Volume, detector: Detector) -> dict[str, Any]:
         "detector": detector.fingerprint,
         "cell_diameter_um": job.spec.cell_diameter_um,
         "threshold": job.threshold,
+        "candidate_score": job.candidate_score,
         "roi": job.roi,
         "backend": job.backend,
         "device": job.device,

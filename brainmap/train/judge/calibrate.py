@@ -6,6 +6,7 @@ is stored as knots in the detector's record.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 from collections.abc import Callable
@@ -18,7 +19,9 @@ from numpy.typing import NDArray
 
 from brainmap.errors import DataError
 from brainmap.gt.truth import GroundTruth
-from brainmap.infer.detector import Detector
+from brainmap.image.intensity import GAIN, KNEE, LEAST_TEXTURE, texture_of
+from brainmap.infer.block.measure import shapes
+from brainmap.infer.detector import PLAIN_PROMINENCE, Detector, ProminenceWeights, lowered
 from brainmap.infer.peaks import (
     PLAIN_FACE,
     FaceWeights,
@@ -39,6 +42,7 @@ from brainmap.train.learn.centernet import CenterNet
 from brainmap.train.learn.samples import VISIBLE, GridSettings, NetVolume
 
 __all__ = [
+    "Found",
     "Judged",
     "TileCalibration",
     "balanced_face",
@@ -49,6 +53,7 @@ __all__ = [
     "expected_best",
     "face_weights",
     "judge",
+    "prominence_weights",
     "tile_calibration",
 ]
 
@@ -60,6 +65,10 @@ Fit = Callable[[NDArray, NDArray[np.bool_]], Knots]
 TOLERANCE_UM = 10.0
 _LOWEST_LOGIT = -5.0
 _SEPARATION_CELLS = 0.6
+# Patches of texture: width in cells and slices looked at, and the contrast below which there is no tissue.
+_PATCH_CELLS, _PATCH_SLICES, _DARK = 12, 8, -5.0
+# What is tried as weight of the prominence and as enough of it.
+_WEIGHTS, _ENOUGH = (0.5, 1.0, 1.5, 2.0), (5.0, 7.0, 10.0, 14.0)
 # With fewer cells in the outermost slices there is nothing to learn about them.
 _FACE_CELLS = 50
 # Distances of slices, in cell diameters, that differ by less are one.
@@ -82,6 +91,8 @@ class Judged:
         where slices do not `share_cells`.
     step_cells : float
         Distance of the volume's slices in cell diameters.
+    prominence : ndarray of float32, shape (n,), optional
+        As `DetectorSpec.weighed` takes it.
     """
 
     logit: NDArray[np.float32]
@@ -89,6 +100,7 @@ class Judged:
     n_true: int
     inside: NDArray[np.float32] | None = None
     step_cells: float = math.nan
+    prominence: NDArray[np.float32] | None = None
 
     def f1(self, lowest_logit: float) -> float:
         """F1 of the detections from a logit upwards, by the matching of all of them."""
@@ -106,12 +118,36 @@ class Judged:
         logit[on_face] = weigh_face(peaks, 0, 2, face_at(face, self.step_cells, 1.0))
         return replace(self, logit=logit)
 
+    def lowered(self, prominence: ProminenceWeights) -> Judged:
+        """The same with the logits of what hardly stands out lowered."""
+        if self.prominence is None:
+            return self
+        return replace(self, logit=lowered(self.logit, self.prominence, prominence))
+
+
+@dataclass(frozen=True)
+class Found:
+    """All peaks of a volume.
+
+    Parameters
+    ----------
+    place : ndarray of float64, shape (n, 3)
+        Centres, um from the stack's outer corner.
+    logit, inside, prominence : ndarray of float32, shape (n,)
+        As in `Judged`.
+    """
+
+    place: NDArray[np.float64]
+    logit: NDArray[np.float32]
+    inside: NDArray[np.float32]
+    prominence: NDArray[np.float32]
+
 
 @torch.no_grad()
 def detections(
     model: CenterNet, volume: NetVolume, grid: GridSettings, face: FaceWeights = PLAIN_FACE
-) -> tuple[NDArray[np.float64], NDArray[np.float32], NDArray[np.float32]]:
-    """All peaks of a volume: centres (n, 3) in um from the stack's outer corner, logits, and `Judged.inside`."""
+) -> Found:
+    """All peaks of a volume, those that hardly stand out included."""
     slices, multiple = model.config.slices, model.config.multiple
     depth, height, width = volume.stack.shape
     half = slices // 2
@@ -124,7 +160,9 @@ def detections(
     shift = offset[:, :, :rows, :columns].float().numpy()
     cell_um = grid.pixel_um * model.config.stride
     has_faces = depth > 1 and share_cells(volume.step_um, grid.cell_diameter_um)
-    places, logits, orders, inner = [], [], [], []
+    contrast = np.float32(KNEE) * np.sinh(volume.stack.astype(np.float32) / np.float32(GAIN))
+    texture = _texture(contrast, grid)
+    places, logits, orders, inner, bands = [], [], [], [], []
     for k in range(depth):
         below = heat[k - 1] if k else None
         above = heat[k + 1] if k + 1 < depth else None
@@ -140,10 +178,27 @@ def detections(
         side = {0: "above", depth - 1: "below"}.get(k) if has_faces else None
         inner.append(np.full(len(peaks["row"]), np.nan, np.float32) if side is None else peaks[side])
         orders.append(np.column_stack([np.full(len(peaks["row"]), k), peaks["row"], peaks["column"]]))
+        row, column = places[-1][:, 1] / grid.pixel_um - 0.5, places[-1][:, 2] / grid.pixel_um - 0.5
+        bands.append(shapes(contrast[k], row, column, grid.pixel_um, grid.cell_diameter_um)[1])
     place, score = np.concatenate(places), np.concatenate(logits)
     order, inside = np.concatenate(orders), np.concatenate(inner)
+    prominence = np.concatenate(bands) / texture
     keep = suppress(place, score, order, _SEPARATION_CELLS * grid.cell_diameter_um)
-    return place[keep], score[keep], inside[keep]
+    return Found(place[keep], score[keep], inside[keep], prominence[keep])
+
+
+def _texture(contrast: NDArray[np.float32], grid: GridSettings) -> float:
+    """Texture of a stack (k, h, w) of contrast, as `Intensity.texture`: median over patches that are not dark."""
+    side = round(_PATCH_CELLS * grid.cell_diameter_um / grid.pixel_um)
+    cell_px = grid.cell_diameter_um / grid.pixel_um
+    found = []
+    for k in np.unique(np.linspace(0, len(contrast) - 1, _PATCH_SLICES).astype(int)):
+        for top in range(0, max(1, contrast.shape[1] - side // 2), side):
+            for left in range(0, max(1, contrast.shape[2] - side // 2), side):
+                patch = contrast[k, top : top + side, left : left + side]
+                if np.median(patch) > _DARK:
+                    found.append(texture_of(patch, (cell_px, cell_px)))
+    return max(float(np.median(found)), LEAST_TEXTURE) if found else LEAST_TEXTURE
 
 
 def judge(
@@ -154,7 +209,8 @@ def judge(
     face: FaceWeights = PLAIN_FACE,
 ) -> Judged:
     """Detect in a volume and match with its truth; finding a cell too faint to judge counts for nothing."""
-    place, logit, inside = detections(model, volume, grid, face)
+    found = detections(model, volume, grid, face)
+    place = found.place
     scale = np.array([volume.step_um, grid.pixel_um, grid.pixel_um])
     truth = (volume.cells[:, :3].astype(np.float64) + 0.5) * scale
     visible = volume.cells[:, 4] >= VISIBLE
@@ -166,7 +222,26 @@ def judge(
     counted = np.ones(len(place), bool)
     counted[rest[faint.index_a]] = False
     step_cells = volume.step_um / grid.cell_diameter_um
-    return Judged(logit[counted], correct[counted], int(visible.sum()), inside[counted], step_cells)
+    return Judged(
+        found.logit[counted], correct[counted], int(visible.sum()), found.inside[counted], step_cells,
+        found.prominence[counted],
+    )  # fmt: skip
+
+
+def prominence_weights(*groups: list[Judged], flat: float = 0.01) -> ProminenceWeights:
+    """How much lower to judge what hardly stands out of the texture: weight and what is enough.
+
+    Chosen by what it is for, one threshold that serves all tissue: the mean F1 of `best_threshold` over the groups.
+    Within a volume a network ranks well by itself; it is from brain to brain that the same faint blob is a cell here
+    and texture there, so a data set of its own is a group of its own. Of what is within `flat` of the best F1 the
+    mildest is taken.
+    """
+    if not any(j.prominence is not None for group in groups for j in group):
+        return PLAIN_PROMINENCE
+    tried = [PLAIN_PROMINENCE, *itertools.product(_WEIGHTS, _ENOUGH)]
+    f1 = [best_threshold(*([j.lowered(w) for j in group] for group in groups))[1] for w in tried]
+    good = [w for w, value in zip(tried, f1, strict=True) if value >= max(f1) - flat]
+    return min(good, key=lambda w: w[0] * math.asinh(w[1]))
 
 
 def face_weights(judged: list[Judged]) -> FaceWeights:

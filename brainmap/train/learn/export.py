@@ -18,7 +18,14 @@ from torch import Tensor, nn
 from brainmap.errors import DataError
 from brainmap.files import atomic_path
 from brainmap.image.intensity import BACKGROUND_VALUE
-from brainmap.infer.detector import Detector, DetectorSpec, load_backend, write_detector
+from brainmap.infer.detector import (
+    PLAIN_PROMINENCE,
+    Detector,
+    DetectorSpec,
+    ProminenceWeights,
+    load_backend,
+    write_detector,
+)
 from brainmap.infer.peaks import PLAIN_FACE, FaceWeights, Heat, find_peaks
 from brainmap.train.learn.centernet import CenterNet
 from brainmap.train.learn.loop import WEIGHTS
@@ -117,6 +124,7 @@ def export_detector(
     training: dict[str, Any],
     card: str,
     face: FaceWeights = PLAIN_FACE,
+    prominence: ProminenceWeights = PLAIN_PROMINENCE,
 ) -> Detector:
     """Write a detector folder, `weights.pt` for further training included, and check what it computes.
 
@@ -141,6 +149,7 @@ def export_detector(
         calibration=calibration,
         onnx_sha256="",
         face=face,
+        prominence=prominence,
         training=training,
     )
     network = to_onnx(model)

@@ -109,13 +109,9 @@ class RealStacks:
 
 
 def real_volumes(
-    stacks: RealStacks,
-    data: Path,
-    grid: GridSettings,
-    model: CenterNet,
-    without: frozenset[str] = frozenset(),
-) -> list[NetVolume]:
-    """Every stack at every scale, as the network sees it.
+    stacks: RealStacks, data: Path, grid: GridSettings, model: CenterNet
+) -> dict[str, list[NetVolume]]:
+    """Every stack at every scale, as the network sees it; by the name of the file without its ending.
 
     Parameters
     ----------
@@ -126,8 +122,6 @@ def real_volumes(
         Of the network.
     model : CenterNet
         Detects where `labels` is "detector".
-    without : frozenset of str
-        Names of images (file names without ending) that are left out.
 
     Raises
     ------
@@ -138,10 +132,8 @@ def real_volumes(
     """
     tables = {name: None if path is None else _table(data / path) for name, path in
               (("points", stacks.points), ("boxes", stacks.boxes))}  # fmt: skip
-    made = []
+    made: dict[str, list[NetVolume]] = {}
     for path in stacks.files(data):
-        if path.stem in without:
-            continue
         image = _read(path)
         voxel = stacks.voxel_um
         for diameter in stacks.diameters_um:
@@ -153,7 +145,8 @@ def real_volumes(
                 cells = _detected(view, model, grid)
             else:
                 cells = np.zeros((0, 5), np.float32)
-            made.append(NetVolume(view.stack.astype(np.float16), view.step_um, cells))
+            volume = NetVolume(view.stack.astype(np.float16), view.step_um, cells)
+            made.setdefault(path.stem, []).append(volume)
         log.info("%s: %d cells, %d in doubt", path.name, *_counts(cells))
     return made
 
@@ -275,9 +268,9 @@ def _boxes(boxes: pd.DataFrame) -> Iterator[NDArray[np.int64]]:
 def _detected(view: _View, model: CenterNet, grid: GridSettings) -> NDArray[np.float32]:
     """What a detector finds: cells it is sure of, and places it doubts."""
     empty = np.zeros((0, 5), np.float32)
-    place, logit, _ = detections(model, NetVolume(view.stack.astype(np.float16), view.step_um, empty), grid)
-    chosen = logit > _DOUBTS
-    position = place[chosen] / np.array([view.step_um, grid.pixel_um, grid.pixel_um]) - 0.5
+    found = detections(model, NetVolume(view.stack.astype(np.float16), view.step_um, empty), grid)
+    chosen = found.logit > _DOUBTS
+    position = found.place[chosen] / np.array([view.step_um, grid.pixel_um, grid.pixel_um]) - 0.5
     radius = np.full(len(position), grid.cell_diameter_um / 2 / grid.pixel_um)
-    contrast = np.where(logit[chosen] > _SURE, _ASKED, _DOUBT)
+    contrast = np.where(found.logit[chosen] > _SURE, _ASKED, _DOUBT)
     return np.column_stack([position, radius, contrast]).astype(np.float32)

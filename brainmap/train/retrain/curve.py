@@ -116,8 +116,8 @@ def fit_curve(
     cells: NDArray[np.integer],
     splits: int,
     seed: int,
-) -> LearningCurve:
-    """Learn from few and many slices, and fit F1(n) = best - b / sqrt(n).
+) -> LearningCurve | None:
+    """Learn from few and many slices, and fit F1(n) = best - b / sqrt(n); None where there are too few cells.
 
     Parameters
     ----------
@@ -143,13 +143,21 @@ def fit_curve(
             f1[row, column] = _f1_after(
                 features, correct, group, cells, order[test : test + size], order[:test]
             )
+    # Sizes from which there was nothing to learn in any split, because so few slices held no cell.
+    known = np.isfinite(f1).any(axis=0)
+    if not known[0] or known[1:].sum() < 2:
+        return None
+    f1, sizes = f1[:, known], [size for size, use in zip(sizes, known[1:], strict=True) if use]
     gains = np.array([_gain(np.array(sizes), f1[row, 1:], number) for row in range(splits)])
-    low, high = np.nanquantile(f1, [0.05, 0.95], axis=0)
     # The mean of many splits is surer than any of them; their spread says how sure one such annotation is.
     gain = _gain(np.array(sizes), np.nanmean(f1[:, 1:], axis=0), number)
     gain_low, gain_high = np.nanquantile(gains, [0.05, 0.95])
+    mean, low, high = (
+        values.round(4).tolist()
+        for values in (np.nanmean(f1, axis=0), *np.nanquantile(f1, [0.05, 0.95], axis=0))
+    )
     return LearningCurve(
-        [0, *sizes], *(np.round(v, 4).tolist() for v in (np.nanmean(f1, axis=0), low, high)), number,
+        [0, *sizes], mean, low, high, number,
         round(gain, 4), round(float(gain_low), 4), round(float(gain_high), 4),
     )  # fmt: skip
 

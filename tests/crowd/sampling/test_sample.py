@@ -157,6 +157,16 @@ def test_a_run_with_a_box_is_sampled_inside_it(tmp_path: Path, make_run: Callabl
     assert tiles.columns["x0"].max() + 48 <= 110
 
 
+def test_what_a_mask_left_out_is_not_sampled(tmp_path: Path, make_run: Callable[..., Path]) -> None:
+    run = make_run(tmp_path, "masked")
+    path = run / "blocks" / "intensity.npz"
+    model = Intensity.load(path)
+    model.tissue[:, :, : model.tissue.shape[2] // 2] = False
+    model.save(path)
+    tiles = sample_tiles(request_for((run,), tmp_path / "t", budget=None, qc=1, datasets=1)).tiles
+    assert tiles.columns["x0"].min() >= 104 - 24
+
+
 def test_sections_are_two_cells_apart(runs: tuple[Path, ...]) -> None:
     (brain,) = open_brains(runs[:1])
     ids = find_regions(brain.structures, REGIONS, True)

@@ -58,7 +58,7 @@ def near(cells: np.ndarray, place: tuple[int, int, int]) -> np.ndarray:
 
 
 def test_marked_cells_are_asked_for_and_what_stands_out_as_much_is_in_doubt(data: Path) -> None:
-    (volume,) = real_volumes(stacks(), data, GRID, network())
+    (volume,) = real_volumes(stacks(), data, GRID, network())["stack"]
     assert volume.stack.shape == (11, 96, 96)
     assert volume.step_um == 4.0
     assert (near(volume.cells, MARKED)[:, 4] >= VISIBLE).tolist() == [True]
@@ -69,28 +69,24 @@ def test_marked_cells_are_asked_for_and_what_stands_out_as_much_is_in_doubt(data
 
 
 def test_another_diameter_is_another_scale(data: Path) -> None:
-    large, small = real_volumes(stacks(diameters_um=[20.0, 10.0]), data, GRID, network())
+    large, small = real_volumes(stacks(diameters_um=[20.0, 10.0]), data, GRID, network())["stack"]
     assert large.stack.shape[1] == small.stack.shape[1] // 2
     np.testing.assert_allclose(large.cells[0, 3], small.cells[0, 3] / 2)
 
 
 def test_tissue_without_cells_has_none(data: Path) -> None:
-    (volume,) = real_volumes(stacks(labels="none", points=None, boxes=None), data, GRID, network())
+    (volume,) = real_volumes(stacks(labels="none", points=None, boxes=None), data, GRID, network())["stack"]
     assert volume.cells.shape == (0, 5)
 
 
 def test_a_sure_detector_marks_and_a_doubtful_one_does_not(data: Path) -> None:
     settings = stacks(labels="detector", points=None, boxes=None)
-    (sure,) = real_volumes(settings, data, GRID, network(bias=2.0))
-    (doubtful,) = real_volumes(settings, data, GRID, network(bias=0.0))
-    (blind,) = real_volumes(settings, data, GRID, network(bias=-3.0))
+    (sure,) = real_volumes(settings, data, GRID, network(bias=2.0))["stack"]
+    (doubtful,) = real_volumes(settings, data, GRID, network(bias=0.0))["stack"]
+    (blind,) = real_volumes(settings, data, GRID, network(bias=-3.0))["stack"]
     assert len(sure.cells) and (sure.cells[:, 4] >= VISIBLE).all()
     assert len(doubtful.cells) and (doubtful.cells[:, 4] < VISIBLE).all()
     assert len(blind.cells) == 0
-
-
-def test_images_can_be_left_out(data: Path) -> None:
-    assert real_volumes(stacks(), data, GRID, network(), without=frozenset({"stack"})) == []
 
 
 @pytest.mark.parametrize(

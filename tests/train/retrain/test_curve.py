@@ -31,6 +31,7 @@ def detections(informative: int, seed: int = 0) -> tuple[np.ndarray, ...]:
 
 def test_what_takes_many_clicks_to_learn_asks_for_more() -> None:
     found = fit_curve(*detections(30), splits=12, seed=0)
+    assert found is not None
     assert found.slices == [0, 1, 2, 4, 8, 11]
     assert found.f1[-1] > found.f1[1] + 0.05 > found.f1[0]
     assert found.gain > 0.005
@@ -41,18 +42,25 @@ def test_what_takes_many_clicks_to_learn_asks_for_more() -> None:
         detections(30), detections(30, 1), strict=True))  # fmt: skip
     group[SLICES * EACH :] += SLICES
     more = fit_curve(features, correct, group, cells, splits=12, seed=0)
+    assert more is not None
     gained = np.interp(22, more.slices, more.f1) - np.interp(11, more.slices, more.f1)
     assert found.gain == pytest.approx(gained, abs=0.02)
 
 
 def test_where_the_network_knows_it_all_nothing_is_promised() -> None:
     found = fit_curve(*detections(0), splits=12, seed=0)
+    assert found is not None
     assert found.f1[0] > found.f1[1]
     assert found.gain < 0.03
     flat = LearningCurve([1, 2], [0.8, 0.8], [0.8, 0.8], [0.8, 0.8], 4, 0.001, -0.002, 0.004)
     assert "not expected to help" in str(flat)
     assert "will help" in str(LearningCurve([1], [0.8], [0.8], [0.8], 4, 0.03, 0.02, 0.04))
     assert "may help" in str(LearningCurve([1], [0.8], [0.8], [0.8], 4, 0.01, -0.02, 0.04))
+
+
+def test_without_cells_there_is_no_curve() -> None:
+    features, _, group, cells = detections(0)
+    assert fit_curve(features, np.zeros(len(features), bool), group, 0 * cells, splits=3, seed=0) is None
 
 
 def test_features_are_those_of_the_whole_tile(monkeypatch: pytest.MonkeyPatch) -> None:

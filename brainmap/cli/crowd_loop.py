@@ -103,7 +103,8 @@ def study(
     budget: Annotated[
         int | None, typer.Option(help="Tiles to annotate [default: half of an animal's].", metavar="N")
     ] = None,
-    repeats: Annotated[int, typer.Option(help="Draws of animals to hold out.", metavar="N")] = 20,
+    repeats: Annotated[int, typer.Option(help="Choices of animals to hold out.", metavar="N")] = 10,
+    draws: Annotated[int, typer.Option(help="Choices of animals to annotate in each.", metavar="N")] = 4,
     held_out: Annotated[float, typer.Option(help="Share of the animals that judge.", metavar="F")] = 0.3,
     cell_diameter: Annotated[
         float | None, typer.Option(help="Typical cell in the tiles [default: the detector's].", metavar="UM")
@@ -119,7 +120,7 @@ def study(
 
     names = tuple(name.strip() for name in strategies.split(","))
     found = run_study(StudyRequest(
-        tiles, truth, out, detector, budget, repeats, held_out, cell_diameter, strategies=names, seed=seed
+        tiles, truth, out, detector, budget, repeats, draws, held_out, cell_diameter, strategies=names, seed=seed
     ))  # fmt: skip
     if as_json:
         from brainmap.files import read_json

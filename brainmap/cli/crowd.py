@@ -16,13 +16,10 @@ from brainmap.errors import MissingExtraError, UsageError
 __all__ = ["app"]
 
 app = new_app("crowd", "The crowd: put tiles before many people in a browser, and take their clicks home.")
-users = new_app("users", "Accounts of a site.")
-app.add_typer(users)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 SiteFolder = Annotated[Path, typer.Argument(help="Folder of the site.", metavar="SITE")]
 ProjectName = Annotated[str, typer.Argument(help="Project.", metavar="NAME")]
-UserName = Annotated[str, typer.Argument(help="Account.", metavar="NAME")]
 Database = Annotated[str, typer.Option(help="PostgreSQL URL [default: SQLite in the folder].", metavar="URL")]
 
 
@@ -214,56 +211,43 @@ def restore(
     typer.echo(str(site))
 
 
-@command(users, "add")
-def add_user(
+@command(app, "users")
+def users(
     site: SiteFolder,
-    name: UserName,
-    admin: Annotated[bool, typer.Option("--admin", help="May see and change everything.")] = False,
+    action: Annotated[str, typer.Argument(help="What to do.", metavar="add|list|reset|delete")],
+    name: Annotated[str, typer.Argument(help="Account; not for list.", metavar="NAME")] = "",
+    admin: Annotated[bool, typer.Option("--admin", help="add: may see and change everything.")] = False,
     expert: Annotated[
-        bool, typer.Option("--expert", help="Answers are kept apart from the crowd's.")
+        bool, typer.Option("--expert", help="add: answers are kept apart from the crowd's.")
     ] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Add an account; its password is asked for, or read from standard input."""
+    """Add, list, reset or delete accounts; a password is asked for, or read from standard input."""
     _need_web()
-    from brainmap.crowd.manage import add_user as run
+    from brainmap.crowd import manage
 
+    if action not in ("add", "list", "reset", "delete"):
+        raise UsageError(f"what to do is {action!r}; say add, list, reset or delete")
+    if bool(name) == (action == "list"):
+        raise UsageError(f"users SITE {action} {'takes no name' if name else 'needs the name of an account'}")
+    if (admin or expert) and action != "add":
+        raise UsageError("--admin and --expert go with add; a role is changed on the administrators' page")
     if admin and expert:
         raise UsageError("an administrator's answers are kept apart already; give --admin alone")
-    run(site, name, _password(), "admin" if admin else "expert" if expert else "worker")
-    typer.echo(name)
-
-
-@command(users, "list")
-def list_users(site: SiteFolder, as_json: AsJson = False) -> None:
-    """List all accounts."""
-    _need_web()
-    from brainmap.crowd.manage import list_users as run
-
-    rows = run(site)
+    if action == "add":
+        manage.add_user(site, name, _password(), "admin" if admin else "expert" if expert else "worker")
+    elif action == "reset":
+        manage.reset_user(site, name, _password())
+    elif action == "delete":
+        manage.delete_user(site, name)
+    if action != "list":
+        typer.echo(name)
+        return
+    rows = manage.list_users(site)
     if as_json:
         print_json(rows)
     else:
         print_pairs((row["name"], f"{row['role']}{' (disabled)' if row['disabled'] else ''}") for row in rows)
-
-
-@command(users, "reset")
-def reset_user(site: SiteFolder, name: UserName) -> None:
-    """Set a new password and end all sessions."""
-    _need_web()
-    from brainmap.crowd.manage import reset_user as run
-
-    run(site, name, _password())
-    typer.echo(name)
-
-
-@command(users, "delete")
-def delete_user(site: SiteFolder, name: UserName) -> None:
-    """Delete an account; its clicks as the consent text says."""
-    _need_web()
-    from brainmap.crowd.manage import delete_user as run
-
-    run(site, name)
-    typer.echo(name)
 
 
 def _password() -> str:
