@@ -182,7 +182,7 @@ async def crowd(server: Server, tokens: list[str], seconds: float, kills: int) -
 
 def load(folder: Path, arguments: argparse.Namespace) -> dict[str, object]:
     """The load test."""
-    site = make_site(folder, arguments.database, 400, 10)
+    site = make_site(folder, arguments.database, 100, 100)
     people = sign_up(site, arguments.annotators)
     server = Server(site.folder)
     try:

@@ -71,9 +71,8 @@ def mark(data: DataSet, present: float, count: int, how: str, rng: np.random.Gen
     total = int(shown.sum()) + int((cell & ~shown).sum()) + data.never
     seen = rng.random(len(cell)) < count / total
     asked, missed = seen & shown, seen & cell & ~shown
-    return Marked(
-        data.score[asked], cell[asked], data.score[missed], int(rng.binomial(data.never, count / total))
-    )
+    never = int(rng.binomial(data.never, count / total))
+    return Marked(data.score[asked], cell[asked], data.score[missed], never, complete=True)
 
 
 def judge(

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from brainmap.errors import DataError, UsageError
+from brainmap.errors import DataError, UsageError, did_you_mean
 
 __all__ = ["OUTSIDE_ID", "Structures"]
 
@@ -112,6 +112,7 @@ class Structures:
                 return found
         raise UsageError(
             f"the atlas has no structure {structure!r}: give an id or an acronym of its ontology"
+            f"{did_you_mean(str(structure), self.acronym)}"
         )
 
     def path(self, structure: str | int) -> tuple[int, ...]:

@@ -319,13 +319,19 @@ def tune(
         Path | None,
         typer.Option(help="Detector folder to write [default: RUN/tuned_detector].", metavar="DETECTOR"),
     ] = None,
+    complete: Annotated[
+        bool,
+        typer.Option(
+            "--complete", help="Missed cells were looked for around the marks, even if none is marked."
+        ),
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a detector there.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Fit a run's detector to its tissue by 30 to 300 marks: score and threshold, for the animals to come."""
     from brainmap.run.tune import tune_run
 
-    result = tune_run(run, marks, out, overwrite)
+    result = tune_run(run, marks, out, complete=complete, overwrite=overwrite)
     if as_json:
         print_json(result)
     else:

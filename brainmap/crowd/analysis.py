@@ -48,7 +48,8 @@ def analyse(site: Site, name: str) -> dict[str, Any] | None:
     known = set(clicks.image_ids)
     consensus = aggregate_clicks(clicks, GtSettings(), qc=[image for image in qc if image in known])
     seen = np.bincount(clicks.seen_image, minlength=len(clicks.image_ids))
-    tiles, shares = {}, []
+    tiles: dict[str, dict[str, Any]] = {}
+    shares = []
     for row, (image, found) in enumerate(zip(clicks.image_ids, consensus.images, strict=True)):
         cells = found.posterior >= ACCEPT
         share = found.n_workers[cells] / max(int(seen[row]), 1)

@@ -118,14 +118,13 @@ def _neediest(connection: Connection, row: Any) -> str:
         .group_by(tile.c.dataset)
         .order_by(tile.c.dataset)
     ).all()
-    members = dict(
-        connection.execute(
-            select(membership.c.dataset, func.count())
-            .join(schema.worker, schema.worker.c.id == membership.c.worker_id)
-            .where(membership.c.project_id == row.id, schema.worker.c.role == "worker")
-            .group_by(membership.c.dataset)
-        ).all()  # type: ignore[arg-type]
+    joined = connection.execute(
+        select(membership.c.dataset, func.count())
+        .join(schema.worker, schema.worker.c.id == membership.c.worker_id)
+        .where(membership.c.project_id == row.id, schema.worker.c.role == "worker")
+        .group_by(membership.c.dataset)
     )
+    members: dict[str, int] = dict(joined.tuples().all())
     if not needs:
         return ""
     # A member who has just joined will answer about one for each tile: he counts for that.

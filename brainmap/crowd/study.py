@@ -1,10 +1,13 @@
 """Which tiles to annotate, tested on labelled data (methods 11): animals x slices x strategy at equal budget.
 
 Animals are held out in turn. From the others a budget of tiles is chosen in every way of the design; what a detector
-would learn from them is estimated (`brainmap.crowd.study_judge`) and judged on each held-out animal. All ways are
-judged on the same animals, so that differences are paired. Two things are a sample: the animals that judge and the
-selections that are drawn. The variance of a mean difference is taken as that over judging animals plus that over
-repeats, each over its number; what both share is counted twice, which makes the intervals wide rather than narrow.
+would learn from them is estimated (`brainmap.crowd.study_judge`) and judged on each held-out animal, by two measures:
+F1 at the detector's threshold, in which a choice that shifts the calibration counts (doubtful tiles make a detector
+timid), and AUPRC, in which only the order of the scores does.
+
+All ways are judged on the same animals, so that differences are paired. Two things are a sample: the animals that judge
+and the selections that are drawn. The variance of a mean difference is taken as that over judging animals plus that
+over repeats, each over its number; what both share is counted twice, which makes intervals wide rather than narrow.
 """
 
 from __future__ import annotations
@@ -121,7 +124,7 @@ class Claim:
     measure : str
         What was compared.
     mean, low, high : float
-        Difference in F1 and its 90 % interval; NaN where it was not tested.
+        Difference and its 90 % interval; NaN where it was not tested.
     """
 
     text: str
@@ -191,7 +194,7 @@ class Study:
             span = (
                 "" if np.isnan(claim.mean) else f" ({claim.mean:+.3f}, {claim.low:+.3f} to {claim.high:+.3f})"
             )
-            lines.append((claim.verdict, f"{claim.text}{span}"))
+            lines.append((claim.verdict, f"{claim.text}: {claim.measure}{span}"))
         return [*lines, ("report", str(self.out / "report.html"))]
 
 
@@ -267,7 +270,8 @@ def _compare(request: StudyRequest, data: Labelled, threshold: float) -> Study:
         ends[0],
         ends[1],
     )
-    study.claims.extend(_claims(study))
+    for name, values in (("F1", f1), ("AUPRC", auprc)):
+        study.claims.extend(_claims(study, name, values))
     return study
 
 
@@ -390,36 +394,35 @@ def _section_quota(n: int, size: Ints, picked: Ints) -> Ints:
     return quota + fill(left, size - quota) if left else quota
 
 
-def _claims(study: Study) -> list[Claim]:
-    """The review's statements, held against the result."""
-    f1 = study.f1
+def _claims(study: Study, name: str, values: Floats) -> list[Claim]:
+    """The review's statements, held against one measure."""
     levels = sorted({d.animals for d in study.designs})
     claims = []
     text = "many animals with few tiles each beat few animals with many"
     if len(levels) > 1 and study.animals > 1:
-        gain = study.mean_of(f1, animals=levels[-1]) - study.mean_of(f1, animals=levels[0])
-        measure = f"F1 with {levels[-1]} animals minus F1 with {levels[0]}"
+        gain = study.mean_of(values, animals=levels[-1]) - study.mean_of(values, animals=levels[0])
+        measure = f"{name} with {levels[-1]} animals minus {levels[0]}"
         claims.append(_better(study, text, measure, gain))
     else:
         claims.append(Claim(text, "not tested", "the data allow one number of animals only"))
     text = "many slices of an animal beat few, at equal animals"
     if {d.slices for d in study.designs} == {"few", "many"}:
-        gain = study.mean_of(f1, slices="many") - study.mean_of(f1, slices="few")
-        claims.append(_better(study, text, "F1 with many slices minus F1 with few", gain))
+        gain = study.mean_of(values, slices="many") - study.mean_of(values, slices="few")
+        claims.append(_better(study, text, f"{name} with many slices minus few", gain))
     else:
         claims.append(Claim(text, "not tested", "the data have one slice of each animal"))
     strategies = {d.strategy for d in study.designs}
     plain = [s for s in ("random", "even") if s in strategies]
-    for name in ("active", "uncertain"):
-        text = f"random or even choice does as well as {name}"
-        if name not in strategies or not plain:
+    for strategy in ("active", "uncertain"):
+        text = f"random or even choice does as well as {strategy}"
+        if strategy not in strategies or not plain:
             claims.append(Claim(text, "not tested", "one of them was left out"))
             continue
-        base = np.mean([study.mean_of(f1, strategy=s) for s in plain], axis=0)
-        mean, low, high = study.interval(study.mean_of(f1, strategy=name) - base)
+        base = np.mean([study.mean_of(values, strategy=s) for s in plain], axis=0)
+        mean, low, high = study.interval(study.mean_of(values, strategy=strategy) - base)
         verdict = "contradicted" if low > 0 else "confirmed" if high < _MARGIN else "not decided"
         claims.append(
-            Claim(text, verdict, f"F1 of {name} minus mean F1 of {' and '.join(plain)}", mean, low, high)
+            Claim(text, verdict, f"{name} of {strategy} minus mean of {' and '.join(plain)}", mean, low, high)
         )
     return claims
 

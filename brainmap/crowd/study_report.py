@@ -31,7 +31,7 @@ def write_study_report(path: Path, request: StudyRequest, study: Study) -> Path:
     page.add_table(
         ["statement", "these data", "compared", "difference", "from", "to"],
         [[c.text, c.verdict, c.measure, c.mean, c.low, c.high] for c in study.claims],
-        "Differences in F1, paired, with 90 % intervals over animals that judge and selections drawn", sortable=False,
+        "Paired differences with 90 % intervals over animals that judge and selections drawn", sortable=False,
     )  # fmt: skip
     page.add_text(
         "Confirmed or contradicted: the whole interval is on one side of 0. As well: active or uncertain choice gains "

@@ -7,6 +7,7 @@ is part of the data: an image a worker finished without a click is evidence, one
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -225,7 +226,9 @@ def read_clicks(
     table = _read_table(Path(path), ("image_id", "worker_id"), ("x", "y"), ("height", "width"))
     sizes = _column_sizes(table, Path(path))
     if tiles is not None:
-        sizes.update(_tile_sizes(Path(tiles)))
+        known_tiles = _tile_sizes(Path(tiles))
+        _check_ids(table["image_id"].unique().to_pylist(), known_tiles, Path(path), Path(tiles))
+        sizes.update(known_tiles)
     pairs = None if assignments is None else _read_assignments(Path(assignments))
     if table.num_rows == 0 and not pairs:
         raise DataError(f"{path} holds no clicks; give --assignments if workers saw images without clicking")
@@ -245,6 +248,16 @@ def read_clicks(
         reasons = ", ".join(f"{n} {reason}" for reason, n in clicks.dropped.items())
         raise DataError(f"{path} holds no usable clicks ({reasons})")
     return clicks
+
+
+def _check_ids(images: list[Any], tiles: Mapping[str, Any], path: Path, folder: Path) -> None:
+    """Refuse clicks on images that are no tiles of the folder: they were made on others."""
+    strange = sorted(str(image) for image in images if image is not None and str(image) not in tiles)
+    if strange:
+        raise DataError(
+            f"{path}: {len(strange)} of {len(images)} images, such as {strange[0]!r}, are no tiles of {folder} "
+            f"(whose ids are like {next(iter(tiles), '')!r}); give the tiles that were clicked on"
+        )
 
 
 def read_point_table(path: str | Path) -> tuple[list[str], list[str], Floats]:

@@ -129,20 +129,23 @@ class Marked:
         Of the candidates that were marked as missed.
     never_found : int
         Missed cells without a candidate.
+    complete : bool
+        Whether missed cells were looked for, even if none was found.
     """
 
     score: Floats
     is_cell: NDArray[np.bool_]
     missed_score: Floats
     never_found: int
+    complete: bool = False
 
     def __len__(self) -> int:
         return len(self.score) + len(self.missed_score) + self.never_found
 
     @property
     def looked_for_missed(self) -> bool:
-        """Whether missed cells were marked at all."""
-        return len(self.missed_score) + self.never_found > 0
+        """Whether it is known what was missed: some of it is marked, or that there is none is said."""
+        return self.complete or len(self.missed_score) + self.never_found > 0
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from brainmap.atlas.atlas import Atlas
 from brainmap.coords import Triple, parse_known_letters
 from brainmap.errors import UsageError
 from brainmap.files import atomic_path, fingerprint
+from brainmap.image.level_evidence import placed_by_evidence
 from brainmap.image.plausible import check_voxel_um
 from brainmap.machine import usable_cores
 from brainmap.registration.landmarks import Landmarks
@@ -133,6 +134,7 @@ def register_brain(
     from brainmap.image.volume import Volume
 
     opened = Volume.open(brain, channel=channel, timepoint=timepoint, voxel_um=voxel_size, axes=axes)
+    opened = placed_by_evidence(opened)
     source = "its metadata" if voxel_size is None else "--voxel-size"
     check_voxel_um(opened.voxel_um, opened.shape, opened.name, source)
     tissue = None if mask is None else Volume.open(mask)

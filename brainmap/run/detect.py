@@ -25,6 +25,7 @@ from brainmap.export.formats import export_points
 from brainmap.files import fingerprint, now
 from brainmap.image.data_box import data_box
 from brainmap.image.intensity import Intensity
+from brainmap.image.level_evidence import placed_by_evidence
 from brainmap.image.mask import Mask
 from brainmap.image.plausible import check_voxel_um
 from brainmap.image.volume import Volume
@@ -131,6 +132,7 @@ class _Inputs:
             voxel_um=request.voxel_um,
             axes=request.axes,
         )
+        volume = placed_by_evidence(volume)
         if request.roi is not None:
             request.roi.slices(volume.shape)
         source = "its metadata" if request.voxel_um is None else "--voxel-size"

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from brainmap.coords import parse_known_letters
-from brainmap.errors import NotFoundError, UsageError
+from brainmap.errors import NotFoundError, UsageError, did_you_mean
 from brainmap.export import EXPORT_KINDS
 from brainmap.image.axes import parse_axes
 from brainmap.image.plausible import check_cell_diameter
@@ -290,7 +290,8 @@ def _absolute(value: str | Path | None) -> str | None:
 
 def _choice(option: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
-        raise UsageError(f"{option} must be one of {', '.join(allowed)}, not {value!r}")
+        near = did_you_mean(value, allowed)
+        raise UsageError(f"{option} must be one of {', '.join(allowed)}, not {value!r}{near}")
 
 
 # Options of `brainmap detect` by their name on the command line and in TOML -> (field, parser).

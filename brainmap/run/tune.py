@@ -98,7 +98,12 @@ class TuneResult:
 
 
 def tune_run(
-    run: str | Path, marks: str | Path | None = None, out: str | Path | None = None, overwrite: bool = False
+    run: str | Path,
+    marks: str | Path | None = None,
+    out: str | Path | None = None,
+    *,
+    complete: bool = False,
+    overwrite: bool = False,
 ) -> TuneResult:
     """Recalibrate a run's detector and its threshold by marks made in the run.
 
@@ -111,6 +116,8 @@ def tune_run(
     out : path, optional
         Detector folder to write; by default `RUN/tuned_detector`. Nothing is written where the marks do not support
         a change.
+    complete : bool
+        Missed cells were looked for around the marks, also if none is marked.
     overwrite : bool
         Replace a detector there.
 
@@ -137,6 +144,7 @@ def tune_run(
     present = float(record.results.get("threshold", detector.spec.threshold))
     diameter = float(record.results.get("cell_diameter_um") or detector.spec.cell_diameter_um)
     marked, lost = match_marks(folder, given, frame, mask, _REACH_CELLS * diameter, present)
+    marked = dataclasses.replace(marked, complete=complete)
     _check_sense(path, given, marked, lost)
     counts = _counts(given, marked, lost)
     recall_of = (

@@ -153,13 +153,29 @@ def test_the_analysis_runs_in_a_process_of_its_own(root, ann, bob, site, truth, 
     with root.client:
         assert "The analysis runs" in root.client.post("/admin/projects/cortex/analyse").text
         end = time.monotonic() + 240
-        while "Agreement 1.00 on 54 cells" not in (text := root.client.get("/admin/projects/cortex").text):
+        while "Analyse now" not in (text := root.client.get("/admin/projects/cortex").text):
             assert time.monotonic() < end
             time.sleep(1)
-    assert "Analyse now" in text
+    assert "Agreement 1.00 on 54 cells" in text
 
 
 @sqlite_only
 def test_the_log_is_shown(root, ann):
     text = root.client.get("/admin/audit").text
     assert "account added" in text and "project added" in text
+
+
+@sqlite_only
+def test_people_get_a_page_and_programs_json_when_something_is_wrong(root, ann):
+    people = {"Accept": "text/html,application/xhtml+xml"}
+    for person, path, status, words in (
+        (ann, "/nothing", 404, "There is no such page"),
+        (root, "/admin/projects/nothing", 404, "There is no such page"),
+        (ann, "/admin/projects/cortex/export/clicks.csv", 403, "This is for administrators only"),
+    ):
+        page = person.client.get(path, headers=people)
+        assert page.status_code == status and words in page.text and "<h1>" in page.text
+        assert list(person.client.get(path).json()) == ["error"]
+    assert ann.client.get("/nothing", headers=people | {"Accept-Language": "ja"}).text.count(
+        "ページが見つかりません"
+    )

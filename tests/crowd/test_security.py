@@ -224,9 +224,10 @@ def test_a_planted_session_is_not_adopted(app, site):
     """Fixation: whatever token a browser brings, log-in gives another."""
     planted = "A" * 43
     victim = Person(app, "Ann", sign_up=False)
-    victim.client.cookies["brainmap"] = planted
-    victim.sign_up()
-    assert planted not in victim.client.cookies.values() or len(victim.client.cookies) > 1
+    consent = victim.client.get("/api/consent").json()["version"]
+    body = {"name": "Ann", "password": PASSWORD, "consent": consent}
+    answer = victim.client.post("/api/account", json=body, headers={"Cookie": f"brainmap={planted}"})
+    assert answer.status_code == 201 and planted not in answer.headers["set-cookie"]
     stranger = Person(app, sign_up=False)
     stranger.client.cookies["brainmap"] = planted
     assert stranger.client.get("/api/me").status_code == 401

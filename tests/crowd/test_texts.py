@@ -26,7 +26,11 @@ def test_every_text_is_used_and_every_used_text_is_there():
     code = "".join(path.read_text() for path in STATIC.glob("*.js"))
     used = set(re.findall(r"\bt\.(\w+)", pages)) | set(re.findall(r"say\(\"(\w+)\"", code))
     used |= {"account_delete_delete", "account_delete_anonymous", "marks_hidden", "marks_shown"}
-    used |= {f"feedback_{kind}" for kind in ("found", "missed", "extra")} | {"progress", "progress_practice"}
+    used |= {f"feedback_{kind}" for kind in ("found", "missed", "extra")} | {
+        "progress",
+        "progress_practice",
+        "not_found",
+    }
     assert used <= set(catalogue())
     assert set(catalogue()) - used == set()
 

@@ -117,6 +117,18 @@ def test_missed_cells_without_candidate_lower_the_recall_at_any_threshold(
     np.testing.assert_allclose(some.probability(np.array([0.1, 0.3])), [0.1, 0.3], atol=0.06)
 
 
+def test_that_nothing_was_missed_says_that_weak_candidates_are_no_cells() -> None:
+    rng = np.random.default_rng(4)
+    score = np.concatenate([rng.uniform(0.05, 0.5, 5000), rng.uniform(0.5, 0.999, 5000)])
+    asked = np.flatnonzero((rng.random(10_000) < 0.01) & (score >= PRESENT))
+    marks = (score[asked], rng.random(len(asked)) < 0.8, np.empty(0), 0)
+    unknown, known = (
+        Recalibration(spread_of(score), Marked(*marks, complete=c), PRESENT) for c in (False, True)
+    )
+    assert known.estimate(PRESENT).recall.value > unknown.estimate(PRESENT).recall.value + 0.02
+    assert known.estimate(PRESENT).recall.low > 0.9
+
+
 @pytest.mark.parametrize("how", ["fields", "deck"])
 def test_intervals_hold_the_truth_and_the_threshold_is_near_the_best(how: str) -> None:
     """The benchmark with few repeats: `benchmarks/tune.py` makes 500."""

@@ -400,6 +400,13 @@ class Admin:
         self.waiting.add(task := asyncio.create_task(finish()))
         task.add_done_callback(self.waiting.discard)
 
+    async def close(self) -> None:
+        """End what runs in the background; it is begun anew when asked for."""
+        for process in list(self.analysing.values()):
+            process.terminate()
+            await process.wait()
+        await asyncio.gather(*self.waiting)
+
 
 def _back(path: str, notice: str) -> Response:
     return RedirectResponse(f"{path}?notice={quote(notice)}", 303)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from starlette.background import BackgroundTask
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -56,13 +57,18 @@ class WorkApi:
         name, after = request.path_params["name"], request.query_params.get("after")
         site = self.desk.site
 
-        def find(worker: Worker) -> dict[str, Any] | None:
-            with site.database.read() as connection:
-                project = project_for_worker(connection, name)
-            judge_pending(site, project.id)
+        def offer(worker: Worker) -> dict[str, Any] | None:
             with site.database.write() as connection:
                 row = next_assignment(site, connection, worker, name, after)
                 return None if row is None else clicks.describe(connection, row)
+
+        def find(worker: Worker) -> dict[str, Any] | None:
+            if (found := offer(worker)) is not None:
+                return found
+            # Before somebody hears that nothing is left: what waits for a judgement is judged.
+            with site.database.read() as connection:
+                project = project_for_worker(connection, name)
+            return offer(worker) if judge_pending(site, project.id) else None
 
         found = await self.desk.run(request, find, consented=True)
         return Response(status_code=204) if found is None else JSONResponse(found)
@@ -155,12 +161,12 @@ class WorkApi:
 
         def finish(worker: Worker) -> dict[str, Any]:
             done = clicks.complete_tile(site, worker, tile)
-            with site.database.read() as connection:
-                project = project_of(connection, done["project_id"])
-            if done["counted"] and project.redundancy is None:
-                judge_pending(site, project.id)
             with site.database.write() as connection:
-                answer = {"next": has_next(site, connection, worker, project.name)}
-            return answer | ({"practice": done["practice"]} if "practice" in done else {})
+                project = project_of(connection, done["project_id"])
+                done["next"] = has_next(site, connection, worker, project.name)
+            return done
 
-        return JSONResponse(await self.desk.run(request, finish, kind="write", consented=True))
+        done = await self.desk.run(request, finish, kind="write", consented=True)
+        answer = {name: done[name] for name in ("next", "practice") if name in done}
+        # Behind the answer: how long it takes must not tell work from quality control, which is not judged.
+        return JSONResponse(answer, background=BackgroundTask(judge_pending, site, done["project_id"]))

@@ -225,7 +225,9 @@ def read_node(location: str) -> Node:
     if not is_url(location) and not Path(location).exists():
         raise NotFoundError(f"{location} does not exist")
     if not is_url(location) and not Path(location).is_dir():
-        raise DataError(f"{location} is a file, not an OME-Zarr folder; brainmap convert makes one from TIFF")
+        raise DataError(
+            f"{location} is a file, not an OME-Zarr folder: make one with brainmap convert {location} DEST.zarr"
+        )
     document = _document(location, "zarr.json")
     if document is not None:
         return _node_v3(location, document)
@@ -248,9 +250,22 @@ def _node_v3(location: str, document: dict[str, Any]) -> Node:
 def _not_zarr(location: str) -> BrainmapError:
     if is_url(location):
         return NotFoundError(f"{location}: no Zarr metadata found there (zarr.json, .zgroup or .zarray)")
-    inside = sorted(p.name for p in Path(location).iterdir() if p.name.endswith(".zarr"))
-    hint = f"; it contains {inside[0]}" if inside else ""
-    return DataError(f"{location} is not a Zarr image: it has no zarr.json, .zgroup or .zarray{hint}")
+    names = sorted(p.name for p in Path(location).iterdir())
+    inside = [name for name in names if name.endswith(".zarr")]
+    planes = [
+        name for name in names if name.lower().endswith((".tif", ".tiff", ".png", ".jpg", ".jpeg", ".bmp"))
+    ]
+    hint = ": it has no zarr.json, .zgroup or .zarray"
+    if inside:
+        hint += f"; it contains {inside[0]}"
+    elif planes:
+        hint = (
+            f" but a folder of {len(planes)} {Path(planes[0]).suffix} file(s): make an image of it with "
+            f"brainmap convert {location} DEST.zarr --voxel-size Z,Y,X"
+        )
+    elif "run.json" in names:
+        hint = " but the folder of a run; give the brain it was made from"
+    return DataError(f"{location} is not a Zarr image{hint}")
 
 
 def open_reader(location: str, path: str, zarr_format: ZarrFormat, digest: str | None = None) -> Reader:

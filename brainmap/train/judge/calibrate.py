@@ -228,7 +228,7 @@ def judge(
     )  # fmt: skip
 
 
-def prominence_weights(*groups: list[Judged], flat: float = 0.01) -> ProminenceWeights:
+def prominence_weights(*groups: list[Judged], flat: float = 0.015) -> ProminenceWeights:
     """How much lower to judge what hardly stands out of the texture: weight and what is enough.
 
     Chosen by what it is for, one threshold that serves all tissue: the mean F1 of `best_threshold` over the groups.
@@ -349,7 +349,7 @@ def calibration_knots(judged: list[Judged], n_knots: int = 25) -> tuple[tuple[fl
     return tuple((float(a), round(float(v), 4)) for a, v in zip(at, value, strict=True))
 
 
-def best_threshold(*groups: list[Judged], flat: float = 0.007) -> tuple[float, float]:
+def best_threshold(*groups: list[Judged], flat: float = 0.001) -> tuple[float, float]:
     """The threshold on the logit, and the mean F1 over volumes that hold cells there.
 
     Every group of volumes weighs the same, however many it holds. F1 is flat around its best: of all

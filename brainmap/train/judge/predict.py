@@ -16,7 +16,14 @@ from numpy.typing import NDArray
 
 from brainmap.image.intensity import GAIN, KNEE, LEAST_TEXTURE, texture_of
 from brainmap.infer.block.measure import shapes
-from brainmap.infer.detector import ALIGN, Detector, load_backend
+from brainmap.infer.detector import (
+    ALIGN,
+    PLAIN_PROMINENCE,
+    Detector,
+    ProminenceWeights,
+    load_backend,
+    lowered,
+)
 from brainmap.infer.peaks import Heat, find_peaks, suppress
 from brainmap.infer.plan.blocks import align_up
 from brainmap.infer.plan.layout import MAX_TILE, heat_cells, strips, tile_length
@@ -97,6 +104,7 @@ def predict_tiles(
     lowest_logit: float = LOWEST_LOGIT,
     *,
     precision: str = "auto",
+    prominence: ProminenceWeights = PLAIN_PROMINENCE,
 ) -> TilePoints:
     """Detect the cells of tiles, each a section of its own.
 
@@ -113,13 +121,15 @@ def predict_tiles(
         Lower peaks are left out.
     precision : str
         For a detector, as in `load_backend`.
+    prominence : tuple of float
+        For a network, how logits are lowered; see `DetectorSpec.weighed`. A detector brings its own.
     """
     if isinstance(network, Detector):
         grid = grid_of(network)
         runner = _Runner.of_detector(network, precision)
     else:
         grid = grid or GridSettings()
-        runner = _Runner.of_network(network)
+        runner = _Runner.of_network(network, prominence)
     diameter = grid.cell_diameter_um if cell_diameter_um is None else cell_diameter_um
     parts = []
     for index in range(len(tiles)):
@@ -160,7 +170,7 @@ class _Runner:
         )  # fmt: skip
 
     @classmethod
-    def of_network(cls, network: CenterNet) -> _Runner:
+    def of_network(cls, network: CenterNet, prominence: ProminenceWeights = PLAIN_PROMINENCE) -> _Runner:
         config = network.config
         device = next(network.parameters()).device
 
@@ -177,7 +187,9 @@ class _Runner:
         halo = align_up(6 * config.multiple, align)
         return cls(
             config.slices, config.stride, halo, align, "offset", _SEPARATION_CELLS,
-            lambda logit: 1 / (1 + np.exp(-np.asarray(logit, np.float64))), None, lambda shape: infer,
+            lambda logit: 1 / (1 + np.exp(-np.asarray(logit, np.float64))),
+            (lambda logit, found: lowered(logit, found, prominence)) if prominence[0] else None,
+            lambda shape: infer,
         )  # fmt: skip
 
     def maps(self, image: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

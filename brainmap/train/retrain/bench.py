@@ -55,7 +55,8 @@ def judge_simulated(
         for made in volumes:
             volume = net_volume(made, grid)
             for name, candidate in candidates.items():
-                found[name].append(judge(candidate.network, volume, grid, face=face))
+                judged = judge(candidate.network, volume, grid, face=face)
+                found[name].append(judged.lowered(candidate.prominence))
         rows.append({
             "kind": kind,
             "auprc": {name: float(np.mean([_auprc(j) for j in found[name]])) for name in found},

@@ -12,7 +12,7 @@ from typing import Any
 from brainmap.errors import NotFoundError, UsageError
 from brainmap.files import fingerprint, read_json
 from brainmap.gt.settings import GtSettings, read_gt_settings
-from brainmap.infer.detector import SPEC_FILE, Detector
+from brainmap.infer.detector import PLAIN_PROMINENCE, SPEC_FILE, Detector, ProminenceWeights
 from brainmap.infer.peaks import PLAIN_FACE, FaceWeights
 from brainmap.settings import read_settings
 from brainmap.tiles.tiles import Tiles
@@ -215,6 +215,12 @@ class RetrainRequest:
         """How the start judges peaks in the outermost slices, which tiles say nothing about."""
         detector = self.start_detector
         return PLAIN_FACE if detector is None else detector.spec.face
+
+    @property
+    def start_prominence(self) -> ProminenceWeights:
+        """How the start lowers what hardly stands out; what is made from it does the same."""
+        detector = self.start_detector
+        return PLAIN_PROMINENCE if detector is None else detector.spec.prominence
 
     @property
     def start_detector(self) -> Detector | None:

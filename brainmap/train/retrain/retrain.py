@@ -300,7 +300,7 @@ def _export(request: RetrainRequest, outcome: dict[str, Any]) -> None:
         export_detector(
             network, scaled, part, request.out.name, "1", outcome["threshold"]["new"],
             tuple((float(a), float(b)) for a, b in outcome["calibration"]), training, _card(request, outcome),
-            request.start_face,
+            request.start_face, request.start_prominence,
         )  # fmt: skip
         for name in (OUTCOME, REPORT):
             shutil.copyfile(request.work_folder / name, part / name)

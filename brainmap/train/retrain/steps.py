@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from brainmap.errors import DataError
+from brainmap.infer.detector import PLAIN_PROMINENCE, ProminenceWeights
 from brainmap.tiles.tiles import Tiles
 from brainmap.train.commands import grid_for
 from brainmap.train.judge.calibrate import TileCalibration, tile_calibration
@@ -68,16 +69,20 @@ class Candidate:
         Its calibration.
     threshold : float
         On the calibrated score.
+    prominence : tuple of float
+        How it lowers logits; see `DetectorSpec.weighed`.
     """
 
     network: CenterNet
     grid: GridSettings
     knots: Knots
     threshold: float
+    prominence: ProminenceWeights = PLAIN_PROMINENCE
 
     def find(self, tiles: Tiles, cell_diameter_um: float) -> TilePoints:
         """Detections with calibrated scores."""
-        return predict_tiles(self.network, tiles, self.grid, cell_diameter_um).calibrated(self.knots)
+        found = predict_tiles(self.network, tiles, self.grid, cell_diameter_um, prominence=self.prominence)
+        return found.calibrated(self.knots)
 
 
 @dataclass(frozen=True)
@@ -165,16 +170,17 @@ def start_candidate(
         On `data`, `START` (where it has scores of its own) and `RECALIBRATED`.
     """
     network, grid = load_network(request.start_path)
-    found = predict_tiles(network, data.tiles, grid, cell_diameter_um)
+    prominence = request.start_prominence
+    found = predict_tiles(network, data.tiles, grid, cell_diameter_um, prominence=prominence)
     detector = request.start_detector
     prior = None if detector is None else detector.spec.calibration
     crossed = {RECALIBRATED: cross_calibrate(found, data, prior)}
     calibration = crossed[RECALIBRATED].calibration
     assert calibration is not None
-    recalibrated = Candidate(network, grid, calibration.knots, calibration.threshold)
+    recalibrated = Candidate(network, grid, calibration.knots, calibration.threshold, prominence)
     start = recalibrated
     if detector is not None:
-        start = Candidate(network, grid, detector.spec.calibration, detector.spec.threshold)
+        start = Candidate(network, grid, detector.spec.calibration, detector.spec.threshold, prominence)
         own = found.calibrated(start.knots)
         crossed[START] = Crossed(own, own.score >= start.threshold, None)
     return start, {RECALIBRATED: recalibrated}, crossed
@@ -205,7 +211,9 @@ def train_candidates(
         rest = training.take(training.fold != fold)
         network, grid = _finetune(request, rest, request.work_folder / f"fold-{fold}", cell_diameter_um)
         own = np.flatnonzero(calibrating.fold == fold)
-        found = predict_tiles(network, calibrating.tiles.take(own), grid, cell_diameter_um)
+        found = predict_tiles(
+            network, calibrating.tiles.take(own), grid, cell_diameter_um, prominence=request.start_prominence
+        )
         parts.append(replace(found, image=own[found.image]))
     log.info("training on all %d tiles that teach", len(training.tiles))
     network, grid = _finetune(request, training, request.work_folder / "final", cell_diameter_um)
@@ -216,7 +224,10 @@ def train_candidates(
         _pooled(parts), calibrating, detector.spec.calibration if keeps and detector else None
     )
     assert crossed.calibration is not None
-    return Candidate(network, grid, crossed.calibration.knots, crossed.calibration.threshold), crossed
+    candidate = Candidate(
+        network, grid, crossed.calibration.knots, crossed.calibration.threshold, request.start_prominence
+    )
+    return candidate, crossed
 
 
 def _pooled(parts: Sequence[TilePoints]) -> TilePoints:
