@@ -3,9 +3,8 @@
     python benchmarks/reading.py [--mvox 256] [--threads N] [--json FILE]
 
 Writes simulated grey values (smooth tissue with camera noise) as OME-Zarr 0.5 with the settings of `brainmap
-convert`, and reads whole chunks in slabs: by the direct reader, by tensorstore (where the extra [fast] is
-installed) and by zarr-python. Files are in the system's cache, so that decoding is what is measured. All readers
-must return the same values.
+convert`, and reads whole chunks in slabs: by the direct reader and by zarr-python. Files are in the system's cache, so
+that decoding is what is measured. Both must return the same values.
 """
 
 from __future__ import annotations
@@ -24,9 +23,8 @@ import zarr
 from scipy import ndimage
 
 from brainmap.image.storage.local import LocalChunks
-from brainmap.image.storage.tensorstore import TensorStoreChunks
 from brainmap.image.volume import write_volume
-from brainmap.infer.engine.cluster import cores
+from brainmap.machine import usable_cores
 
 SIDE, CHUNK, SHARD = 1024, (64, 128, 128), (64, 512, 512)
 Read = Callable[[tuple[slice, ...]], np.ndarray]
@@ -44,10 +42,9 @@ def readers_of(array_folder: Path) -> dict[str, Read]:
     """What can read an array, by name."""
     array = zarr.open_array(array_folder, mode="r")
     found: dict[str, Read] = {}
-    if (direct := LocalChunks.of(array, array_folder, lambda key: key)) is not None:
+    document = json.loads((array_folder / "zarr.json").read_text())
+    if (direct := LocalChunks.of(document, array_folder, lambda key: key)) is not None:
         found["direct"] = direct.read
-    if (store := TensorStoreChunks.of(array_folder, 3)) is not None:
-        found["tensorstore"] = store.read
     found["zarr-python"] = lambda box: np.asarray(array[box])
     return found
 
@@ -73,7 +70,7 @@ def measure(read: Read, depth: int, threads: int) -> tuple[float, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--mvox", type=float, default=256)
-    parser.add_argument("--threads", type=int, default=cores())
+    parser.add_argument("--threads", type=int, default=usable_cores())
     parser.add_argument("--json", type=Path, help="also write the numbers there")
     options = parser.parse_args()
     depth = max(CHUNK[0], round(options.mvox * 1e6 / SIDE**2 / CHUNK[0]) * CHUNK[0])

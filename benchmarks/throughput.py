@@ -30,7 +30,7 @@ import numpy as np
 
 from brainmap.image.volume import write_volume
 from brainmap.infer.detector import Detector, load_backend
-from brainmap.infer.engine.cluster import cores
+from brainmap.machine import usable_cores
 from brainmap.train.tissue.tissue import simulate, variant
 
 VOXEL = (5.0, 1.0, 1.0)
@@ -55,7 +55,7 @@ def bare_network(device: str | None, seconds: float = 6.0) -> tuple[float, float
     """Voxels of 5 x 1 x 1 um through the network alone: per second on the whole device, and per CPU second."""
     from concurrent.futures import ThreadPoolExecutor
 
-    detector, threads = Detector.open(), cores()
+    detector, threads = Detector.open(), usable_cores()
     backend = load_backend(detector, device=device, tile=(TILE, TILE), threads=threads)
     if backend.device == "cuda":
         return bare_on_gpu(backend, detector, seconds)

@@ -32,6 +32,8 @@ __all__ = [
     "ATLAS_ORIENTATION",
     "ORIENTATIONS",
     "AxisMap",
+    "Shape",
+    "Triple",
     "atlas_um_to_index",
     "axis_map",
     "edge_um_to_mm",
@@ -47,6 +49,9 @@ __all__ = [
     "vox_to_um",
 ]
 
+# z, y, x: lengths or places, and sizes.
+Triple = tuple[float, float, float]
+Shape = tuple[int, int, int]
 Floats = NDArray[np.float64]
 _T = TypeVar("_T")
 

@@ -6,6 +6,8 @@ the command line ends with.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 __all__ = [
     "BrainmapError",
     "DataError",
@@ -13,7 +15,18 @@ __all__ = [
     "MissingExtraError",
     "NotFoundError",
     "UsageError",
+    "did_you_mean",
 ]
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """The end of a sentence about a name that does not exist: "; did you mean A or B?", empty where none is near."""
+    # Takes a while to load, and only errors need it.
+    from difflib import get_close_matches
+
+    by_lower = {name.lower(): name for name in known}
+    near = get_close_matches(word.lower(), list(by_lower), n=2, cutoff=0.6)
+    return f"; did you mean {' or '.join(by_lower[name] for name in near)}?" if near else ""
 
 
 class BrainmapError(Exception):

@@ -23,7 +23,25 @@ import numpy as np
 
 from brainmap.errors import DataError, NotFoundError
 
-__all__ = ["atomic_path", "fingerprint", "now", "read_json", "to_jsonable", "write_json"]
+__all__ = [
+    "atomic_path", "cell_text", "fingerprint", "now", "plain_text", "read_json", "to_jsonable", "write_json",
+]  # fmt: skip
+
+# What a spreadsheet takes for the start of a formula.
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
+
+
+def cell_text(text: str) -> str:
+    """A name for a cell of a table that people open in a spreadsheet, which would run it if it looked like a formula.
+
+    Spreadsheets hide a leading apostrophe and take the rest as text; `plain_text` takes it away again.
+    """
+    return f"'{text}" if text.startswith((*_FORMULA, "'")) else text
+
+
+def plain_text(cell: str) -> str:
+    """The name that `cell_text` made a cell from; others stay as they are."""
+    return cell[1:] if cell.startswith("'") and cell[1:].startswith((*_FORMULA, "'")) else cell
 
 
 @contextmanager

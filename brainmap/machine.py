@@ -1,28 +1,38 @@
-"""The machine and the software that compute: what a result may depend on."""
+"""The machine and the software that compute: what a result may depend on, and how memory is held."""
 
 from __future__ import annotations
 
+import ctypes
 import importlib.metadata
 import os
 import platform
 import shutil
 import subprocess
+import sys
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from brainmap import __version__
 
-__all__ = ["machine", "usable_cores", "versions"]
+__all__ = ["has_bf16", "keep_freed_memory", "machine", "usable_cores", "versions"]
 
 # The packages whose version can change a result.
 KEY_PACKAGES = (
     "numpy", "scipy", "zarr", "numcodecs", "dask", "distributed", "openvino", "antspyx", "pyarrow",
-    "tifffile", "imagecodecs", "scikit-learn", "hdbscan", "torch", "tensorrt", "tensorstore",
+    "tifffile", "imagecodecs", "scikit-learn", "hdbscan", "torch", "tensorrt",
 )  # fmt: skip
 
 # Instruction sets that decide how fast, and in which precision, the CPU infers.
-CPU_FEATURES = ("amx_bf16", "amx_int8", "avx512_bf16", "avx512_vnni", "avx512f", "avx2", "fma")
+CPU_FEATURES = ("amx_bf16", "amx_int8", "avx512_bf16", "avx512_vnni", "avx512f", "avx2", "fma", "bf16")
+# Those with which it computes in bfloat16; the last is ARM's.
+_BF16 = ("amx_bf16", "avx512_bf16", "bf16")
+
+# Parameters of glibc's mallopt, and the largest block that its heap may serve (larger ones are mapped one by one).
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+_LARGEST_ON_HEAP = 32 << 20
+_KEPT_BYTES = 128 << 20
 
 
 def versions() -> dict[str, str]:
@@ -56,6 +66,12 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
+@cache
+def has_bf16() -> bool:
+    """Whether the processor computes in bfloat16; one that does not emulates it, many times slower than float32."""
+    return any(name in _cpu()[1] for name in _BF16)
+
+
 def _cpu() -> tuple[str, list[str]]:
     model, flags = platform.processor() or platform.machine(), set()
     with suppress(OSError):
@@ -63,7 +79,7 @@ def _cpu() -> tuple[str, list[str]]:
             key, _, value = line.partition(":")
             if key.strip() == "model name":
                 model = value.strip()
-            elif key.strip() == "flags":
+            elif key.strip() in ("flags", "Features"):
                 flags = set(value.split())
                 break
     return model, [name for name in CPU_FEATURES if name in flags]
@@ -81,3 +97,19 @@ def _gpus() -> list[str]:
     except (OSError, subprocess.SubprocessError):
         return []
     return [line.strip() for line in found.stdout.splitlines() if line.strip()]
+
+
+@cache
+def keep_freed_memory() -> None:
+    """Let the C library keep up to 128 MiB of what numpy frees, for the next slice.
+
+    Every slice of a block takes and frees the same few megabytes; given back to the system each time, they
+    come again page by page. dask's nannies ask for exactly that (MALLOC_TRIM_THRESHOLD_=65536), which
+    costs their workers a tenth of the time. Nothing happens where the C library is not glibc.
+    """
+    if sys.platform != "linux":
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_MMAP_THRESHOLD, _LARGEST_ON_HEAP)
+        mallopt(_TRIM_THRESHOLD, _KEPT_BYTES)

@@ -1,4 +1,4 @@
-"""The folder of a run: its record, and whether a command may go on with it.
+"""The folder of a run: the names of its files, its record, and whether a command may go on with it.
 
 Every run leaves a `run.json` (`RunRecord`) from which a later command can tell whether it may resume.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,10 +17,38 @@ from brainmap.errors import DataError, NotFoundError, UsageError
 from brainmap.files import now, read_json, to_jsonable, write_json
 from brainmap.machine import machine, versions
 
-__all__ = ["RunRecord"]
+__all__ = [
+    "BLOCKS_DIR",
+    "EXPORTS_DIR",
+    "INTENSITY_FILE",
+    "PLAN_FILE",
+    "POINTS_PARQUET",
+    "REGIONS_CSV",
+    "REGISTRATION_DIR",
+    "REPORT_HTML",
+    "RUN_JSON",
+    "SUMMARY_CSV",
+    "THRESHOLDS_CSV",
+    "RunRecord",
+    "changes",
+    "clear_run",
+    "is_run",
+    "other_parameters",
+]
 
 RUN_JSON = "run.json"
+POINTS_PARQUET = "points.parquet"
+REGIONS_CSV, SUMMARY_CSV, THRESHOLDS_CSV = "regions.csv", "regions_summary.csv", "thresholds.csv"
+REPORT_HTML = "report.html"
+REGISTRATION_DIR, EXPORTS_DIR = "registration", "exports"
+# Finished blocks, and what all of them depend on.
+BLOCKS_DIR, PLAN_FILE, INTENSITY_FILE = "blocks", "plan.json", "intensity.npz"
+
 STATUSES = ("running", "complete", "incomplete")
+
+
+# Fields of a record that are tables.
+_TABLES = ("parameters", "fingerprints", "execution", "versions", "machine", "timings_s", "blocks", "results")
 
 
 @dataclass(frozen=True)
@@ -73,7 +102,7 @@ class RunRecord:
             If the folder has none, or one that is damaged.
         """
         path = Path(run) / RUN_JSON
-        if not path.is_file():
+        if not is_run(run):
             raise NotFoundError(f"{run} is not a run folder: it has no {RUN_JSON}")
         content = read_json(path)
         known = {f.name for f in dataclasses.fields(cls)}
@@ -81,7 +110,14 @@ class RunRecord:
             raise DataError(f"{path} is not a run record: it has no valid status")
         # Keys of a newer brainmap are left alone rather than refused.
         values = {key: value for key, value in content.items() if key in known}
-        return cls(**values | {"warnings": tuple(values.get("warnings", ()))})
+        warnings = values.get("warnings", [])
+        odd = [key for key in _TABLES if not isinstance(values.get(key, {}), dict)]
+        if odd or not isinstance(warnings, list):
+            what = odd[0] if odd else "warnings"
+            raise DataError(
+                f"{path} is not a run record: {what} is damaged; use --overwrite or another --out"
+            )
+        return cls(**values | {"warnings": tuple(str(warning) for warning in warnings)})
 
     def save(self, run: str | Path) -> None:
         """Write `run.json` into the run folder, atomically."""
@@ -93,15 +129,7 @@ class RunRecord:
 
     def differences(self, parameters: Mapping[str, Any], fingerprints: Mapping[str, str]) -> list[str]:
         """What differs from the run that another command asks for, as short phrases."""
-        found: list[str] = []
-        for mine, theirs in ((self.parameters, parameters), (self.fingerprints, fingerprints)):
-            mine, theirs = to_jsonable(mine), to_jsonable(theirs)
-            found.extend(
-                f"{key} was {_short(mine.get(key))}, is now {_short(theirs.get(key))}"
-                for key in sorted({*mine, *theirs})
-                if mine.get(key) != theirs.get(key)
-            )
-        return found
+        return changes(self.parameters, parameters) + changes(self.fingerprints, fingerprints)
 
     def require_same(
         self, run: str | Path, parameters: Mapping[str, Any], fingerprints: Mapping[str, str]
@@ -115,10 +143,37 @@ class RunRecord:
         """
         found = self.differences(parameters, fingerprints)
         if found:
-            raise UsageError(
-                f"{run} holds a run with other parameters ({'; '.join(found)}); "
-                "use --overwrite to replace it, or another --out"
-            )
+            raise other_parameters(run, found)
+
+
+def is_run(folder: str | Path) -> bool:
+    """Whether a folder holds a run, of whatever status."""
+    return (Path(folder) / RUN_JSON).is_file()
+
+
+def clear_run(folder: str | Path) -> None:
+    """Remove what a run left; other files in the folder stay."""
+    for name in (BLOCKS_DIR, REGISTRATION_DIR, EXPORTS_DIR):
+        shutil.rmtree(Path(folder) / name, ignore_errors=True)
+    for name in (RUN_JSON, POINTS_PARQUET, REGIONS_CSV, SUMMARY_CSV, THRESHOLDS_CSV, REPORT_HTML):
+        (Path(folder) / name).unlink(missing_ok=True)
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What differs between two records of settings, as short phrases; values are compared as JSON."""
+    old, new = to_jsonable(before), to_jsonable(now)
+    return [
+        f"{key} was {_short(old.get(key))}, is now {_short(new.get(key))}"
+        for key in sorted({*old, *new})
+        if old.get(key) != new.get(key)
+    ]
+
+
+def other_parameters(run: str | Path, found: list[str]) -> UsageError:
+    """The refusal to go on with a run of other parameters, which are named."""
+    return UsageError(
+        f"{run} holds a run with other parameters ({'; '.join(found)}); use --overwrite to replace it, or another --out"
+    )
 
 
 def _short(value: Any) -> str:

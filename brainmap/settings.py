@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from brainmap.errors import NotFoundError, UsageError
+from brainmap.errors import NotFoundError, UsageError, did_you_mean
 
 __all__ = ["check_keys", "read_settings", "read_table"]
 
@@ -33,7 +33,10 @@ def read_settings(path: str | Path, known: Iterable[str]) -> dict[str, Any]:
     known = set(known)
     unknown = sorted(set(settings) - known)
     if unknown:
-        raise UsageError(f"{path}: unknown setting {unknown[0]!r}; known are {', '.join(sorted(known))}")
+        near = did_you_mean(unknown[0], known)
+        raise UsageError(
+            f"{path}: unknown setting {unknown[0]!r}{near or '; known are ' + ', '.join(sorted(known))}"
+        )
     return settings
 
 

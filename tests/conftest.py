@@ -27,6 +27,16 @@ def brainmap_data() -> Path:
 
 
 @pytest.fixture(scope="session")
+def cases() -> Path:
+    """Folder of small inputs that were read wrongly once, never part of the repository."""
+    named = os.environ.get("BRAINMAP_CASES")
+    folder = Path(named) if named else REPOSITORY.parent / "shared" / "cases"
+    if not folder.is_dir():
+        pytest.skip("no folder of cases: set BRAINMAP_CASES to it")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def repository() -> Path:
     """Root of the checkout."""
     return REPOSITORY

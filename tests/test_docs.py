@@ -143,7 +143,7 @@ def test_reference_is_what_the_commands_say() -> None:
 
 
 def test_every_exit_code_and_export_is_documented() -> None:
-    from brainmap.run.request import EXPORT_KINDS
+    from brainmap.export import EXPORT_KINDS
 
     text = REFERENCE.read_text(encoding="utf-8")
     assert all(f"| {code} |" in text for code in (0, 1, 2, 3, 130))

@@ -13,6 +13,7 @@ from brainmap.errors import (
     MissingExtraError,
     NotFoundError,
     UsageError,
+    did_you_mean,
 )
 
 
@@ -37,3 +38,11 @@ def test_errors(error: BrainmapError, standard: type[Exception], code: int) -> N
 
 def test_a_missing_extra_says_how_to_install_it() -> None:
     assert "pip install 'brainmap[train]'" in str(MissingExtraError("torch", "train", "train a detector"))
+
+
+def test_names_that_were_nearly_right() -> None:
+    assert did_you_mean("alen_mouse_50um", ["allen_mouse_50um", "kim_mouse_25um"]).endswith(
+        "allen_mouse_50um?"
+    )
+    assert did_you_mean("ctx", ["CTX", "TH"]) == "; did you mean CTX?"
+    assert did_you_mean("qqq", ["CTX"]) == ""

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from brainmap.errors import DataError, NotFoundError
-from brainmap.files import atomic_path, fingerprint, read_json, write_json
+from brainmap.files import atomic_path, cell_text, fingerprint, plain_text, read_json, write_json
 
 
 def names(folder: Path) -> list[str]:
@@ -94,3 +94,17 @@ def test_read_json_says_where(tmp_path: Path) -> None:
         read_json(tmp_path / "bad.json")
     with pytest.raises(NotFoundError, match=r"none\.json"):
         read_json(tmp_path / "none.json")
+
+
+@pytest.mark.parametrize(
+    "name", ["=1+2", "+a", "-5", "@sum", "'quoted", "''", "'=x", "\tx", "plain", "", "0001", "a=b", "'"]
+)
+def test_names_in_spreadsheets(name: str) -> None:
+    """No cell starts as a formula does, and every name comes back as it was."""
+    cell = cell_text(name)
+    assert not cell.startswith(("=", "+", "-", "@", "\t"))
+    assert plain_text(cell) == name
+
+
+def test_tables_of_others_stay_as_they_are() -> None:
+    assert plain_text("'tis") == "'tis"

@@ -20,12 +20,14 @@ from brainmap.errors import DataError
 
 __all__ = ["LEFT", "RIGHT", "UNDECIDED", "Atlas"]
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 UNDECIDED, LEFT, RIGHT = 0, 1, 2
 
 #: Above this share of labelled voxels with ids unknown to the ontology, the files do not belong together.
 _MAX_UNKNOWN_SHARE = 0.01
+#: A side with less of the labelled voxels is missing from a map, if each half of the box has more than the other.
+_MIN_SIDE_SHARE, _MAX_ODD_SHARE = 0.02, 0.1
 
 
 @dataclass(frozen=True)
@@ -130,8 +132,49 @@ class Atlas:
                     f"{self.files.where('hemispheres')}: hemispheres must be 0 (none), 1 (left) or 2 (right), "
                     f"not {stored.min()} to {stored.max()}"
                 )
-            return stored.astype(np.uint8)
+            sides = stored.astype(np.uint8)
+            self._check_sides(sides)
+            return sides
         return np.broadcast_to(self._hemisphere_of_column, self.shape)
+
+    def check(self) -> None:
+        """Read what counting needs and see whether it can be right, before hours are spent on a brain.
+
+        Raises
+        ------
+        DataError
+            If annotation, structures and hemispheres contradict each other.
+        """
+        if not self.annotation.any():
+            raise DataError(f"{self.files.where('annotation')} labels no voxel: every id is 0")
+        if self.hemispheres.shape != self.shape:
+            raise DataError(f"{self.files.where('hemispheres')}: its shape is not that of the annotation")
+
+    def _check_sides(self, sides: NDArray[np.uint8]) -> None:
+        """Refuse a map in which a side that has tissue has no voxels; warn where left and right seem swapped."""
+        tissue = self.annotation != OUTSIDE_ID
+        half = self.shape[2] // 2
+        # Of labelled voxels: in the right and left half of the box (asr starts at the right), and by the map.
+        lies_right, lies_left = int(tissue[..., :half].sum()), int(tissue[..., half:].sum())
+        right, left = int((tissue & (sides == RIGHT)).sum()), int((tissue & (sides == LEFT)).sum())
+        total = max(lies_right + lies_left, 1)
+        where = self.files.where("hemispheres")
+        if min(lies_right, lies_left) > _MAX_ODD_SHARE * total and min(right, left) < _MIN_SIDE_SHARE * total:
+            name, share = ("right (2)", right / total) if right < left else ("left (1)", left / total)
+            raise DataError(
+                f"{where}: the {name} side has {share:.1%} of the labelled voxels, though both halves of the atlas are "
+                "labelled; the map must be 1 in the left and 2 in the right hemisphere (not 0 and 1): set it right, "
+                "or remove the file, and the sides are split at the middle"
+            )
+        crossed = int((tissue[..., :half] & (sides[..., :half] == LEFT)).sum()) + int(
+            (tissue[..., half:] & (sides[..., half:] == RIGHT)).sum()
+        )
+        if crossed > 0.6 * max(right + left, 1):
+            log.warning(
+                "%s: left and right seem to be swapped: %.0f %% of the voxels called left lie in the right half by the "
+                "atlas's orientation",
+                where, 100 * crossed / max(right + left, 1),
+            )  # fmt: skip
 
     @cached_property
     def _hemisphere_of_column(self) -> NDArray[np.uint8]:
@@ -212,8 +255,11 @@ class Atlas:
             f"in {share:.2%} of the labelled voxels are missing in the ontology"
         )
         if share > _MAX_UNKNOWN_SHARE:
-            raise DataError(f"{message}: annotation and structures do not belong together")
-        logger.warning("%s; points there count as outside", message)
+            raise DataError(
+                f"{message}: if annotation and structures belong together, add a row for each of these ids to the "
+                "structures (unlisted ones may share a parent), or set their voxels to 0"
+            )
+        log.warning("%s; points there count as outside", message)
         return np.where(wrong, np.uint32(OUTSIDE_ID), ids)
 
     def __getstate__(self) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from brainmap.errors import NotFoundError
 
 __all__ = ["download_atlas"]
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 
 def download_atlas(name: str) -> None:
@@ -28,7 +28,7 @@ def download_atlas(name: str) -> None:
         from brainglobe_atlasapi import BrainGlobeAtlas
     except ImportError:
         return
-    logger.info("downloading atlas %s through brainglobe-atlasapi", name)
+    log.info("downloading atlas %s through brainglobe-atlasapi", name)
     try:
         # check_latest=False: with the atlas present no network is touched.
         atlas = BrainGlobeAtlas(name, check_latest=False)

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from brainmap.atlas.layout import MANIFEST, v3_name
 from brainmap.atlas.plain_folder import ATLAS_JSON
-from brainmap.errors import NotFoundError
+from brainmap.errors import NotFoundError, did_you_mean
 
 __all__ = ["ATLASES_VARIABLE", "atlas_roots", "find_atlas_folder", "list_atlases"]
 
@@ -84,8 +84,10 @@ def find_atlas_folder(name_or_dir: str | Path) -> Path:
 
 def _advice(name: str) -> str:
     known = sorted(list_atlases())
+    near = did_you_mean(name, [re.sub(r"_v[\d.]+$", "", full) for full in known])
     return (
-        f"atlas {name!r} was not found: put its folder {name}_v<version> (metadata.json, structures.json, "
+        f"atlas {name!r} was not found{near}{' Else put' if near else ': put'} its folder {name}_v<version> "
+        "(metadata.json, structures.json, "
         f"reference.tiff, annotation.tiff) into {atlas_roots()[0]}, give the folder itself, or list the folder "
         f"that holds your atlases in {ATLASES_VARIABLE}; with a network, pip install brainglobe-atlasapi fetches "
         f"BrainGlobe's by name; found here: {', '.join(known) if known else 'none'}"

@@ -14,7 +14,7 @@ from brainmap.errors import BrainmapError, NotFoundError
 
 __all__ = ["AtlasEntry", "local_atlases", "offered_atlases"]
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from brainmap.atlas.atlas import LEFT, RIGHT, UNDECIDED, Atlas
 from brainmap.atlas.structures import OUTSIDE_ID, Structures
 from brainmap.errors import DataError, NotFoundError
-from brainmap.files import atomic_path
+from brainmap.files import atomic_path, cell_text, plain_text
 
 __all__ = [
     "COLUMNS",
@@ -53,6 +53,8 @@ _INTEGERS = ("region_id", "parent_id", "depth", "count", "count_direct")
 _TEXTS = ("acronym", "name", "hemisphere", "shares_cells_with")
 # Of a structure's volume in the sample: with less analysed, its count cannot be set against its volume in the atlas.
 _WHOLE = 0.99
+# Brains differ in size, but not by so much: with a smaller share of its volume in the atlas, a side is not there.
+_PRESENT = 0.1
 
 
 def assign_regions(points_atlas_um: ArrayLike, atlas: Atlas) -> tuple[NDArray[np.int64], NDArray[np.int8]]:
@@ -188,11 +190,19 @@ class RegionCounter:
         if whole_mm3 is not None:
             part = wide["volume_mm3"] < _WHOLE * _sides(roll_up(_known(whole_mm3, n)))
             wide["density_per_atlas_mm3"][part] = np.nan
+        wide["density_per_atlas_mm3"][_absent(wide["volume_mm3"], wide["atlas_volume_mm3"])] = np.nan
         outside = int(self.direct[n].sum())
         first = dict.fromkeys(wide, np.nan) | {"count": outside, "count_direct": outside}
         columns = {name: np.concatenate([[first[name]], values]) for name, values in wide.items()}
         columns |= _names(self.structures)
         return RegionTable({name: columns[name] for name in COLUMNS})
+
+
+def _absent(volume_mm3: NDArray[np.float64], atlas_mm3: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Rows (left, right, both) of which the sample lacks a side, as half a brain does: nothing to set against it."""
+    sides = (volume_mm3 < _PRESENT * atlas_mm3).reshape(-1, 3)
+    sides[:, 2] = sides[:, 0] | sides[:, 1]
+    return sides.ravel()
 
 
 def density(count: NDArray[Any], volume_mm3: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -303,7 +313,7 @@ def _cells(name: str, values: NDArray[Any]) -> list[Any]:
     if name in _INTEGERS:
         return [int(v) for v in values]
     if name in _TEXTS:
-        return [str(v) for v in values]
+        return [cell_text(str(v)) for v in values]
     return ["" if np.isnan(v) else f"{v:.9g}" for v in values]
 
 
@@ -323,9 +333,11 @@ def read_region_table(path: str | Path) -> RegionTable:
         raise NotFoundError(
             f"there is no table of regions {path}: detect with --atlas, or count with brainmap regions"
         ) from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path} is not a readable table: {error}") from error
     try:
         columns = {name: _column(name, [row.get(name) for row in rows]) for name in COLUMNS}
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise DataError(f"{path} is not a table of regions ({error})") from error
     sides = columns["hemisphere"].tolist()
     if (
@@ -343,5 +355,7 @@ def _column(name: str, texts: list[str | None]) -> NDArray[Any]:
     if name in _INTEGERS:
         return np.array([int(text) for text in texts], dtype=np.int64)  # type: ignore[arg-type]
     if name in _TEXTS:
-        return np.array(texts, dtype=object)
+        if None in texts:
+            raise ValueError(f"the column {name} is missing")
+        return np.array([plain_text(str(text)) for text in texts], dtype=object)
     return np.array([float(text or "nan") for text in texts])

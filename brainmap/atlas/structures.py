@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from brainmap.errors import DataError, UsageError
+from brainmap.errors import DataError, UsageError, did_you_mean
 
 __all__ = ["OUTSIDE_ID", "Structures"]
 
@@ -67,7 +67,7 @@ class Structures:
             acronym = tuple(str(row["acronym"]) for row in rows)
             name = tuple(str(row["name"]) for row in rows)
             rgb = np.array([row.get("rgb_triplet") or (128, 128, 128) for row in rows], dtype=np.uint8)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
             raise DataError(
                 f"{where}: every structure needs id, acronym, name and structure_id_path ({error!r})"
             ) from error
@@ -112,6 +112,7 @@ class Structures:
                 return found
         raise UsageError(
             f"the atlas has no structure {structure!r}: give an id or an acronym of its ontology"
+            f"{did_you_mean(str(structure), self.acronym)}"
         )
 
     def path(self, structure: str | int) -> tuple[int, ...]:

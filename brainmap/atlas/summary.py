@@ -18,7 +18,7 @@ from brainmap.atlas.structures import OUTSIDE_ID
 
 __all__ = ["SUMMARY_COLUMNS", "summarise"]
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 SUMMARY_COLUMNS = (
     "region_id", "acronym", "name", "hemisphere", "count", "volume_mm3", "density_per_mm3", "atlas_volume_mm3",
@@ -54,7 +54,7 @@ def summarise(table: RegionTable, level: str = DEFAULT_LEVEL) -> RegionTable:
     hierarchy = _hierarchy(table)
     selection = select_regions(hierarchy, level)
     if selection.nested:
-        logger.warning(
+        log.warning(
             "some regions of --level %s share structures: their cells count in each, so the rows do not add up",
             level,
         )

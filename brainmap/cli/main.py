@@ -15,6 +15,8 @@ import typer
 
 from brainmap import __version__
 from brainmap.cli import atlas as atlas_cli
+from brainmap.cli import crowd as crowd_cli
+from brainmap.cli import crowd_loop
 from brainmap.cli import gt as gt_cli
 from brainmap.cli import train as train_cli
 from brainmap.cli.console import (
@@ -26,7 +28,6 @@ from brainmap.cli.console import (
     print_pairs,
     report_error,
 )
-from brainmap.crowd import sample_commands
 from brainmap.errors import BrainmapError, IncompleteRunError, UsageError
 
 if TYPE_CHECKING:
@@ -38,12 +39,20 @@ app = new_app("brainmap", "Whole-brain cell detection: a brain in, a table of ce
 app.add_typer(atlas_cli.app)
 app.add_typer(gt_cli.app)
 app.add_typer(train_cli.app)
-crowd = new_app("crowd", "From brains to tiles to clicks, and back into the detector.")
-sample_commands.register(crowd)
-app.add_typer(crowd)
+crowd_loop.register(crowd_cli.app)
+app.add_typer(crowd_cli.app)
 command(app, "retrain")(train_cli.retrain)
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Channel = Annotated[int | None, typer.Option(help="Channel, counting from 0.", metavar="N")]
+Timepoint = Annotated[int | None, typer.Option(help="Timepoint, counting from 0.", metavar="N")]
+Axes = Annotated[
+    str | None,
+    typer.Option(
+        help="What each stored axis is, one letter of t c z y x each, a dot for another one; for files that do not "
+        "say it, or say it wrongly (planes saved as channels: zyx).",
+        metavar="LETTERS",
+    ),
+]
 VoxelSize = Annotated[
     str | None, typer.Option(help="Voxel size in um; overrides the image's own.", metavar="Z,Y,X")
 ]
@@ -125,6 +134,8 @@ def detect(
     registration_channel: Annotated[
         int | None, typer.Option(help="Channel to register to the atlas.", metavar="N")
     ] = None,
+    timepoint: Timepoint = None,
+    axes: Axes = None,
     orientation: Orientation = None,
     voxel_size: VoxelSize = None,
     atlas: AtlasName = None,
@@ -221,6 +232,8 @@ def register(
     atlas: AtlasName = None,
     orientation: Orientation = None,
     channel: Channel = None,
+    timepoint: Timepoint = None,
+    axes: Axes = None,
     voxel_size: VoxelSize = None,
     mask: Mask = None,
     landmarks: Annotated[
@@ -247,6 +260,8 @@ def register(
         orientation=orientation,
         channel=channel,
         voxel_size=parse_voxel_size(voxel_size) if voxel_size else None,
+        timepoint=timepoint,
+        axes=axes,
         mask=mask,
         landmarks=landmarks,
         overwrite=overwrite,
@@ -265,21 +280,62 @@ def regions(
     registration: Annotated[
         Path | None, typer.Option(help="Registration to use [default: the run's own].", metavar="DIR")
     ] = None,
+    threshold: Annotated[
+        float | None,
+        typer.Option(
+            help="Least score: cells, tables, exports and report anew from the candidates in the run folder.",
+            metavar="F",
+        ),
+    ] = None,
     level: SummaryLevel = None,
     out: Annotated[
         Path | None, typer.Option(help="Write the summary here, and nothing else.", metavar="FILE.csv")
     ] = None,
 ) -> None:
-    """Count a run's cells per region anew, say after a better registration; with --level write only its summary."""
-    from brainmap.run.count import REGIONS_CSV, recount, summarise_run
+    """Count a run's cells anew: after a better registration, at another threshold; with --level only its summary."""
+    from brainmap.run.recount import recount, summarise_run
 
-    if registration is None and (level is not None or out is not None):
+    anew = registration is not None or threshold is not None
+    if not anew and (level is not None or out is not None):
         typer.echo(str(summarise_run(run, level, out)))
         return
     if out is not None:
-        raise UsageError("--out writes a summary alone: it cannot go with --registration")
-    table = recount(run, registration, level)
-    typer.echo(f"{run / REGIONS_CSV}  {int(table['count'][0])} cells outside the atlas")
+        raise UsageError("--out writes a summary alone: it cannot go with --registration or --threshold")
+    found = recount(run, registration, level, threshold)
+    outside = "" if found.outside is None else f", {found.outside} of them outside the atlas"
+    typer.echo(f"{run}  {found.cells} cells{outside}")
+
+
+@command(app, "tune")
+def tune(
+    run: Annotated[Path, typer.Argument(help="Run folder.", metavar="RUN")],
+    marks: Annotated[
+        Path | None,
+        typer.Option(
+            help="CSV z,y,x,mark: yes, no, missed or unsure [default: RUN/marks.csv].", metavar="CSV"
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Detector folder to write [default: RUN/tuned_detector].", metavar="DETECTOR"),
+    ] = None,
+    complete: Annotated[
+        bool,
+        typer.Option(
+            "--complete", help="Missed cells were looked for around the marks, even if none is marked."
+        ),
+    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a detector there.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Fit a run's detector to its tissue by 30 to 300 marks: score and threshold, for the animals to come."""
+    from brainmap.run.tune import tune_run
+
+    result = tune_run(run, marks, out, complete=complete, overwrite=overwrite)
+    if as_json:
+        print_json(result)
+    else:
+        print_pairs(result.lines())
 
 
 @command(app, "view")
@@ -293,10 +349,26 @@ def view(run: Annotated[Path, typer.Argument(help="Run folder.", metavar="RUN")]
 @command(app, "convert")
 def convert(
     source: Annotated[
-        Path, typer.Argument(help="TIFF file, folder of planes, .npy or Zarr.", metavar="SOURCE")
+        Path,
+        typer.Argument(
+            help="TIFF file, folder of planes (TIFF, PNG, JPEG), .txt list of them, .npy or Zarr.",
+            metavar="SOURCE",
+        ),
     ],
     dest: Annotated[Path, typer.Argument(help="OME-Zarr to write.", metavar="DEST.zarr")],
     voxel_size: VoxelSize = None,
+    axes: Axes = None,
+    timepoint: Timepoint = None,
+    planes: Annotated[
+        str | None,
+        typer.Option(
+            help="Of a folder: only files of this name; * is anything, ? a character, # a number ('brain_Ch1_#.tif').",
+            metavar="PATTERN",
+        ),
+    ] = None,
+    allow_gaps: Annotated[
+        bool, typer.Option("--allow-gaps", help="Leave planes empty whose numbers are missing.")
+    ] = False,
     channel_names: Annotated[
         str | None, typer.Option(help="Names of the channels, separated by commas.", metavar="NAMES")
     ] = None,
@@ -314,6 +386,10 @@ def convert(
         source,
         dest,
         voxel_um=parse_voxel_size(voxel_size) if voxel_size else None,
+        axes=axes,
+        timepoint=timepoint,
+        planes=planes,
+        allow_gaps=allow_gaps,
         channel_names=[name.strip() for name in channel_names.split(",")] if channel_names else None,
         orientation=orientation,
         workers=workers,

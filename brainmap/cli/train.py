@@ -340,7 +340,7 @@ def retrain(
     ] = None,
     unlabelled: Unlabelled = None,
     rehearsal: Annotated[
-        int | None, typer.Option(help="Simulated volumes to train on as well [default: 50].", metavar="N")
+        int | None, typer.Option(help="Simulated tissue to train on as well [default: 75].", metavar="N")
     ] = None,
     cell_diameter: CellDiameter = None,
     config: Config = None,

@@ -13,7 +13,7 @@ from brainmap.cohort.groups import Groups, read_groups
 from brainmap.cohort.study import CompareSettings, Comparison, Study
 from brainmap.cohort.table import SIDES
 from brainmap.errors import UsageError
-from brainmap.files import atomic_path, now, to_jsonable, write_json
+from brainmap.files import atomic_path, cell_text, now, to_jsonable, write_json
 from brainmap.machine import versions
 
 __all__ = ["COMPARISON_COLUMNS", "TABLE_COLUMNS", "compare", "study_record", "write_study"]
@@ -120,7 +120,7 @@ def _write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]
 def _cell(value: Any) -> Any:
     if isinstance(value, float):
         return f"{value:.9g}" if math.isfinite(value) else ""
-    return value
+    return cell_text(value) if isinstance(value, str) else value
 
 
 def study_record(study: Study) -> dict[str, Any]:

@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 
 from brainmap.cohort.negative_binomial import Floats
 from brainmap.files import atomic_path
-from brainmap.run.count import REGIONS_CSV
-from brainmap.run_folder import RunRecord
+from brainmap.run_folder import REGIONS_CSV, RunRecord
 
 __all__ = ["Cohort", "Simulation", "simulate", "write_runs"]
 

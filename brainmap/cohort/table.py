@@ -15,8 +15,7 @@ from brainmap.cohort.groups import Groups
 from brainmap.errors import DataError, NotFoundError
 from brainmap.files import fingerprint
 from brainmap.report.region_rows import RegionTree, read_regions
-from brainmap.run.count import REGIONS_CSV
-from brainmap.run_folder import RunRecord
+from brainmap.run_folder import REGIONS_CSV, RunRecord
 
 __all__ = ["SIDES", "CohortTable", "read_cohort"]
 

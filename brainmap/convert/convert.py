@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -12,14 +11,16 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from brainmap.convert.stacks import Stack, open_stack
-from brainmap.coords import parse_orientation
+from brainmap.convert.stacks import Reading, Stack, open_stack
+from brainmap.coords import Triple, parse_orientation
 from brainmap.errors import UsageError
 from brainmap.files import fingerprint
+from brainmap.image.axes import parse_axes
 from brainmap.image.journal import ConversionJournal
-from brainmap.image.ngff import Triple
+from brainmap.image.plausible import check_voxel_um
 from brainmap.image.volume import Volume, parse_voxel_um
 from brainmap.image.writer import VolumeWriter
+from brainmap.machine import usable_cores
 
 __all__ = ["convert"]
 
@@ -36,6 +37,10 @@ def convert(
     channel_names: Sequence[str] | None = None,
     *,
     orientation: str | None = None,
+    axes: str | None = None,
+    timepoint: int | None = None,
+    planes: str | None = None,
+    allow_gaps: bool = False,
     chunks: Sequence[int] | None = None,
     shards: Sequence[int] | None = None,
     overwrite: bool = False,
@@ -54,8 +59,8 @@ def convert(
     Parameters
     ----------
     source : str or Path
-        Folder of TIFF files (one plane each, in natural order of their names), a TIFF, BigTIFF,
-        OME-TIFF or ImageJ stack, a .npy file, a Zarr image, or what bioio reads.
+        Folder of TIFF, PNG or JPEG files (one plane each, ordered by the number in their names), a .txt file
+        that lists planes, a TIFF, BigTIFF, OME-TIFF or ImageJ stack, a .npy file, a Zarr image, or what bioio reads.
     dest : str or Path
         The .zarr folder to make.
     voxel_um : sequence of 3 floats, optional
@@ -64,6 +69,14 @@ def convert(
         One per channel.
     orientation : str, optional
         BrainGlobe letters, stored with the image.
+    axes : str, optional
+        What each stored axis is, such as "zyx" where planes were saved as channels; overrides the metadata.
+    timepoint : int, optional
+        Needed if there are several.
+    planes : str, optional
+        Of a folder, only files of this name: * is anything, ? a character, # a number.
+    allow_gaps : bool
+        Take a folder with missing planes; they stay empty.
     chunks, shards : sequence of 3 ints, optional
         Voxels z, y, x. Default: chunks of about 1 Mvoxel in shards of 1024 x 1024 in plane.
     overwrite : bool
@@ -88,8 +101,15 @@ def convert(
         If the source is of a format that needs bioio.
     """
     if Path(dest).exists() and not overwrite:
-        raise UsageError(f"{dest} exists already; remove it or choose another name")
-    with open_stack(source) as stack:
+        raise UsageError(f"{dest} exists already; replace it with --overwrite, or choose another name")
+    reading = Reading(
+        axes=None if axes is None else parse_axes(axes),
+        timepoint=timepoint,
+        planes=planes,
+        allow_gaps=allow_gaps,
+        voxel_um=None if voxel_um is None else parse_voxel_um(voxel_um),
+    )
+    with open_stack(source, reading) as stack:
         names = channel_names or stack.channel_names
         if names is not None and len(names) != stack.shape[0]:
             raise UsageError(
@@ -98,7 +118,7 @@ def convert(
         options: dict[str, Any] = {
             "shape": stack.shape if names is not None else stack.shape[1:],
             "dtype": stack.dtype,
-            "voxel_um": _voxel_um(stack, voxel_um),
+            "voxel_um": _voxel_um(stack, reading.voxel_um),
             "orientation": None if orientation is None else parse_orientation(orientation),
             "channel_names": names,
             "chunks": chunks,
@@ -111,7 +131,7 @@ def convert(
             opened.enter_context(journal)
             writer = VolumeWriter(path, **options, overwrite=overwrite, verify=True, journal=journal)
             opened.enter_context(writer)
-            pool = opened.enter_context(ThreadPoolExecutor(workers or os.cpu_count() or 1))
+            pool = opened.enter_context(ThreadPoolExecutor(workers or usable_cores()))
             if writer.planes_taken:
                 log.info("%s: going on after %d of %d planes", dest, writer.planes_taken, stack.shape[1])
             for slab in _slabs(stack, writer.planes_taken, writer.slab_depth, pool):
@@ -121,14 +141,16 @@ def convert(
     return Volume.open(dest, channel=0)
 
 
-def _voxel_um(stack: Stack, given: Sequence[float] | None) -> Triple:
+def _voxel_um(stack: Stack, given: Triple | None) -> Triple:
     if given is not None:
-        return parse_voxel_um(given)
+        check_voxel_um(given, stack.shape[1:], stack.name, "--voxel-size")
+        return given
     z, y, x = stack.voxel_um
     if z is None and stack.shape[1] == 1:
         z = y  # the thickness of a single section is not known and not needed
     if z is None or y is None or x is None:
         raise UsageError(f"{stack.name} does not tell its voxel size; give it in um with --voxel-size Z,Y,X")
+    check_voxel_um((z, y, x), stack.shape[1:], stack.name, "its metadata")
     log.info("%s: voxel size %g, %g, %g um from its metadata", stack.name, z, y, x)
     return z, y, x
 

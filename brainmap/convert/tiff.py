@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import xml.etree.ElementTree as ElementTree
 
 import tifffile
@@ -38,27 +39,40 @@ def _ome_voxel_um(xml: str) -> PartialVoxel:
         return UNKNOWN
 
     def size(axis: str) -> float | None:
-        value = pixels.get(f"PhysicalSize{axis}")
         factor = um_per_unit(pixels.get(f"PhysicalSize{axis}Unit", "µm"))
-        return float(value) * factor if value and factor and float(value) > 0 else None
+        return _length(pixels.get(f"PhysicalSize{axis}"), factor)
 
     return size("Z"), size("Y"), size("X")
 
 
 def _imagej_voxel_um(tiff: tifffile.TiffFile) -> PartialVoxel:
+    """From resolution tags and spacing; y and z may have units of their own, and a depth may be counted downwards."""
     metadata = tiff.imagej_metadata or {}
-    unit = str(metadata.get("unit", "")).replace("\\u00B5", "µ")
-    factor = um_per_unit(unit)
-    if factor is None:
-        return UNKNOWN
+
+    def factor(axis: str) -> float | None:
+        unit = metadata.get(f"{axis}unit") or metadata.get("unit", "")
+        return um_per_unit(str(unit).replace("\\u00B5", "µ"))
+
     tags = tiff.pages.first.tags
 
-    def pitch(name: str) -> float | None:
-        numerator, denominator = tags[name].value if name in tags else (0, 1)
-        return denominator / numerator * factor if numerator else None
+    def pitch(name: str, axis: str) -> float | None:
+        try:
+            numerator, denominator = tags[name].value
+            return _length(denominator / numerator, factor(axis))
+        except (KeyError, TypeError, ValueError, ZeroDivisionError):
+            return None
 
-    spacing = float(metadata.get("spacing", 0)) * factor
-    return spacing or None, pitch("YResolution"), pitch("XResolution")
+    spacing = _length(metadata.get("spacing"), factor("z"))
+    return spacing, pitch("YResolution", "y"), pitch("XResolution", "x")
+
+
+def _length(value: object, factor: float | None) -> float | None:
+    """A length in um, without its sign; None where it is no number, or zero."""
+    try:
+        um = abs(float(value)) * factor  # type: ignore[arg-type, operator]
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return um if math.isfinite(um) and um > 0 else None
 
 
 def tiff_channel_names(tiff: tifffile.TiffFile, count: int) -> tuple[str, ...]:

@@ -87,17 +87,20 @@ def serve_demo(out: str | Path, port: int = 8000) -> None:
         The packages of the site are not installed.
     """
     try:
-        from brainmap.crowd import commands  # type: ignore[attr-defined,unused-ignore]
+        from brainmap.crowd.projects import ProjectSpec, add_project
+        from brainmap.crowd.site import init_site
+        from brainmap.crowd.web.serve import serve
     except ImportError as error:
         raise MissingExtraError(error.name or "starlette", "crowd", "serve the demo's tiles") from error
     site = Path(out) / "site"
     if not (site / "crowd.toml").is_file():
-        commands.init(site)
-        commands.project(site, PROJECT, tiles=Path(out) / "tiles", redundancy=3)
+        opened = init_site(site)
+        add_project(opened, ProjectSpec(PROJECT, Path(out) / "tiles", redundancy=3))
+        opened.close()
     timer = threading.Timer(2.0, webbrowser.open, [f"http://127.0.0.1:{port}/"])
     timer.daemon = True
     timer.start()
-    commands.serve(site, port=port)
+    serve(site, "127.0.0.1", port)
 
 
 def _run(folder: Path, size: str) -> tuple[Path, Path]:

@@ -21,28 +21,16 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 
 from brainmap.errors import DataError, NotFoundError, UsageError
+from brainmap.export import EXPORT_KINDS, EXPORT_NAMES
 from brainmap.export.neuroglancer import write_annotations
-from brainmap.files import atomic_path
+from brainmap.files import atomic_path, cell_text
 from brainmap.points.table import Points, iter_points, points_path
-from brainmap.run.count import REGIONS_CSV
-from brainmap.run.request import EXPORT_KINDS
+from brainmap.run_folder import EXPORTS_DIR, REGIONS_CSV
 
-__all__ = ["EXPORT_NAMES", "export_points"]
+__all__ = ["export_points"]
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
-# Where an export goes inside the run folder when no other place is named.
-EXPORT_NAMES = {
-    "brainglobe-xml": "cells.xml",
-    "brainglobe-csv": "cells.csv",
-    "brainglobe-yaml": "cells.yml",
-    "brainmapper": "brainmapper",
-    "napari": "napari.csv",
-    "neuroglancer": "neuroglancer",
-    "brainrender": "brainrender.npy",
-    "quint": "quint.csv",
-    "density": "density.ome.zarr",
-}
 BRAINGLOBE_CELL = 2  # Type 2 is "cell"; readers that take cells only ignore the others.
 # The version of brainglobe-utils whose YAML layout is written.
 BRAINGLOBE_UTILS = "0.11.2"
@@ -63,7 +51,7 @@ def export_points(run_dir: str | Path, kind: str, out: str | Path | None = None)
     run_dir : path
         Run folder.
     kind : str
-        One of `brainmap.run.request.EXPORT_KINDS`.
+        One of `brainmap.export.EXPORT_KINDS`.
     out : path, optional
         File, or folder for `brainmapper`, `neuroglancer` and `density`; default `RUN/exports/<name>`.
 
@@ -84,7 +72,7 @@ def export_points(run_dir: str | Path, kind: str, out: str | Path | None = None)
     run = Path(run_dir)
     if not points_path(run).is_file():
         raise NotFoundError(f"{run} has no table of points to export")
-    target = Path(out) if out is not None else run / "exports" / EXPORT_NAMES[kind]
+    target = Path(out) if out is not None else run / EXPORTS_DIR / EXPORT_NAMES[kind]
     with atomic_path(target) as temporary:
         _WRITERS[kind](run, temporary)
     return target
@@ -137,7 +125,7 @@ def _write_xml(run: Path, path: Path) -> None:
             )
         file.write("    </Marker_Type>\n  </Marker_Data>\n</CellCounter_Marker_File>\n")
     if raised:
-        logger.warning("the XML format starts at voxel 1: %d cells in voxel 0 were written there", raised)
+        log.warning("the XML format starts at voxel 1: %d cells in voxel 0 were written there", raised)
 
 
 def _write_csv(run: Path, path: Path) -> None:
@@ -216,7 +204,7 @@ def _write_brainmapper(run: Path, path: Path) -> None:
     with (path / "volumes.csv").open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["structure_name", *(f"{side}_volume_mm3" for side in sides)])
-        writer.writerows([name, *volumes] for name, (_, volumes) in rows.items() if volumes[2] > 0)
+        writer.writerows([cell_text(name), *volumes] for name, (_, volumes) in rows.items() if volumes[2] > 0)
     with (path / "summary.csv").open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(
@@ -227,7 +215,7 @@ def _write_brainmapper(run: Path, path: Path) -> None:
         for name, (counts, volumes) in rows.items():
             # A density without a volume would be infinite: brainmapper leaves it empty.
             density = [n / v if v > 0 else "" for n, v in zip(counts[:2], volumes[:2], strict=True)]
-            writer.writerow([name, *counts, *volumes, *density])
+            writer.writerow([cell_text(name), *counts, *volumes, *density])
 
 
 def _write_all_points(run: Path, path: Path, regions: list[dict[str, Any]]) -> None:
@@ -244,7 +232,7 @@ def _write_all_points(run: Path, path: Path, regions: list[dict[str, Any]]) -> N
             unknown = [int(i) for i in ids if int(i) not in names]
             if unknown:
                 raise DataError(f"{run / REGIONS_CSV} has no region {unknown[0]}, which a cell lies in")
-            region_names = np.array([names[int(i)] for i in ids], dtype=str)
+            region_names = np.array([cell_text(names[int(i)]) for i in ids], dtype=str)
             atlas_vox = np.floor(points.atlas_zyx_um / _atlas_resolution(run, points.meta)).astype(np.int64)
             file.write(
                 *np.rint(points.zyx_vox).astype(np.int64).T, *atlas_vox.T,
@@ -252,7 +240,7 @@ def _write_all_points(run: Path, path: Path, regions: list[dict[str, Any]]) -> N
                 HEMISPHERES[points["hemisphere"]],
             )  # fmt: skip
     if outside:
-        logger.info("brainmapper has no row for cells outside the atlas: %d are left out", outside)
+        log.info("brainmapper has no row for cells outside the atlas: %d are left out", outside)
 
 
 def _write_quint(run: Path, path: Path) -> None:
@@ -271,7 +259,15 @@ def _write_quint(run: Path, path: Path) -> None:
             both = of_side["both"]
             volume = both["volume_direct_mm3"]
             pixels = "N/A" if np.isnan(volume) else round(volume / voxel_mm3)
-            cells = [number, both["name"], pixels, _known(volume), "mm3", both["count_direct"], *["N/A"] * 3]
+            cells = [
+                number,
+                cell_text(both["name"]),
+                pixels,
+                _known(volume),
+                "mm3",
+                both["count_direct"],
+                *["N/A"] * 3,
+            ]
             for side in ("left", "right"):
                 one = of_side.get(side)
                 known = ["N/A"] * 2

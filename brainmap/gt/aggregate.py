@@ -8,26 +8,25 @@ import io
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from brainmap.errors import UsageError
-from brainmap.files import atomic_path, fingerprint, write_json
+from brainmap.files import atomic_path, cell_text, fingerprint, write_json
 from brainmap.gt.best import aggregate_best
 from brainmap.gt.clicks import Clicks, read_clicks
-from brainmap.gt.consensus import ACCEPT, Consensus, ImageConsensus, consistency_groups
+from brainmap.gt.consensus import ACCEPT, Aggregated, Consensus, ImageConsensus, consistency_groups
 from brainmap.gt.heatmap import confidence_at, heat_map
 from brainmap.gt.parallel import Runner
 from brainmap.gt.settings import GtSettings
 from brainmap.gt.study import aggregate_study
 from brainmap.machine import versions
 
-__all__ = ["ACCEPT", "GroundTruth", "aggregate", "aggregate_clicks", "write_ground_truth"]
+__all__ = ["ACCEPT", "aggregate", "aggregate_clicks", "write_ground_truth"]
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 POINT_COLUMNS = ("image_id", "x", "y", "confidence", "posterior", "n_workers", "n_clicks")
 WORKER_COLUMNS = (
@@ -43,18 +42,6 @@ WORKER_COLUMNS = (
 )
 
 
-@dataclass(frozen=True)
-class GroundTruth:
-    """Result of `aggregate`: where it lies, and what a reader wants to know first."""
-
-    path: Path
-    n_images: int
-    n_workers: int
-    n_clicks: int
-    n_candidates: int
-    n_accepted: int
-
-
 def aggregate(
     clicks: str | Path,
     out: str | Path,
@@ -64,7 +51,7 @@ def aggregate(
     qc: Sequence[str] = (),
     settings: GtSettings | None = None,
     workers: int = 1,
-) -> GroundTruth:
+) -> Aggregated:
     """Aggregate a file of clicks into a ground-truth folder.
 
     Parameters
@@ -131,7 +118,7 @@ def write_ground_truth(
     tiles: str | Path | None = None,
     qc: Sequence[str] = (),
     runner: Runner | None = None,
-) -> GroundTruth:
+) -> Aggregated:
     """Write points.csv, workers.csv, heatmaps/, report.html and, last, gt.json."""
     out = Path(out)
     # gt.json says that the folder is whole: it goes first and comes last.
@@ -147,7 +134,7 @@ def write_ground_truth(
     _write_points(out / "points.csv", clicks, consensus, confidence)
     groups = _write_workers(out / "workers.csv", clicks, consensus, qc)
     posterior = np.concatenate([image.posterior for image in consensus.images] + [np.zeros(0)])
-    result = GroundTruth(
+    result = Aggregated(
         out,
         len(clicks.image_ids),
         len(clicks.worker_ids),
@@ -211,7 +198,7 @@ def _write_points(path: Path, clicks: Clicks, consensus: Consensus, confidence: 
         for k in order.tolist():
             writer.writerow(
                 (
-                    name,
+                    cell_text(name),
                     f"{image.xy[k, 0]:.3f}",
                     f"{image.xy[k, 1]:.3f}",
                     f"{sure[k]:.6f}",
@@ -243,7 +230,9 @@ def _write_workers(path: Path, clicks: Clicks, consensus: Consensus, qc: Sequenc
     for row, name in enumerate(clicks.worker_ids):
         numbers = ["" if np.isnan(v[row]) else f"{v[row]:.6f}" for v in values]
         done = "true" if table.qc_complete[row] else "false"
-        writer.writerow((name, int(n_images[row]), int(n_clicks[row]), done, *numbers, groups[row]))
+        writer.writerow(
+            (cell_text(name), int(n_images[row]), int(n_clicks[row]), done, *numbers, groups[row])
+        )
     with atomic_path(path) as temporary:
         temporary.write_text(text.getvalue(), encoding="utf-8", newline="")
     return groups

@@ -27,7 +27,7 @@ from brainmap.gt.settings import GtSettings
 
 __all__ = ["aggregate_best"]
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -83,7 +83,7 @@ def aggregate_best(clicks: Clicks, settings: GtSettings, qc: list[int], runner: 
                 )
                 votes = _votes(clicks, found, crowd)
                 fit = fit_latent(votes, settings.geometry * found.geometry, strength=settings.prior_clicks)
-        logger.info("round %d: %d candidates, %.1f cells", round_ + 1, len(found.image), fit.posterior.sum())
+        log.info("round %d: %d candidates, %.1f cells", round_ + 1, len(found.image), fit.posterior.sum())
         if round_ + 1 < settings.rounds:
             crowd = _learn(clicks, pair, crowd, found, fit)
     workers = _worker_table(clicks, found, fit, settings, qc)

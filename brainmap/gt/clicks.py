@@ -7,6 +7,7 @@ is part of the data: an image a worker finished without a click is evidence, one
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,11 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from brainmap.errors import DataError, NotFoundError
+from brainmap.files import plain_text
 
 __all__ = ["Clicks", "read_clicks", "read_point_table"]
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 # A heat map beyond this (1 GB) comes from a wrong coordinate, not from an image.
 MAX_IMAGE_PX = 250_000_000
@@ -97,7 +99,7 @@ class Clicks:
             nonlocal ids, names, xy
             if not mask.all():
                 dropped[reason] = int((~mask).sum())
-                logger.warning("%d clicks dropped: %s", dropped[reason], reason)
+                log.warning("%d clicks dropped: %s", dropped[reason], reason)
                 ids, names, xy = ids[mask], names[mask], xy[mask]
 
         keep(np.array([bool(a) and bool(b) for a, b in zip(ids, names, strict=True)], bool), "without an id")
@@ -119,7 +121,7 @@ class Clicks:
         image, worker = image[:n], worker[:n]
         if outside.any():
             dropped["outside the image"] = int(outside.sum())
-            logger.warning("%d clicks dropped: outside the image", outside.sum())
+            log.warning("%d clicks dropped: outside the image", outside.sum())
             image, worker, xy = image[inside], worker[inside], xy[inside]
         order = np.lexsort((xy[:, 1], xy[:, 0], worker, image))
         image, worker, xy = image[order], worker[order], xy[order]
@@ -224,7 +226,9 @@ def read_clicks(
     table = _read_table(Path(path), ("image_id", "worker_id"), ("x", "y"), ("height", "width"))
     sizes = _column_sizes(table, Path(path))
     if tiles is not None:
-        sizes.update(_tile_sizes(Path(tiles)))
+        known_tiles = _tile_sizes(Path(tiles))
+        _check_ids(table["image_id"].unique().to_pylist(), known_tiles, Path(path), Path(tiles))
+        sizes.update(known_tiles)
     pairs = None if assignments is None else _read_assignments(Path(assignments))
     if table.num_rows == 0 and not pairs:
         raise DataError(f"{path} holds no clicks; give --assignments if workers saw images without clicking")
@@ -246,6 +250,16 @@ def read_clicks(
     return clicks
 
 
+def _check_ids(images: list[Any], tiles: Mapping[str, Any], path: Path, folder: Path) -> None:
+    """Refuse clicks on images that are no tiles of the folder: they were made on others."""
+    strange = sorted(str(image) for image in images if image is not None and str(image) not in tiles)
+    if strange:
+        raise DataError(
+            f"{path}: {len(strange)} of {len(images)} images, such as {strange[0]!r}, are no tiles of {folder} "
+            f"(whose ids are like {next(iter(tiles), '')!r}); give the tiles that were clicked on"
+        )
+
+
 def read_point_table(path: str | Path) -> tuple[list[str], list[str], Floats]:
     """Image ids, worker ids ("expert" without the column) and x, y (N, 2) of an expert's CSV or Parquet."""
     table = _read_table(Path(path), ("image_id",), ("x", "y"), ("worker_id",))
@@ -253,7 +267,8 @@ def read_point_table(path: str | Path) -> tuple[list[str], list[str], Floats]:
     if not np.isfinite(xy).all():
         raise DataError(f"{path}: a point has no finite coordinates")
     names = table["worker_id"].to_pylist() if "worker_id" in table.column_names else ["expert"] * len(xy)
-    return [str(i) for i in table["image_id"].to_pylist()], [str(n) for n in names], xy
+    # The table may be one of ours, as a spreadsheet may open it.
+    return [plain_text(str(i)) for i in table["image_id"].to_pylist()], [str(n) for n in names], xy
 
 
 def _read_table(

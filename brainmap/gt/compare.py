@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from brainmap.errors import DataError, NotFoundError, UsageError
-from brainmap.files import read_json
+from brainmap.files import plain_text, read_json
 from brainmap.gt.aggregate import ACCEPT, aggregate_clicks
 from brainmap.gt.clicks import Clicks, read_clicks, read_point_table
 from brainmap.gt.consensus import Consensus
@@ -45,7 +45,7 @@ class PointSet:
             rows = list(csv.DictReader(stream))
         try:
             values = [[float(r[c]) for c in ("x", "y", "posterior", "confidence")] for r in rows]
-            image = np.array([r["image_id"] for r in rows], dtype=object)
+            image = np.array([plain_text(r["image_id"]) for r in rows], dtype=object)
         except (KeyError, ValueError, TypeError) as error:
             raise DataError(f"{path} is not a table of ground-truth points: {error}") from error
         table = np.array(values, np.float64).reshape(-1, 4)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,15 @@ import numpy.typing as npt
 
 from brainmap.gt.clicks import Clicks
 
-__all__ = ["ACCEPT", "Consensus", "ImageConsensus", "WorkerTable", "consistency_groups", "qc_completed"]
+__all__ = [
+    "ACCEPT",
+    "Aggregated",
+    "Consensus",
+    "ImageConsensus",
+    "WorkerTable",
+    "consistency_groups",
+    "qc_completed",
+]
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -84,3 +93,15 @@ def consistency_groups(clicks: Clicks, images: list[int]) -> tuple[list[str], Fl
     ratio = np.where(seen > 0, more / np.maximum(seen, 1), np.nan)
     names = ["" if np.isnan(r) else "below" if r <= 0.2 else "above" if r >= 0.8 else "mixed" for r in ratio]
     return names, ratio
+
+
+@dataclass(frozen=True)
+class Aggregated:
+    """Result of `aggregate`: where it lies, and what a reader wants to know first."""
+
+    path: Path
+    n_images: int
+    n_workers: int
+    n_clicks: int
+    n_candidates: int
+    n_accepted: int

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from scipy.stats import pearsonr, spearmanr
 
 from brainmap.gt.clicks import Clicks
-from brainmap.gt.consensus import Consensus
+from brainmap.gt.consensus import Aggregated, Consensus
 from brainmap.gt.heatmap import heat_map
 from brainmap.gt.settings import GtSettings
 from brainmap.report.html import Page
 from brainmap.report.style import BLUE, ORANGE, RED, clean, new_figure
-
-if TYPE_CHECKING:
-    from brainmap.gt.aggregate import GroundTruth
 
 __all__ = ["write_report"]
 
@@ -31,7 +28,7 @@ def write_report(
     consensus: Consensus,
     settings: GtSettings,
     groups: list[str],
-    result: GroundTruth,
+    result: Aggregated,
     *,
     tiles: str | Path | None,
     qc: Sequence[str],

@@ -17,6 +17,7 @@ normalised
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
@@ -33,13 +34,16 @@ from brainmap.image.overview import Source, find_tissue, overview, pooled, smoot
 
 __all__ = [
     "BACKGROUND_VALUE",
+    "BAND_CELLS",
     "GAIN",
     "KNEE",
+    "LEAST_TEXTURE",
     "NOISE_EXPONENT",
     "Intensity",
     "IntensityWindow",
     "linear_places",
     "noise_of",
+    "texture_of",
 ]
 
 log = logging.getLogger(__name__)
@@ -50,8 +54,14 @@ _NOISE_PATCHES = 48
 # Reading them is mostly waiting where the image lies far away.
 _NOISE_THREADS = 4
 _NOISE_PATCH_CELLS = 12
+# Patches with a smaller share of data say nothing.
+_LEAST_DATA = 0.05
 # Pixels of a band of rows: some arrays of so many fit into a core's cache.
 _BAND_PIXELS = 1 << 16
+# Widths of the difference of Gaussians that picks out what is as large as a cell, in cell diameters.
+BAND_CELLS = (1 / 3, 0.6)
+# What remains of white noise of one standard deviation a pixel of a fifth of a cell: no texture is less.
+LEAST_TEXTURE = 0.1
 # Noise grows with the light: between its root (photon noise) and itself (gain).
 NOISE_EXPONENT = 0.7
 
@@ -78,6 +88,9 @@ class Intensity:
         Median background inside the tissue, and grey level of the empty surroundings, in grey levels.
     surrounded : bool
         Whether dark surroundings were found; without them the whole volume counts as tissue.
+    texture : float
+        Robust standard deviation of the tissue's contrast at the scale of a cell, in units of its noise: of its
+        difference of Gaussians, median over places spread over the tissue. White noise has 0.1.
     """
 
     background: NDArray[np.float32]
@@ -88,6 +101,7 @@ class Intensity:
     typical: float
     dark: float
     surrounded: bool
+    texture: float = LEAST_TEXTURE
 
     @classmethod
     def fit(cls, source: Source, cell_diameter_um: float = 10.0) -> Intensity:
@@ -108,24 +122,28 @@ class Intensity:
         """
         full = source.levels[0]
         low, bin_vox = overview(source, cell_diameter_um)
-        known = np.isfinite(low)
+        known, unreadable = np.isfinite(low), np.isinf(low)
         if not known.any():
-            raise DataError("the volume holds no finite value that can be read; check the input image")
+            raise DataError(
+                "the volume holds one grey level only (0), or no finite value, wherever it can be read; "
+                "check the channel and the input image"
+            )
         low = np.where(known, low, np.median(low[known])).astype(np.float32)
-        tissue, dark, surrounded = find_tissue(low)
+        data = known | unreadable
+        tissue, dark, surrounded = find_tissue(low, data)
         # Where the image could not be read, detection must try and fail in the open.
-        tissue |= ~known
+        tissue = tissue | unreadable
         background = smooth_inside(low, tissue)
         typical = float(np.median(background[tissue]))
         if surrounded:
-            tissue = ndimage.binary_dilation(tissue, np.ones((1, 3, 3), bool), iterations=2)
+            tissue = data & ndimage.binary_dilation(tissue, np.ones((1, 3, 3), bool), iterations=2)
         unit = cls(background, tissue, bin_vox, full.shape, 1.0, typical, dark, surrounded)
-        noise = _sample_noise(source, unit, cell_diameter_um)
+        noise, texture = _sample_noise(source, unit, cell_diameter_um)
         log.info(
-            "intensity: background %.4g, noise %.4g, dark %.4g, tissue %.1f %% of the volume",
-            typical, noise, dark, 100 * tissue.mean(),
+            "intensity: background %.4g, noise %.4g, texture %.2g, dark %.4g, tissue %.1f %% of the volume",
+            typical, noise, texture, dark, 100 * tissue.mean(),
         )  # fmt: skip
-        return cls(background, tissue, bin_vox, full.shape, noise, typical, dark, surrounded)
+        return cls(background, tissue, bin_vox, full.shape, noise, typical, dark, surrounded, texture)
 
     def window(self, y_vox: NDArray[Any], x_vox: NDArray[Any]) -> IntensityWindow:
         """This intensity on a separable grid of level-0 voxel coordinates, made ready for many sections."""
@@ -144,6 +162,10 @@ class Intensity:
         ratio = (background - np.float32(self.dark - 3 * self.noise)) * np.float32(1 / light)
         return np.clip(ratio, 0.25, 4.0) ** np.float32(NOISE_EXPONENT) * np.float32(self.noise)
 
+    def scale_near(self, z_vox: float, y_vox: NDArray[Any], x_vox: NDArray[Any]) -> NDArray[np.float32]:
+        """Noise expected at single places of a slice, grey levels; parameters as for `contrast_near`."""
+        return self.scale_at(self._background_near(z_vox, y_vox, x_vox))
+
     def contrast_near(
         self, values: NDArray[Any], z_vox: float, y_vox: NDArray[Any], x_vox: NDArray[Any]
     ) -> NDArray[np.float32]:
@@ -158,11 +180,14 @@ class Intensity:
         y_vox, x_vox : ndarray of float, shape (n,)
             Level-0 voxel coordinates.
         """
-        at = [np.broadcast_to(np.asarray(v, np.float64), values.shape) for v in (z_vox, y_vox, x_vox)]
-        place = [(v + 0.5) / w - 0.5 for v, w in zip(at, self.bin_vox, strict=True)]
-        background = ndimage.map_coordinates(self.background, place, order=1, mode="nearest")
+        background = self._background_near(z_vox, y_vox, x_vox)
         contrast = (values - background) / self.scale_at(background)
         return np.nan_to_num(contrast.astype(np.float32, copy=False), copy=False)
+
+    def _background_near(self, z_vox: float, y_vox: NDArray[Any], x_vox: NDArray[Any]) -> NDArray[np.float32]:
+        at = np.broadcast_arrays(*(np.asarray(v, np.float64) for v in (z_vox, y_vox, x_vox)))
+        place = [(v + 0.5) / w - 0.5 for v, w in zip(at, self.bin_vox, strict=True)]
+        return ndimage.map_coordinates(self.background, place, order=1, mode="nearest")  # type: ignore[no-any-return]
 
     def contrast(
         self, values: NDArray[Any], z_vox: NDArray[Any], y_vox: NDArray[Any], x_vox: NDArray[Any]
@@ -211,8 +236,24 @@ class Intensity:
 
     @classmethod
     def load(cls, path: Path) -> Intensity:
-        """Read what `save` wrote."""
-        with np.load(path) as record:
+        """Read what `save` wrote.
+
+        Raises
+        ------
+        DataError
+            If the file is damaged.
+        """
+        try:
+            return cls._load(path)
+        # Whatever zip, zlib, pickle and numpy say about damaged bytes.
+        except Exception as error:
+            raise DataError(
+                f"{path} is damaged ({type(error).__name__}); remove it, and the same command makes it anew"
+            ) from error
+
+    @classmethod
+    def _load(cls, path: Path) -> Intensity:
+        with path.open("rb") as file, np.load(file) as record:
             background = record["background"]
             tissue = np.unpackbits(record["tissue"], count=background.size).astype(bool)
             return cls(
@@ -224,6 +265,8 @@ class Intensity:
                 typical=float(record["typical"]),
                 dark=float(record["dark"]),
                 surrounded=bool(record["surrounded"]),
+                # Runs of versions before had none.
+                texture=float(record["texture"]) if "texture" in record else LEAST_TEXTURE,
             )
 
 
@@ -309,7 +352,7 @@ class IntensityWindow:
             yield rows, mixed
 
 
-def noise_of(detail: NDArray[Any]) -> float:
+def noise_of(detail: NDArray[Any], data: NDArray[np.bool_] | None = None) -> float:
     """Standard deviation of the noise in an image that also holds cells.
 
     Cells only brighten, so the spread is taken below the median; smooth variation wider than about
@@ -319,9 +362,17 @@ def noise_of(detail: NDArray[Any]) -> float:
     ----------
     detail : ndarray, shape (z, y, x)
         Grey levels at detector resolution.
+    data : ndarray of bool, same shape, optional
+        Where something was recorded; the rest takes no part.
     """
     image = np.asarray(detail, np.float32)
-    fine = image - ndimage.gaussian_filter(image, (0, 4, 4), mode="nearest")
+    if data is None or data.all():
+        fine = image - ndimage.gaussian_filter(image, (0, 4, 4), mode="nearest")
+    else:
+        weight = data.astype(np.float32)
+        around = ndimage.gaussian_filter(image * weight, (0, 4, 4), mode="nearest")
+        share = np.maximum(ndimage.gaussian_filter(weight, (0, 4, 4), mode="nearest"), 1e-6)
+        fine = (image - around / share)[data]
     centred = fine - np.median(fine)
     return float(1.4826 * np.median(-centred[centred <= 0])) if centred.size else 0.0
 
@@ -337,8 +388,8 @@ def linear_places(
     return low, weight, first, stop
 
 
-def _sample_noise(source: Source, unit: Intensity, cell_um: float) -> float:
-    """Noise at detector resolution, from patches of level 0 spread evenly over the tissue."""
+def _sample_noise(source: Source, unit: Intensity, cell_um: float) -> tuple[float, float]:
+    """Noise at detector resolution and texture, from patches of level 0 spread evenly over the tissue."""
     inside = np.flatnonzero(unit.tissue)
     picks = inside[np.linspace(0, len(inside) - 1, min(_NOISE_PATCHES, len(inside))).astype(int)]
     places = np.stack(np.unravel_index(picks, unit.tissue.shape), axis=1)
@@ -357,14 +408,18 @@ def _sample_noise(source: Source, unit: Intensity, cell_um: float) -> float:
             f"the volume holds one grey level only ({everything[0]:g}) wherever it was sampled; "
             "check the channel and the input image"
         )
-    # An image without noise (8-bit, saturated black) still needs a scale.
-    return max(float(np.quantile(spreads, 0.4)), 0.004 * span, 1e-6)
+    # Where tissue has a few grey levels, rounding is the noise: neighbours are rounded alike, so it does not average
+    # away. An image without noise (saturated black) still needs a scale.
+    rounding = float(np.median([patch[2] for patch in patches if patch is not None])) / math.sqrt(12)
+    noise = max(float(np.quantile(spreads, 0.4)), rounding, 0.004 * span, 1e-6)
+    texture = float(np.median([patch[3] for patch in patches if patch is not None]))
+    return noise, max(texture / noise, LEAST_TEXTURE)
 
 
 def _noise_patch(
     source: Source, unit: Intensity, cell_um: float, place: NDArray[np.integer]
-) -> tuple[float, NDArray[np.float32]] | None:
-    """Noise around the middle of a bin, as if the light were `typical`, and the pixels; None if unreadable."""
+) -> tuple[float, NDArray[np.float32], float, float] | None:
+    """Noise, pixels, `_grain` and texture around a bin, as if its light were `typical`; None if unreadable."""
     full = source.levels[0]
     pixel = cell_um / 5
     pool = (max(1, round(pixel / full.voxel_um[1])), max(1, round(pixel / full.voxel_um[2])))
@@ -377,10 +432,14 @@ def _noise_patch(
         start = int(np.clip(round(centre - size / 2), 0, full.shape[axis] - size))
         box.append(slice(start, start + size))
     try:
-        patch = source.read(box[0], box[1], box[2]).astype(np.float32).mean(axis=0, keepdims=True)
+        voxels = source.read(box[0], box[1], box[2])
     except DataError:
         return None
-    patch = np.nan_to_num(pooled(patch, pool))
+    patch = voxels.astype(np.float32).mean(axis=0, keepdims=True)
+    patch = np.nan_to_num(pooled(patch, pool), posinf=0, neginf=0)
+    data = _recorded(patch)
+    if data.mean() < _LEAST_DATA:
+        return None
     axes = (
         np.array([box[0].start + (depth - 1) / 2]),
         box[1].start + (np.arange(patch.shape[1]) + 0.5) * pool[0] - 0.5,
@@ -388,4 +447,41 @@ def _noise_patch(
     )
     light = np.median(unit.background_at(*axes)) - unit.dark
     ratio = light / max(unit.typical - unit.dark, 1e-6)
-    return noise_of(patch) / float(np.clip(ratio, 0.25, 4.0)) ** NOISE_EXPONENT, patch.ravel()
+    gain = float(np.clip(ratio, 0.25, 4.0)) ** NOISE_EXPONENT
+    widths = [cell_um / (n * v) for n, v in zip(pool, full.voxel_um[1:], strict=True)]
+    texture = texture_of(patch[0], (widths[0], widths[1]), data[0]) / gain
+    return noise_of(patch, data) / gain, patch[data], _grain(voxels), texture
+
+
+def texture_of(
+    image: NDArray[np.float32], cell_px: tuple[float, float], data: NDArray[np.bool_] | None = None
+) -> float:
+    """Robust standard deviation of an image at the scale of a cell, in its own unit.
+
+    Parameters
+    ----------
+    image : ndarray of float32, shape (y, x)
+    cell_px : tuple of float
+        Diameter of a cell along y and x, pixels.
+    data : ndarray of bool, shape (y, x), optional
+        Where there is an image; everywhere by default.
+    """
+    narrow, wide = (
+        ndimage.gaussian_filter(image, [w * c for c in cell_px], mode="nearest") for w in BAND_CELLS
+    )
+    band = np.abs(narrow - wide)
+    return float(1.4826 * np.median(band if data is None else band[data]))
+
+
+def _grain(voxels: NDArray[Any]) -> float:
+    """Smallest step between grey levels; 0 for floating-point images, which are not rounded."""
+    if not np.issubdtype(voxels.dtype, np.integer):
+        return 0.0
+    levels = np.unique(voxels)
+    return float(np.diff(levels.astype(np.float64)).min()) if len(levels) > 1 else 0.0
+
+
+def _recorded(patch: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Where an image (1, y, x) is not padding or a mask: exact zeros side by side; single ones are noise."""
+    zero = patch == 0
+    return ~(ndimage.binary_opening(zero, np.ones((1, 3, 3), bool)) if zero.any() else zero)

@@ -9,6 +9,7 @@ exists: every file of the journal is read again before a conversion goes on.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 from collections.abc import Callable, Mapping
@@ -19,8 +20,11 @@ from typing import IO, Any
 from brainmap.errors import DataError, UsageError
 from brainmap.files import to_jsonable
 from brainmap.image.storage.shards import checksum
+from brainmap.run_folder import changes
 
 __all__ = ["ConversionJournal"]
+
+log = logging.getLogger(__name__)
 
 _JOURNAL = "journal.jsonl"
 
@@ -94,14 +98,15 @@ class ConversionJournal:
     def _lock(self) -> None:
         try:
             import fcntl
-        except ImportError:  # not on Windows
+        except ImportError:
+            log.warning("this system has no file locks: let nothing else write to %s meanwhile", self.dest)
             return
         try:
             fcntl.flock(self._opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UsageError(f"another process is converting to {self.dest}; wait until it ends") from None
-        except OSError:  # a file system without locks
-            return
+        except OSError:
+            log.warning("%s lies on a file system without locks: let nothing else write to it", self.dest)
 
     @property
     def _opened(self) -> IO[bytes]:
@@ -113,12 +118,7 @@ class ConversionJournal:
         if not records:
             return []
         before, now = records[0].get("settings", {}), self._settings
-        found = [
-            f"{key} was {_short(before.get(key))}, is now {_short(now.get(key))}"
-            for key in sorted({*before, *now})
-            if before.get(key) != now.get(key)
-        ]
-        if found:
+        if found := changes(before, now):
             return found
         planes = [(r["first"], r["end"], r["source"]) for r in records[1:] if r["level"] == 0]
         changed = next((f"{a}:{b}" for a, b, source in planes if self._source_of(a, b) != source), None)
@@ -185,8 +185,3 @@ def _records(content: bytes) -> tuple[list[dict[str, Any]], int]:
         records.append(record)
         intact += len(line)
     return records, intact
-
-
-def _short(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -5,17 +5,17 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from brainmap.coords import Shape, Triple
 from brainmap.errors import DataError, UsageError
-from brainmap.image.ngff import Dataset, Multiscale, Triple, dataset_from_shape, parse_multiscale
+from brainmap.image.axes import check_axes
+from brainmap.image.ngff import Dataset, Multiscale, dataset_from_shape, parse_multiscale
 from brainmap.image.storage.arrays import ArrayInfo, Node, open_reader
 
 __all__ = ["Level", "Shape", "check_arrays", "image_of", "levels_of", "parse_voxel_um", "spatial"]
 
 log = logging.getLogger(__name__)
-
-Shape = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,8 @@ class Level:
         um of the centre of voxel 0: ``um = index * voxel_um + origin_um``.
     digest : str
         Changes when the array's metadata changes.
+    offset : tuple of int
+        Stored voxel that is voxel 0 here; not 0 in a part of an image.
     """
 
     path: str
@@ -45,21 +47,43 @@ class Level:
     voxel_um: Triple
     origin_um: Triple
     digest: str = ""
+    offset: Shape = (0, 0, 0)
+
+    def cropped(self, start: Shape, stop: Shape) -> Level:
+        """The part between two corners, voxels of this level."""
+        return replace(
+            self,
+            shape=(stop[0] - start[0], stop[1] - start[1], stop[2] - start[2]),
+            offset=tuple(o + s for o, s in zip(self.offset, start, strict=True)),  # type: ignore[arg-type]
+            origin_um=tuple(o + s * v for o, s, v in zip(self.origin_um, start, self.voxel_um, strict=True)),  # type: ignore[arg-type]
+        )
 
 
-def image_of(node: Node, url: str, voxel_um: Triple | None) -> Multiscale:
+def image_of(
+    node: Node,
+    url: str,
+    voxel_um: Triple | None,
+    axes: tuple[str, ...] | None = None,
+    any_order: bool = False,
+) -> Multiscale:
     """Image metadata of a group, or what stands for it at a bare array whose voxel size is given."""
     if node.kind == "group":
-        return parse_multiscale(node.attributes, url, need_scale=voxel_um is None)
+        return parse_multiscale(node.attributes, url, voxel_um is None, axes, any_order)
     if voxel_um is None:
         raise UsageError(
             f"{url} is a bare Zarr array without a voxel size; give it in um with --voxel-size Z,Y,X"
         )
     rank = len(open_reader(url, "", node.zarr_format).info.shape)
-    if rank not in (2, 3):
-        raise DataError(f"{url} is an array with {rank} axes; a bare array must have 3 (z, y, x) or 2 (y, x)")
-    axes = ("z", "y", "x")[3 - rank :]
-    return Multiscale("", "", axes, (Dataset("", None, None),), (), None)
+    if axes is not None:
+        roles = check_axes(axes, [f"axis {i}" for i in range(rank)], url)
+    elif rank in (2, 3):
+        roles = ("z", "y", "x")[3 - rank :]
+    else:
+        raise DataError(
+            f"{url} is an array with {rank} axes; a bare array has 3 (z, y, x) or 2 (y, x), unless --axes says "
+            "what they are"
+        )
+    return Multiscale("", "", roles, (Dataset("", None, None),), (), None)
 
 
 def check_arrays(image: Multiscale, infos: list[ArrayInfo], url: str) -> None:
@@ -77,8 +101,11 @@ def check_arrays(image: Multiscale, infos: list[ArrayInfo], url: str) -> None:
         sizes = dict(zip(image.axes, info.shape, strict=True))
         if 0 in info.shape:
             raise DataError(f"{where}: the array is empty (shape {info.shape})")
-        if sizes.get("?", 1) != 1:
-            raise DataError(f"{where}: an axis other than t, c, z, y, x has {sizes['?']} entries, not one")
+        odd = [n for role, n in zip(image.axes, info.shape, strict=True) if role == "?" and n != 1]
+        if odd:
+            raise DataError(
+                f"{where}: an axis other than t, c, z, y, x has {odd[0]} entries, not one; say what it is with --axes"
+            )
         for role in "tc":
             if sizes.get(role) != dict(zip(image.axes, first.shape, strict=True)).get(role):
                 raise DataError(f"{where}: axis {role} has {sizes[role]} entries, unlike in level 0")

@@ -15,8 +15,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-from brainmap.coords import ORIENTATIONS
-from brainmap.errors import DataError
+from brainmap.coords import ORIENTATIONS, Triple
+from brainmap.errors import BrainmapError, DataError, UsageError
+from brainmap.image.axes import check_axes
 
 __all__ = [
     "Dataset",
@@ -31,7 +32,9 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
-Triple = tuple[float, float, float]
+
+# More than any pyramid: halving 2**63 voxels gives 63.
+_MOST_LEVELS = 64
 
 # UDUNITS length names that NGFF recommends, in micrometres.
 _UM_PER_UNIT = {
@@ -123,7 +126,13 @@ class Multiscale:
     orientation: str | None
 
 
-def parse_multiscale(attributes: Mapping[str, Any], where: str, need_scale: bool = True) -> Multiscale:
+def parse_multiscale(
+    attributes: Mapping[str, Any],
+    where: str,
+    need_scale: bool = True,
+    axes: tuple[str, ...] | None = None,
+    any_order: bool = False,
+) -> Multiscale:
     """Parse a group's attributes.
 
     Parameters
@@ -133,16 +142,48 @@ def parse_multiscale(attributes: Mapping[str, Any], where: str, need_scale: bool
     where : str
         Name of the image for messages.
     need_scale : bool
-        False if the caller knows the voxel size: then units do not matter and scales may be missing.
+        False if the caller knows the voxel size: then units do not matter and scales may be missing or damaged.
+    axes : tuple of str, optional
+        Roles of the stored axes, as `brainmap.image.axes.parse_axes` gives them, instead of the file's.
+    any_order : bool
+        Take x, y, z in any order; given `axes` may be in any order anyway.
 
     Raises
     ------
     DataError
         If there is no usable image metadata; the sentence says what is missing.
+    UsageError
+        If `axes` does not fit the image.
     """
+    try:
+        return _parse_multiscale(attributes, where, need_scale, axes, any_order)
+    except BrainmapError:
+        raise
+    # Damage has no bounds: lists for numbers, text for lists, transformations nested without end.
+    except (
+        TypeError,
+        ValueError,
+        KeyError,
+        IndexError,
+        AttributeError,
+        OverflowError,
+        RecursionError,
+    ) as error:
+        raise DataError(
+            f"{where}: the image metadata (multiscales) is damaged: {type(error).__name__}"
+        ) from error
+
+
+def _parse_multiscale(
+    attributes: Mapping[str, Any],
+    where: str,
+    need_scale: bool,
+    given_axes: tuple[str, ...] | None,
+    any_order: bool,
+) -> Multiscale:
     ome = _ome(attributes)
     images = ome.get("multiscales")
-    if not isinstance(images, Sequence) or not images or not isinstance(images[0], Mapping):
+    if not _is_list(images) or not images or not isinstance(images[0], Mapping):
         raise DataError(_no_image_sentence(ome, where))
     if len(images) > 1:
         log.warning("%s holds %d images; the first one is used", where, len(images))
@@ -151,14 +192,22 @@ def parse_multiscale(attributes: Mapping[str, Any], where: str, need_scale: bool
     if version not in ("0.4", "0.5"):
         log.warning("%s: NGFF version %r is neither 0.4 nor 0.5; reading on", where, version)
     datasets = image.get("datasets")
-    if not isinstance(datasets, Sequence) or not datasets:
+    if not _is_list(datasets) or not datasets:
         raise DataError(f"{where}: the multiscales metadata lists no datasets, so there is no image to read")
+    if len(datasets) > _MOST_LEVELS:
+        raise DataError(f"{where}: the multiscales metadata lists {len(datasets)} levels, which no image has")
     axes = _axis_records(image, where)
-    roles = _roles(axes, where)
+    if given_axes is None:
+        roles = _roles(axes, where, any_order)
+    else:
+        roles = check_axes(given_axes, tuple(str(axis["name"]) for axis in axes), where)
+        need_scale = need_scale and _scales_stay(axes, roles, where)
     units = _units_um(axes, roles, where, need_scale)
     # From 0.6 on, transformations of the whole multiscale lead to further coordinate systems.
     outer = () if image.get("coordinateSystems") else image.get("coordinateTransformations") or ()
     levels = tuple(_dataset(d, outer, roles, units, where, need_scale) for d in datasets)
+    if any(level.scale_um is None for level in levels):
+        levels = tuple(Dataset(level.path, None, None) for level in levels)
     return Multiscale(
         version=version,
         name=str(image.get("name") or ""),
@@ -181,6 +230,21 @@ def _ome(attributes: Mapping[str, Any]) -> Mapping[str, Any]:
     return ome if isinstance(ome, Mapping) else attributes
 
 
+def _is_list(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, (str, bytes))
+
+
+def _scales_stay(axes: list[dict[str, Any]], roles: tuple[str, ...], where: str) -> bool:
+    """Whether the scales of z, y, x are lengths: what was a channel or a time has none."""
+    for axis, role in zip(axes, roles, strict=True):
+        if role in "zyx" and axis.get("type") in ("channel", "time"):
+            raise UsageError(
+                f"{where}: axis {axis['name']} is to be {role}, but the metadata has no length for it; "
+                "give the voxel size in um with --voxel-size Z,Y,X"
+            )
+    return True
+
+
 def _no_image_sentence(ome: Mapping[str, Any], where: str) -> str:
     if "plate" in ome or "well" in ome:
         return f"{where} is a plate of many images, not one image; give the path of an image inside it"
@@ -201,7 +265,7 @@ def _axis_records(image: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
     return [dict(a) for a in records]
 
 
-def _roles(axes: list[dict[str, Any]], where: str) -> tuple[str, ...]:
+def _roles(axes: list[dict[str, Any]], where: str, any_order: bool) -> tuple[str, ...]:
     """Role of each axis: space axes by name, time and channel by type or name."""
     roles = []
     for axis in axes:
@@ -215,12 +279,20 @@ def _roles(axes: list[dict[str, Any]], where: str) -> tuple[str, ...]:
         else:
             roles.append("?")
     space = [r for r in roles if r in "zyx"]
-    if space not in (["z", "y", "x"], ["y", "x"]) or roles.count("t") > 1 or roles.count("c") > 1:
-        names = ", ".join(a["name"] for a in axes)
+    names = ", ".join(a["name"] for a in axes)
+    once = all(roles.count(role) <= 1 for role in "tczyx")
+    if once and {"y", "x"} <= set(space) and (any_order or space == [r for r in "zyx" if r in space]):
+        return tuple(roles)
+    if once and {"y", "x"} <= set(space):
+        told = "".join("." if role == "?" else role for role in roles)
         raise DataError(
-            f"{where}: its axes are {names}; brainmap reads z, y, x or y, x in this order, with optional t, c"
+            f"{where}: its axes are {names}; brainmap reads z, y, x in this order: write it in order with "
+            f"brainmap convert SOURCE DEST.zarr, or read it as it is (slowly) with --axes {told}"
         )
-    return tuple(roles)
+    raise DataError(
+        f"{where}: its axes are {names}; brainmap reads z, y, x or y, x in this order, with optional t, c: say "
+        "what each of them is with --axes, one letter of t c z y x an axis, a dot for another one (such as tczyx)"
+    )
 
 
 def _units_um(
@@ -229,7 +301,7 @@ def _units_um(
     """Micrometres per unit of every axis (1 for axes that are not space)."""
     factors = []
     for axis, role in zip(axes, roles, strict=True):
-        unit = axis.get("unit")
+        unit = axis.get("unit") if str(axis.get("unit") or "").strip() else None
         if role not in "zyx" or not need_scale:
             factors.append(1.0)
         elif unit is None:
@@ -254,14 +326,18 @@ def _dataset(
     if not isinstance(record, Mapping) or not isinstance(record.get("path"), str):
         raise DataError(f"{where}: a dataset in the multiscales metadata has no path")
     path = record["path"].strip("/")
-    steps = [*(record.get("coordinateTransformations") or ()), *outer]
-    composed = _compose(steps, len(roles), f"{where}, level {path!r}")
-    if composed is None:
-        if need_scale:
+    own = record.get("coordinateTransformations") or ()
+    steps = [*(own if _is_list(own) else ()), *(outer if _is_list(outer) else ())]
+    try:
+        composed = _compose(steps, roles, f"{where}, level {path!r}")
+        if composed is None:
             raise DataError(
-                f"{where}, level {path!r}: the metadata gives no scale, so the voxel size is unknown; "
-                "give it in um with --voxel-size Z,Y,X"
+                f"{where}, level {path!r}: the metadata gives no scale, so the voxel size is unknown"
             )
+    except DataError as error:
+        if need_scale:
+            raise DataError(f"{error}; give the voxel size in um with --voxel-size Z,Y,X") from error
+        log.info("%s; not needed, as the voxel size is given", error)
         return Dataset(path, None, None)
     scale, translation = (
         {role: v * u for role, v, u in zip(roles, values, units, strict=True)} for values in composed
@@ -276,27 +352,30 @@ def _zyx(values: Mapping[str, float]) -> Triple:
     return values["z"], values["y"], values["x"]
 
 
-def _compose(steps: Sequence[Any], n_axes: int, where: str) -> tuple[list[float], list[float]] | None:
+def _compose(
+    steps: Sequence[Any], roles: tuple[str, ...], where: str
+) -> tuple[list[float], list[float]] | None:
     """Compose transformations, in the order they are applied, into one scale and one translation.
 
-    Returns None if there is no scale among them.
+    Numbers of axes that are not space are not looked at. Returns None if there is no scale among them.
     """
+    n_axes = len(roles)
     scale, translation, scaled = [1.0] * n_axes, [0.0] * n_axes, False
     for step in steps:
         kind = step.get("type") if isinstance(step, Mapping) else None
         if kind == "sequence":
-            inner = _compose(step.get("transformations") or (), n_axes, where)
+            inner = _compose(step.get("transformations") or (), roles, where)
             if inner is None:
                 continue
             factors, shift = inner
         elif kind == "identity":
             continue
         elif kind == "scale":
-            factors, shift = _numbers(step, kind, n_axes, where), [0.0] * n_axes
+            factors, shift = _numbers(step, kind, roles, where), [0.0] * n_axes
             if not all(f > 0 for f in factors):
                 raise DataError(f"{where}: the scale {factors} in the metadata is not positive")
         elif kind == "translation":
-            shift = _numbers(step, kind, n_axes, where)
+            shift = _numbers(step, kind, roles, where)
             translation = [t + s for t, s in zip(translation, shift, strict=True)]
             continue
         else:
@@ -313,15 +392,31 @@ def um_per_unit(unit: str) -> float | None:
     return _UM_PER_UNIT.get(_UNIT_ALIASES.get(name, name))
 
 
-def _numbers(step: Mapping[str, Any], kind: str, n_axes: int, where: str) -> list[float]:
+def _numbers(step: Mapping[str, Any], kind: str, roles: tuple[str, ...], where: str) -> list[float]:
+    """A number for each axis; 1 (scale) or 0 (translation) for those that are not space."""
     values = step.get(kind)
+    unused = 1.0 if kind == "scale" else 0.0
+    if not _is_list(values) or len(cast(Sequence[Any], values)) != len(roles):
+        raise DataError(
+            f"{where}: the {kind} {_short(values)} in the metadata is not one number for each axis"
+        )
     try:
-        numbers = [float(v) for v in cast(Sequence[Any], values)]
-    except (TypeError, ValueError):
-        numbers = []
-    if len(numbers) != n_axes or not all(math.isfinite(v) for v in numbers):
-        raise DataError(f"{where}: the {kind} {values!r} in the metadata is not one number for each axis")
+        numbers = [
+            float(v) if role in "zyx" else unused
+            for v, role in zip(cast(Sequence[Any], values), roles, strict=True)
+        ]
+    except (TypeError, ValueError, OverflowError):
+        numbers = [math.nan]
+    if not all(math.isfinite(v) for v in numbers):
+        raise DataError(
+            f"{where}: the {kind} {_short(values)} in the metadata is not one number for each axis"
+        )
     return numbers
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _finest_first(levels: tuple[Dataset, ...], where: str) -> tuple[Dataset, ...]:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from brainmap.errors import DataError
+from brainmap.image.otsu import otsu
 
 __all__ = ["Source", "find_tissue", "overview", "pooled", "smooth_inside"]
 
@@ -61,7 +62,8 @@ def overview(source: Source, cell_um: float) -> tuple[NDArray[np.float32], tuple
     Returns
     -------
     ndarray of float32, shape (nz, ny, nx)
-        NaN where storage is damaged.
+        NaN where there are no data: exact zeros (padding, masks, tiles that are missing) or values that are
+        not finite. +inf where storage is damaged.
     tuple of float
         Width of a bin along z, y, x in level-0 voxels.
     """
@@ -97,13 +99,13 @@ def _slabs(source: Source, level: int, sections: int) -> Iterator[NDArray[np.flo
 
 
 def _read_readable(source: Source, box: tuple[slice, slice, slice], level: int) -> NDArray[Any]:
-    """A box of a level; where storage is damaged, NaN for the chunks that cannot be read."""
+    """A box of a level, values that are not finite as NaN; +inf for the chunks that cannot be read."""
     try:
-        return source.read(*box, level=level)
+        return _finite_or_nan(source.read(*box, level=level))
     except DataError as error:
         log.warning("the overview goes on without a damaged part: %s", error)
     corner = [s.start for s in box]
-    result = np.full([s.stop - s.start for s in box], np.nan, np.float32)
+    result = np.full([s.stop - s.start for s in box], np.inf, np.float32)
     steps = [range(s.start, s.stop, c) for s, c in zip(box, source.levels[level].chunks, strict=True)]
     for place in itertools.product(*steps):
         chunk = [
@@ -112,8 +114,19 @@ def _read_readable(source: Source, box: tuple[slice, slice, slice], level: int) 
         ]
         with suppress(DataError):
             target = tuple(slice(s.start - c, s.stop - c) for s, c in zip(chunk, corner, strict=True))
-            result[target] = source.read(chunk[0], chunk[1], chunk[2], level=level)
+            result[target] = _finite_or_nan(source.read(chunk[0], chunk[1], chunk[2], level=level))
     return result
+
+
+def _finite_or_nan(values: NDArray[Any]) -> NDArray[Any]:
+    """Infinite values as NaN: in an overview, infinity is a chunk that cannot be read."""
+    if values.dtype.kind != "f":
+        return values
+    # What float32 cannot hold is not a grey level either.
+    with np.errstate(over="ignore"):
+        single = values.astype(np.float32, copy=False)
+    odd = np.isinf(single)
+    return np.where(odd, np.float32(np.nan), single) if odd.any() else single
 
 
 def pooled(image: NDArray[Any], factors: tuple[int, int]) -> NDArray[np.float32]:
@@ -146,47 +159,69 @@ def _quantile_of(sections: NDArray[Any], sub: list[int]) -> NDArray[np.float32]:
     rows, columns = means.shape[1] // _SUBBINS, means.shape[2] // _SUBBINS
     bins = means.reshape(depth, rows, _SUBBINS, columns, _SUBBINS).swapaxes(2, 3)
     bins = bins.reshape(depth, rows, columns, _SUBBINS**2)
+    # A mean of grey levels is exactly 0 where all of them are: nothing was recorded there.
+    empty = (bins == 0) | np.isnan(bins)
+    if empty.any():
+        return _quantile_of_known(np.where(empty, np.float32(np.nan), bins))
     rank = round(_QUANTILE * (_SUBBINS**2 - 1))
     return np.partition(bins, rank, axis=-1)[..., rank]
 
 
-def find_tissue(low: NDArray[np.float32]) -> tuple[NDArray[np.bool_], float, bool]:
+def _quantile_of_known(bins: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The low quantile along the last axis of what is not NaN; NaN where nothing is left."""
+    count = bins.shape[-1] - np.isnan(bins).sum(axis=-1)
+    rank = np.rint(_QUANTILE * np.maximum(count - 1, 0)).astype(np.intp)
+    return np.take_along_axis(np.sort(bins, axis=-1), rank[..., None], axis=-1)[..., 0]
+
+
+def find_tissue(
+    low: NDArray[np.float32], data: NDArray[np.bool_] | None = None
+) -> tuple[NDArray[np.bool_], float, bool]:
     """Tissue bins, dark level, and whether there are dark surroundings at all.
 
     The surroundings must be dark and even, clearly apart from the tissue, and reach the border; the
     tissue must be one mass and not scattered bins. Otherwise everything is tissue: analysing too much
     costs time, too little loses cells.
+
+    Parameters
+    ----------
+    low : ndarray of float32, shape (nz, ny, nx)
+        Finite.
+    data : ndarray of bool, same shape, optional
+        Bins where something was recorded: only they decide, and only they are tissue.
     """
-    everything = np.ones(low.shape, bool)
-    floor = float(low.min())
-    values = np.log1p((low - floor) / max(float(np.median(low)) - floor, 1e-6))
-    threshold = _otsu(values)
-    dim, bright = low[values <= threshold], low[values > threshold]
-    if dim.size < 0.02 * low.size or bright.size < 0.02 * low.size:
+    everything = np.ones(low.shape, bool) if data is None else data
+    known = low[_without_rim(everything)]
+    floor = float(known.min())
+    values = np.log1p((np.maximum(known, floor) - floor) / max(float(np.median(known)) - floor, 1e-6))
+    _, threshold = otsu(values)
+    dim, bright = known[values <= threshold], known[values > threshold]
+    if dim.size < 0.02 * known.size or bright.size < 0.02 * known.size:
         return everything, floor, False
     dark, light = float(np.median(dim)), float(np.median(bright))
     spread = 1.4826 * float(np.median(np.abs(dim - dark)))
     cut = dark + max(4 * spread, 0.15 * (light - dark))
-    tissue = low > cut
+    tissue = (low > cut) & everything
     solid = ndimage.binary_opening(tissue, np.ones((1, 3, 3), bool))
-    border = np.concatenate([tissue[:, [0, -1]].ravel(), tissue[:, :, [0, -1]].ravel()])
     apart = light - dark > 8 * spread and light - dark > 0.5 * (light - floor)
-    if not apart or solid.sum() < 0.6 * tissue.sum() or border.mean() > 0.9:
+    if not apart or solid.sum() < 0.6 * tissue.sum() or _border(tissue, everything).mean() > 0.9:
         return everything, floor, False
-    return _fill(solid), dark, True
+    return _fill(solid) & everything, dark, True
 
 
-def _otsu(values: NDArray[Any]) -> float:
-    """Otsu's threshold from a 256-bin histogram."""
-    counts, edges = np.histogram(values, 256)
-    centres = (edges[1:] + edges[:-1]) / 2
-    below = np.cumsum(counts)[:-1]
-    above = counts.sum() - below
-    sums = np.cumsum(counts * centres)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        gap = sums[:-1] / below - (sums[-1] - sums[:-1]) / above
-    score = np.where((below > 0) & (above > 0), below * above * gap**2, 0.0)
-    return float(edges[int(np.argmax(score)) + 1])
+def _without_rim(data: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Bins with data all around: those at an edge of the data are only covered in part."""
+    if data.all():
+        return data
+    inner: NDArray[np.bool_] = ndimage.binary_erosion(data, np.ones((1, 3, 3), bool), border_value=1)
+    return inner if inner.any() else data
+
+
+def _border(tissue: NDArray[np.bool_], data: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Tissue in the outermost bins with data."""
+    if data.all():
+        return np.concatenate([tissue[:, [0, -1]].ravel(), tissue[:, :, [0, -1]].ravel()])
+    return tissue[data & ~ndimage.binary_erosion(data, np.ones((1, 3, 3), bool))]
 
 
 def _fill(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:

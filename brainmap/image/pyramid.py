@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from brainmap.coords import Shape
+
 __all__ = ["Shape", "downsample", "downsample_by", "pyramid_factors"]
 
-Shape = tuple[int, int, int]
 
 _COARSEST_SIDE = 256
 # Pieces that stay in the cache of one processor with their sums.

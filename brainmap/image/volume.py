@@ -8,18 +8,21 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from brainmap.coords import parse_orientation
+from brainmap.coords import Shape, Triple, parse_orientation
 from brainmap.errors import DataError, UsageError
-from brainmap.image.levels import Level, Shape, check_arrays, image_of, levels_of, parse_voxel_um, spatial
-from brainmap.image.ngff import Triple, is_collection
+from brainmap.image.axes import in_zyx_order, parse_axes, warn_of_planes_as_channels
+from brainmap.image.levels import Level, check_arrays, image_of, levels_of, parse_voxel_um, spatial
+from brainmap.image.ngff import is_collection
 from brainmap.image.storage.arrays import Reader, ZarrFormat, locate, open_reader, read_node
 from brainmap.image.writer import VolumeWriter
 
@@ -55,6 +58,8 @@ class Volume:
         Roles of the stored axes, e.g. ("c", "z", "y", "x").
     zarr_format : int
         2 or 3.
+    crop : tuple of (start, stop), or None
+        Voxels z, y, x of the stored level 0 that are seen, where it is a part of the image.
     """
 
     url: str
@@ -68,6 +73,7 @@ class Volume:
     timepoint: int | None
     axes: tuple[str, ...]
     zarr_format: ZarrFormat
+    crop: tuple[tuple[int, int], tuple[int, int], tuple[int, int]] | None = None
 
     @classmethod
     def open(
@@ -78,6 +84,8 @@ class Volume:
         timepoint: int | None = None,
         voxel_um: Sequence[float] | None = None,
         orientation: str | None = None,
+        axes: str | None = None,
+        any_order: bool = False,
     ) -> Volume:
         """Open an OME-Zarr image (0.4, 0.5; Zarr 2, 3) or a bare Zarr array. Reads metadata only.
 
@@ -91,6 +99,10 @@ class Volume:
             Voxel size z, y, x of level 0. Needed for a bare array; overrides the metadata.
         orientation : str, optional
             Overrides the metadata.
+        axes : str, optional
+            What each stored axis is, such as "xyz" or "ctzyx"; overrides the metadata.
+        any_order : bool
+            Take an image whose metadata puts x, y, z in another order; it is read transposed, which is slow.
 
         Raises
         ------
@@ -109,11 +121,12 @@ class Volume:
             log.warning("%s is a collection of images (bioformats2raw); the first one, /0, is used", url)
             url += "/0"
             node = read_node(url)
-        image = image_of(node, url, given)
+        image = image_of(node, url, given, None if axes is None else parse_axes(axes), any_order)
         readers = [open_reader(url, d.path, node.zarr_format) for d in image.datasets]
         check_arrays(image, [r.info for r in readers], url)
         levels = levels_of(image, [r.info for r in readers], given)
         sizes = dict(zip(image.axes, readers[0].info.shape, strict=True))
+        warn_of_planes_as_channels(sizes.get("c", 1), sizes.get("z", 1), url)
         names = image.channel_names if len(image.channel_names) == sizes.get("c", 1) else ()
         return cls(
             url=url,
@@ -139,7 +152,7 @@ class Volume:
         """Chunk of level 0."""
         return self.levels[0].chunks
 
-    @property
+    @cached_property
     def unit(self) -> Shape:
         """Voxels of level 0 that are decoded at a time: a chunk, or fewer of its sections where the codec can."""
         return spatial(self.axes, self.reader().unit)
@@ -168,6 +181,46 @@ class Volume:
         """Return the same image seen through another channel."""
         checked = _chosen("channel", channel, self.n_channels, self.channel_names, self.url)
         return replace(self, channel=checked if "c" in self.axes else None)
+
+    def cropped(self, box: Sequence[tuple[int, int]]) -> Volume:
+        """A part of the image as a volume of its own, with faces where the part ends.
+
+        Parameters
+        ----------
+        box : three (start, stop)
+            Voxels z, y, x of level 0, inside this volume.
+
+        Returns
+        -------
+        Volume
+            Its positions in um are those of the whole; its voxel 0 is the first one of the part. Coarse voxels that
+            the part does not hold as a whole are left out, and with them levels without any.
+        """
+        full = self.levels[0]
+        levels: list[Level] = []
+        for level in self.levels:
+            start, stop = [], []
+            for axis, (first, end) in enumerate(box):
+                corner = (
+                    level.origin_um[axis]
+                    - full.origin_um[axis]
+                    + (full.voxel_um[axis] - level.voxel_um[axis]) / 2
+                )
+                ratio = full.voxel_um[axis] / level.voxel_um[axis]
+                shift = corner / level.voxel_um[axis]
+                start.append(max(0, math.ceil(first * ratio - shift - 1e-6)))
+                stop.append(min(level.shape[axis], math.floor(end * ratio - shift + 1e-6)))
+            if any(a >= b for a, b in zip(start, stop, strict=True)):
+                break
+            levels.append(level.cropped((start[0], start[1], start[2]), (stop[0], stop[1], stop[2])))
+        origin = self.offset
+        crop = tuple((a + o, b + o) for (a, b), o in zip(box, origin, strict=True))
+        return replace(self, levels=tuple(levels), crop=crop)  # type: ignore[arg-type]
+
+    @property
+    def offset(self) -> Shape:
+        """Stored level-0 voxel that is voxel 0 here."""
+        return self.levels[0].offset
 
     def reader(self, level: int = 0) -> Reader:
         """Return this process's shared reader of a level."""
@@ -199,14 +252,23 @@ class Volume:
             If the region leaves the volume, or stored data is damaged (names volume, level and chunk).
         """
         region = self._region((z, y, x), level)
+        shape = [r.stop - r.start for r in region]
+        stored = [
+            slice(r.start + o, r.stop + o) for r, o in zip(region, self.levels[level].offset, strict=True)
+        ]
         index: list[int | slice] = []
         for role in self.axes:
             if role in "zyx":
-                index.append(region["zyx".index(role)])
+                index.append(stored["zyx".index(role)])
             else:
                 index.append({"c": self.channel, "t": self.timepoint}.get(role) or 0)
-        values = self.reader(level).read(tuple(index), out)
-        return values.reshape([r.stop - r.start for r in region])
+        if [role for role in self.axes if role in "zyx"] in (["z", "y", "x"], ["y", "x"]):
+            return self.reader(level).read(tuple(index), out).reshape(shape)
+        values = in_zyx_order(self.reader(level).read(tuple(index)), self.axes).reshape(shape)
+        if out is None:
+            return np.ascontiguousarray(values)
+        out.reshape(shape)[...] = values
+        return out
 
     def _region(self, slices: tuple[slice, slice, slice], level: int) -> tuple[slice, slice, slice]:
         if not 0 <= level < len(self.levels):
@@ -235,11 +297,12 @@ class Volume:
     def storage_bytes(self, z: slice, y: slice, x: slice, level: int = 0) -> int:
         """Bytes to decode for reading a region: whole units, uncompressed, of one channel."""
         region = self._region((z, y, x), level)
-        unit, shape = spatial(self.axes, self.reader(level).unit), self.levels[level].shape
+        unit = spatial(self.axes, self.reader(level).unit) if level else self.unit
+        shape = self.levels[level].shape
         voxels = 1
-        for part, step, size in zip(region, unit, shape, strict=True):
-            first, last = part.start // step, -(-part.stop // step)
-            voxels *= min(last * step, size) - first * step
+        for part, step, size, offset in zip(region, unit, shape, self.levels[level].offset, strict=True):
+            first, last = (part.start + offset) // step, -(-(part.stop + offset) // step)
+            voxels *= min(last * step, size + offset) - first * step
         return voxels * self.dtype.itemsize
 
     def fingerprint(self) -> str:
@@ -260,7 +323,10 @@ class Volume:
             for key, stored in samples:
                 digest.update(key.encode())
                 digest.update(b"missing" if stored is None else hashlib.sha256(stored).digest())
-        digest.update(json.dumps([self.channel, self.timepoint]).encode())
+        view: list[Any] = [self.channel, self.timepoint]
+        if self.crop is not None:
+            view.append(self.crop)
+        digest.update(json.dumps(view).encode())
         return digest.hexdigest()
 
 
@@ -270,7 +336,8 @@ def _chosen(what: str, wanted: int | None, count: int | None, names: tuple[str, 
     listing = ", ".join(f"{i} ({n})" if n else str(i) for i, n in enumerate(names)) or f"0 to {size - 1}"
     if wanted is None:
         if size > 1:
-            raise UsageError(f"{url} has {size} {what}s: choose one of {listing} with --{what}")
+            other = "; if they are something else, say so with --axes" if what == "timepoint" else ""
+            raise UsageError(f"{url} has {size} {what}s: choose one of {listing} with --{what}{other}")
         wanted = 0
     if not 0 <= wanted < size:
         has = f"has {size} {what}s ({listing})" if size > 1 else f"has one {what}, number 0"

@@ -7,7 +7,6 @@ next level, so nothing is read back and a level holds at most one slab.
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -18,12 +17,14 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from brainmap.coords import Shape, Triple
 from brainmap.errors import DataError, UsageError
 from brainmap.files import atomic_path
 from brainmap.image.journal import ConversionJournal
-from brainmap.image.ngff import Dataset, Triple, image_attributes
-from brainmap.image.pyramid import Shape, downsample, downsample_by, pyramid_factors
+from brainmap.image.ngff import Dataset, image_attributes
+from brainmap.image.pyramid import downsample, downsample_by, pyramid_factors
 from brainmap.image.storage.shards import BLOCK_BYTES, CODEC, LEVEL, ShardWriter
+from brainmap.machine import usable_cores
 
 __all__ = ["VolumeWriter", "default_chunks", "downsample", "pyramid_factors"]
 
@@ -217,7 +218,7 @@ class VolumeWriter:
             raise UsageError(f"shards {self.shards} are not multiples of the chunks {self.chunks}")
 
     def __enter__(self) -> VolumeWriter:
-        self._pool = ThreadPoolExecutor(os.cpu_count() or 1)
+        self._pool = ThreadPoolExecutor(usable_cores())
         try:
             with ExitStack() as undo:
                 undo.callback(self._pool.shutdown)

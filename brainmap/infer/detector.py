@@ -21,7 +21,17 @@ from brainmap.errors import DataError, NotFoundError, UsageError
 from brainmap.files import atomic_path, fingerprint, read_json, write_json
 from brainmap.infer.peaks import PLAIN_FACE, FaceWeights
 
-__all__ = ["BACKENDS", "Backend", "Detector", "DetectorSpec", "load_backend", "write_detector"]
+__all__ = [
+    "BACKENDS",
+    "PLAIN_PROMINENCE",
+    "Backend",
+    "Detector",
+    "DetectorSpec",
+    "ProminenceWeights",
+    "load_backend",
+    "lowered",
+    "write_detector",
+]
 
 # TensorRT, TensorRT for RTX, and the latter installed as its bare bindings.
 TENSORRT_MODULES = ("tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings")
@@ -30,6 +40,34 @@ MODEL_FILE, SPEC_FILE, CARD_FILE = "model.onnx", "detector.json", "card.md"
 SHIPPED = Path(__file__).resolve().parent.parent / "detectors"
 # Networks halve the image up to four times: windows start and end at multiples of this.
 ALIGN = 16
+
+
+_MOST_PIXELS, _MOST_CHANNELS, _LARGEST_TILE = 50, 99, 8192
+
+# Of the values that JSON holds as they are.
+_TYPES: dict[str, type | tuple[type, ...]] = (
+    dict.fromkeys(("name", "version", "normalisation", "onnx_sha256", "subpixel"), str)
+    | dict.fromkeys(
+        ("pixel_um", "z_target_um", "offset", "fill", "cell_diameter_um", "threshold", "min_separation"),
+        (int, float),
+    )
+    | dict.fromkeys(("channels", "stride", "halo_px"), int)
+    | {"training": dict}
+)
+
+
+# Weight of a peak's prominence, and how much of it is enough: see `DetectorSpec.weighed`.
+ProminenceWeights = tuple[float, float]
+PLAIN_PROMINENCE: ProminenceWeights = (0.0, 1.0)
+
+
+def lowered(logit: NDArray[Any], prominence: NDArray[Any], weights: ProminenceWeights) -> NDArray[np.float32]:
+    """Logits by `DetectorSpec.weighed`."""
+    weight, enough = weights
+    if not weight:
+        return np.asarray(logit, np.float32)
+    found = np.clip(np.nan_to_num(prominence, nan=enough), 0.0, enough)
+    return np.asarray(logit + weight * (np.arcsinh(found) - math.asinh(enough)), np.float32)
 
 
 @dataclass(frozen=True)
@@ -69,6 +107,9 @@ class DetectorSpec:
     face : tuple of float
         How a peak in the volume's first or last slice is judged: see `brainmap.infer.peaks.weigh_face`. By
         default like any other.
+    prominence : tuple of float
+        Weight and sufficient value of a peak's prominence: what stands out of the tissue's texture less than that
+        is judged by so much lower a logit; see `weighed`. A weight of 0, the default, looks at the logit alone.
     training : dict
         How it was made.
     """
@@ -91,6 +132,7 @@ class DetectorSpec:
     normalisation: str = "contrast-asinh"
     subpixel: str = "offset"
     face: FaceWeights = PLAIN_FACE
+    prominence: ProminenceWeights = PLAIN_PROMINENCE
     training: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -98,12 +140,27 @@ class DetectorSpec:
             value = getattr(self, name)
             if not (math.isfinite(value) and value > 0):
                 raise DataError(f"detector {self.name}: {name} is {value}; it must be a positive number")
-        if self.channels < 1 or self.channels % 2 == 0:
-            raise DataError(f"detector {self.name}: channels is {self.channels}; it must be odd")
+        # Beyond these a grid over a brain would fill the memory.
+        size = self.cell_diameter_um / self.pixel_um
+        if not 1 <= size <= _MOST_PIXELS or self.z_target_um * _MOST_PIXELS < self.cell_diameter_um:
+            raise DataError(
+                f"detector {self.name}: cells of {self.cell_diameter_um:g} um in pixels of {self.pixel_um:g} um and "
+                f"slices of {self.z_target_um:g} um; a cell must be 1 to {_MOST_PIXELS} pixels wide"
+            )
+        if not 1 <= self.channels <= _MOST_CHANNELS or self.channels % 2 == 0:
+            raise DataError(
+                f"detector {self.name}: channels is {self.channels}; it must be odd and at most {_MOST_CHANNELS}"
+            )
+        if not (math.isfinite(self.offset) and math.isfinite(self.fill)):
+            raise DataError(
+                f"detector {self.name}: offset {self.offset} and fill {self.fill} must be numbers"
+            )
         if self.stride not in (1, 2, 4):
             raise DataError(f"detector {self.name}: stride is {self.stride}; it must be 1, 2 or 4")
-        if len(self.tile) != 2 or any(n <= 0 or n % ALIGN for n in self.tile):
-            raise DataError(f"detector {self.name}: tile is {self.tile}; give two multiples of {ALIGN}")
+        if len(self.tile) != 2 or any(not 0 < n <= _LARGEST_TILE or n % ALIGN for n in self.tile):
+            raise DataError(
+                f"detector {self.name}: tile is {self.tile}; give two multiples of {ALIGN} up to {_LARGEST_TILE}"
+            )
         if self.halo_px < 0 or min(self.tile) < 2 * self.halo_px + 3 * ALIGN:
             raise DataError(
                 f"detector {self.name}: a tile of {self.tile} leaves no room for a halo of {self.halo_px} px"
@@ -116,6 +173,12 @@ class DetectorSpec:
             raise DataError(
                 f"detector {self.name}: face is {self.face}; give a constant, a positive weight of the peak, "
                 "one of the slice inside that is not negative, and one of the slices' distance"
+            )
+        weight, enough = self.prominence if len(self.prominence) == 2 else (-1.0, 0.0)
+        if not (math.isfinite(weight) and weight >= 0 and math.isfinite(enough) and enough > 0):
+            raise DataError(
+                f"detector {self.name}: prominence is {self.prominence}; give a weight that is not negative and a "
+                "positive value that is enough"
             )
         logits, scores = np.asarray(self.calibration, np.float64).reshape(-1, 2).T
         rising = len(logits) > 1 and (np.diff(logits) > 0).all() and (np.diff(scores) >= 0).all()
@@ -139,19 +202,41 @@ class DetectorSpec:
         if missing := sorted(needed - set(content)):
             raise DataError(f"{SPEC_FILE} lacks: {', '.join(missing)}")
         values = dict(content)
+        for name, kinds in _TYPES.items():
+            if name in values and (not isinstance(values[name], kinds) or isinstance(values[name], bool)):
+                raise DataError(f"{SPEC_FILE}: {name} is {values[name]!r}, which is of the wrong type")
         try:
             values["tile"] = tuple(int(n) for n in values["tile"])
             values["calibration"] = tuple((float(a), float(b)) for a, b in values["calibration"])
             if "face" in values:
                 values["face"] = tuple(float(v) for v in values["face"])
+            if "prominence" in values:
+                values["prominence"] = tuple(float(v) for v in values["prominence"])
             return cls(**values)
-        except TypeError as error:
+        except DataError:
+            raise
+        except (TypeError, ValueError, OverflowError, AttributeError) as error:
             raise DataError(f"{SPEC_FILE} holds a value of the wrong type: {error}") from error
 
     def score(self, logit: NDArray[Any]) -> NDArray[np.float64]:
         """Calibrated probability of a cell, 0..1; constant beyond the outermost knots."""
         knots = np.asarray(self.calibration, np.float64)
         return np.interp(np.asarray(logit, np.float64), knots[:, 0], knots[:, 1])
+
+    def weighed(self, logit: NDArray[Any], prominence: NDArray[Any]) -> NDArray[np.float32]:
+        """Logits, lowered where a peak stands out of the tissue's texture too little; never raised.
+
+        What people call a cell stands out of the texture of the tissue at the cell's own scale. A network sees
+        contrast in units of noise, and in a clean image any faint blob of texture lies many of those above the
+        background.
+
+        Parameters
+        ----------
+        logit : ndarray, shape (n,)
+        prominence : ndarray, shape (n,)
+            Difference of Gaussians at the peak, in robust standard deviations of what it is in the tissue at large.
+        """
+        return lowered(logit, prominence, self.prominence)
 
     def logit_at(self, score: float) -> float:
         """Lowest logit whose score reaches `score`; -inf or inf beyond the calibration's ends."""

@@ -27,6 +27,7 @@ __all__ = [
     "find_peaks",
     "lowest_on_face",
     "margin_cells",
+    "reaches",
     "refined",
     "share_cells",
     "suppress",
@@ -235,15 +236,26 @@ def _log_heat(logit: NDArray[np.float32]) -> NDArray[np.float64]:
     return -np.logaddexp(0.0, -wide)
 
 
+def reaches(score: NDArray[np.floating], threshold: float) -> NDArray[np.bool_]:
+    """Which scores count at a threshold.
+
+    Compared as float32, the type that scores are stored in: whether a score is compared before it is written or
+    after it was read makes no difference.
+    """
+    return np.asarray(score, np.float32) >= np.float32(threshold)
+
+
 def suppress(
     place_um: NDArray[np.float64],
     logit: NDArray[np.floating],
-    order: NDArray[np.integer],
+    order: NDArray[np.integer] | NDArray[np.floating],
     separation_um: float,
 ) -> NDArray[np.bool_]:
     """Which detections stay: those without a stronger one within the separation.
 
-    One pass over all pairs at once, so the result does not depend on what lies farther away.
+    One pass over all pairs at once, so the result does not depend on what lies farther away. Only a stronger one
+    removes another, so what stays at a threshold of the strength is the same whether the weaker ones are dropped
+    before or after.
 
     Parameters
     ----------
@@ -251,8 +263,8 @@ def suppress(
         Refined centres.
     logit : ndarray, shape (n,)
         Strength.
-    order : ndarray of int, shape (n, 3)
-        Peak cells (group, row, column): of equally strong detections the first in this order stays.
+    order : ndarray, shape (n, m)
+        Peak cells (group, row, column), or any columns: of equally strong detections the first in this order stays.
     separation_um : float
         Nearer than this is the same cell.
 
@@ -270,6 +282,6 @@ def suppress(
     if len(pairs) == 0:
         return keep
     rank = np.empty(len(logit), np.int64)
-    rank[np.lexsort((order[:, 2], order[:, 1], order[:, 0], -logit))] = np.arange(len(logit))
+    rank[np.lexsort((*order.T[::-1], -logit))] = np.arange(len(logit))
     keep[np.where(rank[pairs[:, 0]] > rank[pairs[:, 1]], pairs[:, 0], pairs[:, 1])] = False
     return keep

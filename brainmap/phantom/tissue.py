@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage, sparse, special
 
-from brainmap.coords import vox_to_edge_um
+from brainmap.coords import Shape, Triple, vox_to_edge_um
 from brainmap.phantom.anatomy import Anatomy, grey_levels, grid_points
 from brainmap.phantom.cells import PSF_UM, Cells, render_cells
 from brainmap.phantom.warp import SmoothWarp
@@ -17,8 +17,6 @@ from brainmap.phantom.warp import SmoothWarp
 __all__ = ["CHANNEL_NAMES", "Scene", "build_scene", "record_slices"]
 
 Floats = NDArray[np.float32]
-Shape = tuple[int, int, int]
-Triple = tuple[float, float, float]
 
 CHANNEL_NAMES = ("signal", "autofluorescence")
 

@@ -10,6 +10,7 @@ the cell's region; NaN without atlas and beyond its box.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,10 +25,10 @@ import pyarrow.parquet as pq
 
 from brainmap.errors import DataError, NotFoundError
 from brainmap.files import atomic_path, to_jsonable
+from brainmap.run_folder import POINTS_PARQUET
 
 __all__ = [
     "COLUMNS",
-    "POINTS_PARQUET",
     "Points",
     "PointsWriter",
     "iter_points",
@@ -35,7 +36,6 @@ __all__ = [
     "read_locations",
 ]
 
-POINTS_PARQUET = "points.parquet"
 META_KEY = b"brainmap"
 ROW_GROUP = 100_000
 
@@ -53,8 +53,6 @@ COLUMNS: dict[str, str] = {
 
 # Columns that hold names: 0001 stays 0001.
 ID_COLUMNS = ("image_id", "worker_id")
-# Names that other tools give the axes (napari, spotiflow).
-ALIASES = {"axis-0": "z", "axis-1": "y", "axis-2": "x"}
 
 
 @dataclass(frozen=True)
@@ -261,8 +259,8 @@ def points_path(path: str | Path) -> Path:
 def read_locations(path: str | Path) -> Points:
     """Read points leniently: a run folder, a Parquet table, or a CSV with z,y,x or x,y.
 
-    CSV files may use commas, semicolons or tabs, name the axes as napari does (`axis-0`...), and have
-    further columns; `image_id` and `worker_id` stay strings.
+    CSV files may use commas, semicolons or tabs, name the axes as napari does (`axis-0`..., of which the last
+    three are z, y, x), and have further columns; `image_id` and `worker_id` stay strings.
 
     Raises
     ------
@@ -312,13 +310,29 @@ def _read_csv(path: Path) -> Points:
         if "Empty CSV" not in str(error):
             raise DataError(f"{path} is not a readable CSV table: {error}") from error
         table = pa.table({name: pa.array([], pa.float64()) for name in raw})
-    names = [ALIASES.get(name, name) for name in (name.lower() for name in raw)]
-    if {"axis-0", "axis-1"} <= {name.lower() for name in raw} and "axis-2" not in raw:
-        # Two napari axes are y and x.
-        names = [{"z": "y", "y": "x"}.get(name, name) for name in names]
+    names = [name.lower() for name in raw]
+    names = _napari_names(names, table, path)
     if len(set(names)) != len(names):
         raise DataError(f"{path} has two columns of the same name: {', '.join(names)}")
     return _from_arrow(table.rename_columns(names), {})
+
+
+def _napari_names(names: list[str], table: pa.Table, path: Path) -> list[str]:
+    """Columns axis-0, axis-1, ... by their letters: the last ones are z, y, x; any before must not vary."""
+    numbered = sorted((int(m[1]), name) for name in names if (m := re.fullmatch(r"axis-(\d{1,3})", name)))
+    axes = [name for _, name in numbered]
+    if [number for number, _ in numbered] != list(range(len(axes))) or len(axes) == 1:
+        raise DataError(
+            f"{path} has the columns {', '.join(axes)}; points have axis-0, axis-1 and so on, two or more"
+        )
+    for name in axes[:-3]:
+        if len(table.column(names.index(name)).unique()) > 1:
+            raise DataError(
+                f"{path}: {name} varies, so the points are of several images (of {len(axes)} axes the last three are "
+                "z, y, x); give the points of one image"
+            )
+    letters = dict(zip(reversed(axes), "xyz", strict=False))
+    return [letters.get(name, name) for name in names]
 
 
 def _numbers(values: npt.NDArray, path: Path, axis: str) -> npt.NDArray[np.float64]:

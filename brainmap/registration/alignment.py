@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -103,11 +102,6 @@ class Framed:
             slices.append(slice(low, high))
             origin.append((low + 0.5) * voxel / 1000.0)
         return (slices[0], slices[1], slices[2]), (origin[0], origin[1], origin[2])
-
-
-def usable_cores() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def align(

@@ -24,7 +24,7 @@ from brainmap.errors import DataError
 
 __all__ = ["Metric", "Stage", "StageImages", "run_stage"]
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 _THREADS = "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from brainmap.atlas.atlas import Atlas
+from brainmap.coords import Triple
 from brainmap.files import atomic_path
 from brainmap.registration.prepare import block_mean
 from brainmap.registration.transforms import Transforms
@@ -21,7 +22,6 @@ __all__ = ["CHECKERBOARD", "DEFORMATION", "PLANES", "draw_checkerboard", "draw_c
 
 CHECKERBOARD, DEFORMATION = "quality_checkerboard.png", "quality_deformation.png"
 
-Triple = tuple[float, float, float]
 Image = NDArray[np.float32]
 
 #: Name of the plane -> axis of asr that it is perpendicular to.

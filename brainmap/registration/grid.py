@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 
-from brainmap.coords import ATLAS_ORIENTATION, AxisMap, as_points, axis_map, parse_orientation
+from brainmap.coords import ATLAS_ORIENTATION, AxisMap, Triple, as_points, axis_map, parse_orientation
 from brainmap.errors import DataError
 
 if TYPE_CHECKING:
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 __all__ = ["SampleGrid", "resample_volume"]
 
-Triple = tuple[float, float, float]
 
 #: Voxels read at once while down-sampling; about 0.5 GB with the float copies.
 _READ_VOXELS = 32_000_000
@@ -164,6 +163,8 @@ def resample_volume(volume: Volume, grid: SampleGrid) -> NDArray[np.float32]:
         for y in range(0, ny, rows):
             zs, ys = slice(z, min(z + planes, nz)), slice(y, min(y + rows, ny))
             piece = volume.read(zs, ys, slice(0, nx), level=number).astype(np.float32)
+            # Outside a mask floats may be NaN: nothing was recorded there.
+            np.nan_to_num(piece, copy=False, nan=0.0, posinf=0.0, neginf=0.0)
             _accumulate(out, piece, weights[0][:, zs], weights[1][:, ys], weights[2])
     if not np.isfinite(out).all():
         raise DataError(

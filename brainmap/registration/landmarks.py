@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 from scipy.spatial.distance import cdist
 
-from brainmap.coords import edge_um_to_mm, vox_to_um
+from brainmap.coords import Triple, edge_um_to_mm, vox_to_um
 from brainmap.errors import DataError, NotFoundError
 from brainmap.files import fingerprint
 from brainmap.registration.transforms import INVERSE_WARP_FILE, WARP_FILE, DisplacementField, Transforms
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 __all__ = ["LandmarkFit", "Landmarks", "refine"]
 
 Floats = NDArray[np.float64]
-Triple = tuple[float, float, float]
 
 _AXES = ("z", "y", "x")
 _ATLAS_COLUMNS = tuple(f"atlas_{axis}_um" for axis in _AXES)

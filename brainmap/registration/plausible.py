@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from brainmap.coords import Triple
 from brainmap.errors import DataError
 from brainmap.registration.alignment import Framed
 
@@ -14,7 +15,6 @@ if TYPE_CHECKING:
 
 __all__ = ["check_sections", "check_tissue", "extent_um"]
 
-Triple = tuple[float, float, float]
 
 #: Sections farther apart than this, um, or fewer, leave too little of a brain between them to align.
 _LARGEST_VOXEL_UM = 300.0

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from brainmap.errors import DataError
+from brainmap.image.otsu import otsu
 
 __all__ = ["Prepared", "block_mean", "prepare", "tissue_mask"]
 
@@ -85,7 +86,7 @@ def tissue_mask(image: Image, voxel_um: tuple[float, float, float]) -> Mask:
     smooth = ndimage.gaussian_filter(image.astype(np.float32), [50.0 / v for v in voxel_um])
     low = float(np.percentile(smooth, 0.5))
     log = np.log1p(np.maximum(smooth - low, 0) / max(float(np.percentile(smooth, 90)) - low, 1e-6) * 20)
-    mask = log > _otsu(log)
+    mask = log > sum(otsu(log)) / 2
     if mask.any() and not mask.all():
         # The logarithm finds dim tissue, and too much at the rim, where blur spreads bright tissue.
         dark, bright = float(np.median(smooth[~mask])), float(np.median(smooth[mask]))
@@ -95,18 +96,6 @@ def tissue_mask(image: Image, voxel_um: tuple[float, float, float]) -> Mask:
         sizes = np.bincount(labels.ravel())[1:]
         mask = np.isin(labels, 1 + np.flatnonzero(sizes >= 0.05 * sizes.max()))
     return ndimage.binary_fill_holes(mask)
-
-
-def _otsu(values: Image) -> float:
-    """Threshold that separates a histogram best into two classes (Otsu 1979)."""
-    counts, edges = np.histogram(values, bins=256)
-    centre = (edges[:-1] + edges[1:]) / 2
-    below = np.cumsum(counts)
-    above = below[-1] - below
-    mass = np.cumsum(counts * centre)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        between = below * above * (mass / below - (mass[-1] - mass) / above) ** 2
-    return float(centre[int(np.nanargmax(between))]) if np.isfinite(between).any() else float(edges[-1])
 
 
 def block_mean(values: NDArray[Any], factor: int) -> Image:

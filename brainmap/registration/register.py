@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from brainmap.atlas.atlas import Atlas
-from brainmap.coords import parse_known_letters
+from brainmap.coords import Triple, parse_known_letters
 from brainmap.errors import UsageError
 from brainmap.files import atomic_path, fingerprint
-from brainmap.registration.alignment import usable_cores
+from brainmap.image.level_evidence import placed_by_evidence
+from brainmap.image.plausible import check_voxel_um
+from brainmap.machine import usable_cores
 from brainmap.registration.landmarks import Landmarks
 from brainmap.registration.orientation import brain_size, settle_orientation
 from brainmap.registration.plausible import check_sections
@@ -23,9 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["REGISTRATION_JSON", "Registration", "RegistrationOptions", "register", "register_brain"]
 
-logger = logging.getLogger(__name__)
-
-Triple = tuple[float, float, float]
+log = logging.getLogger(__name__)
 
 
 def register(
@@ -90,12 +90,13 @@ def register(
         prints["fingerprint"] = fingerprint(identity | {"landmarks": landmarks.fingerprint()})
     found = _finished(out, prints["fingerprint"], overwrite)
     if found is not None:
-        logger.info("using the finished registration in %s", out)
+        log.info("using the finished registration in %s", out)
         return found
+    atlas.check()
     check_sections(volume, brain_size(atlas))
     settled = settle_orientation(volume, atlas, asked, mask)
     for warning in settled.warnings:
-        logger.warning("%s", warning)
+        log.warning("%s", warning)
     parameters = asdict(options) | {
         "threads": options.threads or usable_cores(),
         "orientation": settled.letters,
@@ -116,6 +117,8 @@ def register_brain(
     orientation: str | None = None,
     channel: int | None = None,
     voxel_size: Triple | None = None,
+    timepoint: int | None = None,
+    axes: str | None = None,
     mask: str | Path | None = None,
     landmarks: str | Path | None = None,
     options: RegistrationOptions | None = None,
@@ -130,7 +133,10 @@ def register_brain(
     """
     from brainmap.image.volume import Volume
 
-    opened = Volume.open(brain, channel=channel, voxel_um=voxel_size)
+    opened = Volume.open(brain, channel=channel, timepoint=timepoint, voxel_um=voxel_size, axes=axes)
+    opened = placed_by_evidence(opened)
+    source = "its metadata" if voxel_size is None else "--voxel-size"
+    check_voxel_um(opened.voxel_um, opened.shape, opened.name, source)
     tissue = None if mask is None else Volume.open(mask)
     return register(
         opened,

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from brainmap.atlas.atlas import Atlas
-from brainmap.coords import ATLAS_ORIENTATION, axis_map
+from brainmap.coords import ATLAS_ORIENTATION, Triple, axis_map
 from brainmap.errors import DataError, UsageError
 from brainmap.files import now, write_json
 from brainmap.machine import versions
@@ -38,9 +38,8 @@ if TYPE_CHECKING:
 
 __all__ = ["UNREFINED", "RegistrationOptions", "RegistrationRun"]
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
-Triple = tuple[float, float, float]
 
 #: Folder, inside that of a registration with landmarks, of its transforms without them.
 UNREFINED = "before_landmarks"
@@ -183,7 +182,7 @@ class RegistrationRun:
         """What the sample shows of the brain; with a mask a guess is enough, without one it must be certain."""
         found = find_part(template, sample, self.atlas)
         if found.part.whole or found.certain:
-            logger.info("%s shows the %s", self.volume.name, found.part.words)
+            log.info("%s shows the %s", self.volume.name, found.part.words)
             return found
         if self.mask is not None:
             return found.as_whole()
@@ -205,7 +204,7 @@ class RegistrationRun:
 
     def _align(self, template: Framed, sample: Framed, compared: NDArray[np.bool_]) -> None:
         if self.aligned is not None:
-            logger.info("using the alignment that is there; only landmarks are new")
+            log.info("using the alignment that is there; only landmarks are new")
             _copy_transforms(self.aligned, self.folder)
             return
         self._run_ants(template, sample, compared, self.options.schedule, self.folder)

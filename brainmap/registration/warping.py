@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from brainmap.atlas.atlas import Atlas
-from brainmap.coords import atlas_um_to_index, edge_um_to_vox, vox_to_edge_um
+from brainmap.coords import Shape, Triple, atlas_um_to_index, edge_um_to_vox, vox_to_edge_um
 from brainmap.registration.alignment import Framed
 from brainmap.registration.grid import SampleGrid
 from brainmap.registration.quality import Quality, mutual_information
@@ -21,8 +21,6 @@ from brainmap.registration.transforms import Transforms
 
 __all__ = ["bring_to_atlas", "bring_to_sample", "depth_um", "measure"]
 
-Triple = tuple[float, float, float]
-Shape = tuple[int, int, int]
 
 #: Gaps between parts of the brain (fissures, between folia) that do not count as outline, um.
 _CLEFT_UM = 1200.0

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from brainmap.errors import DataError, NotFoundError
+from brainmap.files import plain_text
 
-__all__ = ["SUMMARY_CSV", "Region", "RegionTree", "read_regions", "read_summary"]
+__all__ = ["Region", "RegionTree", "read_regions", "read_summary"]
 
 _SIDES = ("left", "right", "both")
-
-#: The table of the regions asked for, in a run folder.
-SUMMARY_CSV = "regions_summary.csv"
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,16 @@ class RegionTree:
         return sorted(large, key=lambda region: -region.density())[:size]
 
 
+@contextmanager
+def _readable(path: Path) -> Iterator[csv.DictReader[str]]:
+    """Rows of a table, with an error of ours where it is no text or no table."""
+    try:
+        with path.open(newline="", encoding="utf-8") as handle:
+            yield csv.DictReader(handle)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path} is not a readable table: {error}") from error
+
+
 def read_regions(path: str | Path) -> RegionTree:
     """Read a ``regions.csv``.
 
@@ -95,8 +105,8 @@ def read_regions(path: str | Path) -> RegionTree:
         raise NotFoundError(f"there is no table of regions {path}")
     regions: dict[int, Region] = {}
     outside = 0
-    with path.open(newline="", encoding="utf-8") as handle:
-        for number, row in enumerate(csv.DictReader(handle), start=2):
+    with _readable(path) as rows:
+        for number, row in enumerate(rows, start=2):
             try:
                 key, side = int(row["region_id"]), row["hemisphere"]
                 if key == 0:
@@ -104,7 +114,8 @@ def read_regions(path: str | Path) -> RegionTree:
                     continue
                 if key not in regions:
                     regions[key] = Region(
-                        key, row["acronym"], row["name"], int(row["parent_id"]), int(row["depth"]),
+                        key, plain_text(row["acronym"]), plain_text(row["name"]),
+                        int(row["parent_id"]), int(row["depth"]),
                         dict.fromkeys(_SIDES, 0), dict.fromkeys(_SIDES, 0), dict.fromkeys(_SIDES, float("nan")),
                     )  # fmt: skip
                 region = regions[key]
@@ -136,13 +147,13 @@ def read_summary(path: str | Path) -> list[list[str | float]]:
     if not path.is_file():
         raise NotFoundError(f"there is no summary of regions {path}")
     sides: dict[str, dict[str, dict[str, str]]] = {}
-    with path.open(newline="", encoding="utf-8") as handle:
-        for row in csv.DictReader(handle):
-            sides.setdefault(row.get("acronym", ""), {})[row.get("hemisphere", "")] = row
+    with _readable(path) as rows:
+        for row in rows:
+            sides.setdefault(plain_text(row.get("acronym") or ""), {})[row.get("hemisphere", "")] = row
     numbers = ("count", "volume_mm3", "density_per_mm3", "density_per_atlas_mm3")
     try:
         return [
-            [acronym, of["both"]["name"],
+            [acronym, plain_text(of["both"]["name"]),
              *(float(of[side]["count"]) if side in of else float("nan") for side in ("left", "right")),
              *(float(of["both"][number] or "nan") for number in numbers)]
             for acronym, of in sides.items()

@@ -21,9 +21,10 @@ _DEFAULT_CELL_UM = 10.0
 
 @dataclass(frozen=True)
 class Run:
-    """Everything the sections draw from; what could not be read is None."""
+    """Everything the sections draw from; what could not be read is None. `folder` holds the tables."""
 
     folder: Path
+    registration: Path
     record: RunRecord
     volume: Volume | None
     points: Path | None

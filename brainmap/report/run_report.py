@@ -16,10 +16,10 @@ import numpy as np
 from brainmap.errors import BrainmapError, NotFoundError
 from brainmap.files import read_json
 from brainmap.image.volume import Volume
-from brainmap.points.table import POINTS_PARQUET, read_locations
+from brainmap.points.table import read_locations
 from brainmap.report import figures
 from brainmap.report.html import Page, format_value
-from brainmap.report.region_rows import SUMMARY_CSV, read_regions, read_summary
+from brainmap.report.region_rows import read_regions, read_summary
 from brainmap.report.run_facts import (
     Run,
     indented,
@@ -32,14 +32,20 @@ from brainmap.report.run_facts import (
 )
 from brainmap.report.slices import choose_crops, choose_slices, read_crop, read_slices
 from brainmap.report.summary import points_near, summarise_points
+from brainmap.report.thresholds import add_threshold_counts
 from brainmap.report.truth import add_truth, missed_cells
-from brainmap.run_folder import RunRecord
+from brainmap.run_folder import (
+    POINTS_PARQUET,
+    REGIONS_CSV,
+    REPORT_HTML,
+    SUMMARY_CSV,
+    RunRecord,
+)
 
 __all__ = ["write_run_report"]
 
 log = logging.getLogger(__name__)
 
-REPORT = "report.html"
 _PICTURES = {
     "checkerboard": "the brain (warm) and the atlas's template (cool) in alternating squares; edges should go on "
     "across them.",
@@ -55,6 +61,7 @@ def write_run_report(
     truth: str | Path | None = None,
     truth_regions: str | Path | None = None,
     volume: Volume | None = None,
+    staged: Path | None = None,
 ) -> Path:
     """Write ``report.html`` into a run folder and return its path.
 
@@ -68,13 +75,15 @@ def write_run_report(
         True counts in the columns of ``regions.csv``.
     volume : Volume, optional
         The brain; by default opened from the path in ``run.json``.
+    staged : Path, optional
+        Folder with ``run.json`` and tables that will take the place of the run's: they are reported, there.
 
     Raises
     ------
     NotFoundError, DataError
         If the folder has no readable ``run.json``.
     """
-    folder = Path(run_dir)
+    folder = staged or Path(run_dir)
     record = RunRecord.load(folder)
     problems: list[str] = []
     if volume is None:
@@ -83,11 +92,12 @@ def write_run_report(
     summary = _attempt(problems, lambda: summarise_points(table, volume.shape[0] if volume else 0))
     run = Run(
         folder=folder,
+        registration=Path(run_dir) / "registration",
         record=record,
         volume=volume,
         points=table if summary else None,
         summary=summary,
-        regions=_optional(problems, folder / "regions.csv", read_regions),
+        regions=_optional(problems, folder / REGIONS_CSV, read_regions),
         truth=_attempt(problems, lambda: read_locations(truth)) if truth else None,
         truth_regions=_optional(problems, Path(truth_regions), read_regions) if truth_regions else None,
     )
@@ -99,10 +109,11 @@ def write_run_report(
     except BrainmapError as error:
         page.add_warning("The pictures could not be made from the image:", [str(error)])
     _measurements(page, run)
+    add_threshold_counts(page, run)
     _regions(page, run)
     _registration(page, run)
     _provenance(page, run)
-    return page.write(folder / REPORT)
+    return page.write(folder / REPORT_HTML)
 
 
 def _head(page: Page, run: Run, problems: list[str]) -> None:
@@ -271,7 +282,7 @@ def _region_summary(page: Page, run: Run) -> None:
 
 
 def _registration(page: Page, run: Run) -> None:
-    folder = run.folder / "registration"
+    folder = run.registration
     elsewhere = run.record.parameters.get("registration")
     if not folder.is_dir() and elsewhere and Path(str(elsewhere)).is_dir():
         folder = Path(str(elsewhere))
@@ -358,6 +369,8 @@ def _open_volume(record: RunRecord) -> Volume:
         str(source),
         channel=record.parameters.get("channel"),
         voxel_um=record.parameters.get("voxel_um") or None,
+        timepoint=record.parameters.get("timepoint"),
+        axes=record.parameters.get("axes"),
     )
 
 

@@ -6,10 +6,12 @@ import functools
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from brainmap.image.otsu import otsu
 from brainmap.image.volume import Volume
 from brainmap.points.table import Points
 
@@ -113,6 +115,7 @@ def read_slice(volume: Volume, z: int, pixels: int = 1000) -> SliceImage:
         strip = volume.read(slice(k, k + 1), slice(y, min(y + rows, height)), slice(0, width), level=number)[
             0
         ]
+        strip = _recorded(strip)
         strips.append(strip.reshape(-1, factor, width // factor, factor).mean(axis=(1, 3), dtype=np.float32))
     y0 = level.origin_um[1] - level.voxel_um[1] / 2 - volume.origin_um[1] + volume.voxel_um[1] / 2
     x0 = level.origin_um[2] - level.voxel_um[2] / 2 - volume.origin_um[2] + volume.voxel_um[2] / 2
@@ -122,9 +125,19 @@ def read_slice(volume: Volume, z: int, pixels: int = 1000) -> SliceImage:
 
 def read_crop(volume: Volume, crop: Crop) -> SliceImage:
     """Read a crop at full resolution."""
-    values = volume.read(slice(crop.z, crop.z + 1), slice(*crop.y), slice(*crop.x))[0].astype(np.float32)
+    values = _recorded(volume.read(slice(crop.z, crop.z + 1), slice(*crop.y), slice(*crop.x))[0])
+    values = values.astype(np.float32)
     _, dy, dx = volume.voxel_um
     return SliceImage(crop.z, values, (crop.y[0] * dy, crop.y[1] * dy, crop.x[0] * dx, crop.x[1] * dx))
+
+
+def _recorded(values: NDArray[Any]) -> NDArray[Any]:
+    """Grey levels; black where a float image holds none (NaN outside a mask) or one that float32 cannot hold."""
+    if values.dtype.kind != "f":
+        return values
+    with np.errstate(over="ignore"):
+        single = values.astype(np.float32, copy=False)
+    return np.where(np.isfinite(single), single, np.float32(0))
 
 
 def tissue_of(image: SliceImage) -> NDArray[np.bool_]:
@@ -132,16 +145,11 @@ def tissue_of(image: SliceImage) -> NDArray[np.bool_]:
     from scipy import ndimage
 
     values = np.log1p(np.maximum(ndimage.gaussian_filter(image.values, 4.0), 0.0))
-    counts, edges = np.histogram(values, 128)
-    centres = (edges[1:] + edges[:-1]) / 2
-    below = np.cumsum(counts)
-    above = below[-1] - below
-    mean_below = np.cumsum(counts * centres) / np.maximum(below, 1)
-    mean_above = (np.sum(counts * centres) - np.cumsum(counts * centres)) / np.maximum(above, 1)
-    between = below * above * (mean_below - mean_above) ** 2.0
-    # Between two well separated levels every threshold is as good: take the middle of the plateau.
-    best = np.flatnonzero(between >= between.max() * (1 - 1e-9))
-    return values > centres[int(best[len(best) // 2])]
+    low, high = float(values.min()), float(values.max())
+    if high - low < 1e-6 * max(1.0, abs(high)):
+        # One grey level, or a handful of pixels: nothing to tell apart.
+        return np.ones(values.shape, bool)
+    return values > otsu(values)[1]
 
 
 def choose_crops(

@@ -29,6 +29,7 @@ __all__ = [
     "SKY",
     "TISSUE_MAP",
     "clean",
+    "literal_figure",
     "new_figure",
     "picture_axes",
     "round_length",
@@ -48,10 +49,33 @@ _FONT = 9.0
 
 def new_figure(width: float, height: float) -> Figure:
     """Return an empty white figure of the given size in inches (a report's text is about 11.5 wide)."""
+    return literal_figure(width, height, "white")
+
+
+def literal_figure(width: float, height: float, background: str) -> Figure:
+    """Return an empty figure in which every text is drawn as it stands.
+
+    matplotlib takes what stands between two `$` for a formula: a name that holds them would be drawn otherwise, or
+    keep the whole figure from being drawn. Numbers on logarithmic axes are formulas of matplotlib's own and stay.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.text import Text
+    from matplotlib.ticker import LogFormatter
 
-    figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
+    class LiteralFigure(Figure):
+        def draw(self, renderer: Any) -> None:
+            own: set[int] = set()
+            for axes in self.axes:
+                for axis in (axes.xaxis, axes.yaxis):
+                    if isinstance(axis.get_major_formatter(), LogFormatter):
+                        own.update(id(text) for text in axis.findobj(Text) if text is not axis.label)
+            for text in self.findobj(Text):
+                if id(text) not in own:
+                    text.set_parse_math(False)  # type: ignore[attr-defined]
+            super().draw(renderer)
+
+    figure = LiteralFigure(figsize=(width, height), layout="constrained", facecolor=background)
     FigureCanvasAgg(figure)
     return figure
 

@@ -11,13 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from brainmap.coords import atlas_um_to_index
-from brainmap.errors import NotFoundError
 from brainmap.image.mask import Mask
-from brainmap.image.volume import Volume
-from brainmap.points.table import COLUMNS, POINTS_PARQUET, Points, PointsWriter, iter_points
-from brainmap.report.region_rows import SUMMARY_CSV
+from brainmap.points.table import COLUMNS, Points, PointsWriter
+from brainmap.run.cells import ImageFrame
 from brainmap.run.request import Roi
-from brainmap.run_folder import RunRecord
+from brainmap.run_folder import REGIONS_CSV, SUMMARY_CSV
 
 if TYPE_CHECKING:
     from brainmap.atlas.atlas import Atlas
@@ -25,12 +23,8 @@ if TYPE_CHECKING:
     from brainmap.registration.grid import SampleGrid
     from brainmap.registration.register import Registration
 
-__all__ = [
-    "REGIONS_CSV", "REGISTRATION_DIR", "SUMMARY_CSV", "Mapped", "count_in_regions", "recount", "summarise_run",
-    "write_points",
-]  # fmt: skip
+__all__ = ["Mapped", "count_in_regions", "write_points"]
 
-REGISTRATION_DIR, REGIONS_CSV = "registration", "regions.csv"
 ATLAS_COLUMNS = ("atlas_z_um", "atlas_y_um", "atlas_x_um")
 
 
@@ -114,97 +108,12 @@ def _ordered(points: Points) -> Points:
     return Points({name: points[name] for name in names}, points.meta)
 
 
-def recount(
-    run: str | Path, registration_dir: str | Path | None = None, level: str | None = None
-) -> RegionTable:
-    """Map a run's cells to the atlas again and rewrite its tables and report.
-
-    Parameters
-    ----------
-    run : path
-        A finished run folder.
-    registration_dir : path, optional
-        A finished registration of the same brain; by default the run's own.
-    level : str, optional
-        Regions of the summary, see `brainmap.atlas.region_sets`; by default the run's.
-
-    Raises
-    ------
-    NotFoundError
-        If the run has no table of cells, or there is no registration.
-    UsageError
-        If the registration is of another brain, or the atlas has no such level.
-    """
-    from brainmap.atlas.atlas import Atlas
-    from brainmap.atlas.region_sets import check_level
-    from brainmap.registration.register import Registration
-    from brainmap.report.run_report import write_run_report
-
-    folder = Path(run)
-    record = RunRecord.load(folder)
-    table = folder / POINTS_PARQUET
-    if not table.is_file():
-        raise NotFoundError(f"{folder} has no {POINTS_PARQUET}; run brainmap detect first")
-    meta = next((piece.meta for piece in iter_points(table, 1)), None) or Points.read(table, ["z"]).meta
-    own = record.parameters.get("registration") or folder / REGISTRATION_DIR
-    registration = Registration.load(registration_dir or own)
-    volume = Volume.open(
-        meta["brain"], channel=record.parameters.get("channel"), voxel_um=meta["voxel_um"],
-        orientation=meta.get("orientation"),
-    )  # fmt: skip
-    registration.check_belongs(volume)
-    atlas = Atlas.open(registration.atlas_folder)
-    level = _level(level, record)
-    check_level(level, atlas.structures)
-    mask = Mask.open(record.parameters["mask"]) if record.parameters.get("mask") else None
-    meta = meta | {"atlas": registration.atlas_name, "registration": registration.fingerprint}
-    mapped = write_points(table, iter_points(table), meta, atlas, registration)
-    assert mapped.counter is not None
-    regions = count_in_regions(
-        folder, mapped.counter, registration, atlas, volume, roi=_roi_of(record), mask=mask, level=level
-    )
-    agree = {} if mapped.regions_agree is None else {"regions_agree": mapped.regions_agree}
-    record.updated(results=record.results | agree, execution=record.execution | {"level": level}).save(folder)
-    write_run_report(folder)
-    return regions
-
-
-def summarise_run(run: str | Path, level: str | None = None, out: str | Path | None = None) -> Path:
-    """Write the summary of a counted run anew, at a level of choice; nothing is mapped again.
-
-    Parameters
-    ----------
-    run : path
-        Run folder with a table of regions.
-    level : str, optional
-        See `brainmap.atlas.region_sets`; by default the run's.
-    out : path, optional
-        CSV file to write; by default the run's own summary.
-
-    Raises
-    ------
-    NotFoundError, DataError, UsageError
-        If there is no table of regions, or its atlas has no such level.
-    """
-    from brainmap.atlas.regions import read_region_table, write_regions
-    from brainmap.atlas.summary import summarise
-
-    folder = Path(run)
-    record = RunRecord.load(folder)
-    level = _level(level, record)
-    target = folder / SUMMARY_CSV if out is None else Path(out)
-    write_regions(summarise(read_region_table(folder / REGIONS_CSV), level), target)
-    if out is None:
-        record.updated(execution=record.execution | {"level": level}).save(folder)
-    return target
-
-
 def count_in_regions(
     folder: Path,
     counter: RegionCounter,
     registration: Registration,
     atlas: Atlas,
-    volume: Volume,
+    frame: ImageFrame,
     *,
     roi: Roi | None,
     mask: Mask | None,
@@ -218,7 +127,7 @@ def count_in_regions(
         Run folder.
     counter : RegionCounter
         With the run's cells.
-    registration, atlas, volume
+    registration, atlas, frame
         Of the run.
     roi, mask
         What was analysed; None is everything.
@@ -234,7 +143,7 @@ def count_in_regions(
     from brainmap.atlas.summary import summarise
 
     whole = registration.volumes_mm3(atlas)
-    analysed = whole if roi is None and mask is None else _analysed(registration, atlas, volume, roi, mask)
+    analysed = whole if roi is None and mask is None else _analysed(registration, atlas, frame, roi, mask)
     table = counter.table(analysed, atlas_mm3=atlas_volumes(atlas), whole_mm3=whole)
     write_regions(table, folder / REGIONS_CSV)
     write_regions(summarise(table, level), folder / SUMMARY_CSV)
@@ -242,14 +151,14 @@ def count_in_regions(
 
 
 def _analysed(
-    registration: Registration, atlas: Atlas, volume: Volume, roi: Roi | None, mask: Mask | None
+    registration: Registration, atlas: Atlas, frame: ImageFrame, roi: Roi | None, mask: Mask | None
 ) -> NDArray[np.float64]:
     """Volume of each structure inside the region of interest and the mask."""
     box = None
     if roi is not None:
         box = tuple(
             (s.start * v + o - v / 2, s.stop * v + o - v / 2)
-            for s, v, o in zip(roi.slices(volume.shape), volume.voxel_um, volume.origin_um, strict=True)
+            for s, v, o in zip(roi.slices(frame.shape), frame.voxel_um, frame.origin_um, strict=True)
         )
     inside = None
     if mask is not None:
@@ -257,14 +166,3 @@ def _analysed(
 
         inside = resample_volume(mask.volume, registration.grid) > 0.5
     return registration.volumes_mm3(atlas, mask=inside, box_um=box)  # type: ignore[arg-type]
-
-
-def _level(asked: str | None, record: RunRecord) -> str:
-    """The level asked for, or else the run's; files by their absolute path, as the record keeps it."""
-    level = asked or str(record.execution.get("level") or "summary")
-    return str(Path(level).absolute()) if level.lower().endswith(".csv") else level
-
-
-def _roi_of(record: RunRecord) -> Roi | None:
-    roi = record.parameters.get("roi")
-    return Roi(*(tuple(roi[axis]) for axis in "zyx")) if roi else None

@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from brainmap.run.count import REGIONS_CSV
 from brainmap.run.detect import detect_brain
 from brainmap.run.request import DetectRequest
+from brainmap.run_folder import REGIONS_CSV
 
 __all__ = ["run_demo"]
 

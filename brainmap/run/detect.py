@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,22 +19,37 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from brainmap.coords import parse_known_letters, vox_to_um
-from brainmap.errors import BrainmapError, DataError, IncompleteRunError, UsageError
+from brainmap.coords import parse_known_letters
+from brainmap.errors import BrainmapError, DataError, IncompleteRunError, NotFoundError, UsageError
 from brainmap.export.formats import export_points
 from brainmap.files import fingerprint, now
+from brainmap.image.data_box import data_box
 from brainmap.image.intensity import Intensity
+from brainmap.image.level_evidence import placed_by_evidence
 from brainmap.image.mask import Mask
+from brainmap.image.plausible import check_voxel_um
 from brainmap.image.volume import Volume
 from brainmap.infer.detector import Detector
-from brainmap.infer.engine.engine import INTENSITY_FILE, DetectionResult, RunOptions, preload, run_detection
+from brainmap.infer.engine.engine import DetectionResult, RunOptions, preload, run_detection
 from brainmap.infer.engine.estimate import estimate
-from brainmap.infer.engine.memory import keep_freed_memory
-from brainmap.infer.engine.results import BLOCKS_DIR, iter_results
-from brainmap.points.table import POINTS_PARQUET, Points
-from brainmap.run.count import REGIONS_CSV, REGISTRATION_DIR, SUMMARY_CSV, count_in_regions, write_points
+from brainmap.infer.engine.results import iter_results, stored_from
+from brainmap.machine import keep_freed_memory
+from brainmap.points.table import Points
+from brainmap.run.cells import ImageFrame, located
+from brainmap.run.count import count_in_regions, write_points
 from brainmap.run.request import DetectRequest
-from brainmap.run_folder import RunRecord
+from brainmap.run.swap import finish_swap
+from brainmap.run.threshold_counts import count_over_thresholds
+from brainmap.run_folder import (
+    BLOCKS_DIR,
+    INTENSITY_FILE,
+    POINTS_PARQUET,
+    REGISTRATION_DIR,
+    REPORT_HTML,
+    RunRecord,
+    clear_run,
+    is_run,
+)
 
 if TYPE_CHECKING:
     from brainmap.atlas.atlas import Atlas
@@ -45,12 +59,12 @@ __all__ = ["DetectSummary", "detect_brain"]
 
 log = logging.getLogger(__name__)
 
-REPORT = "report.html"
-
 # Clear cells (by contrast) tell the size of cells; this many, this far from the expected size, are a warning.
 _CLEAR_SNR, _ENOUGH_CELLS, _SIZE_RATIO = 10.0, 20, 1.45
 # Pixels larger than this share of a cell show it as a speck; the shipped detector has seen none above 0.3.
 _COARSEST_PIXEL = 0.5
+# Pixels larger than so many cells are a mistake, and a grid made for cells would fill the memory.
+_SENSELESS_PIXEL = 5.0
 
 T = TypeVar("T")
 
@@ -95,7 +109,7 @@ class DetectSummary:
         if self.outside is not None:
             lines.append(f"{self.outside} of them outside the atlas")
         lines += [f"warning: {warning}" for warning in self.warnings]
-        lines.append(f"report  {self.run / REPORT}")
+        lines.append(f"report  {self.run / REPORT_HTML}")
         return "\n".join(lines)
 
 
@@ -111,7 +125,18 @@ class _Inputs:
 
     @classmethod
     def open(cls, request: DetectRequest) -> _Inputs:
-        volume = Volume.open(request.brain, channel=request.channel, voxel_um=request.voxel_um)
+        volume = Volume.open(
+            request.brain,
+            channel=request.channel,
+            timepoint=request.timepoint,
+            voxel_um=request.voxel_um,
+            axes=request.axes,
+        )
+        volume = placed_by_evidence(volume)
+        if request.roi is not None:
+            request.roi.slices(volume.shape)
+        source = "its metadata" if request.voxel_um is None else "--voxel-size"
+        check_voxel_um(volume.voxel_um, volume.shape, volume.name, source)
         if request.orientation is not None:
             # What is asked for replaces what the image says, also where it is still to be found.
             letters = None if request.finds_orientation else request.orientation
@@ -136,9 +161,16 @@ class _Inputs:
                 )
             atlas = Atlas.open(registration.atlas_folder) if registration else Atlas.open(str(request.atlas))
             check_level(request.level, atlas.structures)
+            atlas.check()
         elif needless := sorted({"brainmapper", "brainrender"} & set(request.exports)):
             raise UsageError(f"--export {needless[0]} needs an atlas; leave --no-atlas out")
         detector = Detector.open(request.detector)
+        pixel, diameter = max(volume.voxel_um[1:]), request.cell_diameter_um or detector.spec.cell_diameter_um
+        if pixel > _SENSELESS_PIXEL * diameter:
+            raise UsageError(
+                f"{volume.name} has pixels of {pixel:g} um, many times wider than cells of {diameter:g} um: no "
+                "cell can be seen; give the image at full resolution, or the true --voxel-size or --cell-diameter"
+            )
         mask = None if request.mask is None else Mask.open(request.mask)
         return cls(volume, detector, atlas, registration, mask)
 
@@ -209,6 +241,7 @@ class _Run:
             # A run may take hours: what makes it pointless is said before.
             log.warning("%s", warning)
         registration = self._stage("registration", self._register)
+        self.part = _part_with_data(self.inputs.volume)
         if self.record.status != "complete":
             threading.Thread(target=self._load_ahead, name="brainmap-load-ahead").start()
         intensity = self._stage("overview", self._fit_intensity)
@@ -227,7 +260,7 @@ class _Run:
         return DetectSummary(
             run=self.folder,
             status=result.status,
-            cells=result.cells if outside is None else self.cells,
+            cells=self.cells,
             outside=outside,
             seconds=time.perf_counter() - self.began,
             voxels_per_second=result.voxels / result.seconds if result.voxels else 0.0,
@@ -237,12 +270,15 @@ class _Run:
     def _open_record(self) -> RunRecord:
         """Start or resume; refuse a folder that holds another run or something else."""
         parameters, prints = self.request.parameters(), self.inputs.fingerprints()
-        if (self.folder / "run.json").is_file():
+        if is_run(self.folder):
+            finish_swap(self.folder)
             old = RunRecord.load(self.folder)
             if not self.request.overwrite:
+                self._offer_recount(old, parameters, prints)
                 old.require_same(self.folder, parameters, prints)
+                self._say_threshold(old)
                 return old
-            _clear(self.folder)
+            clear_run(self.folder)
         elif self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
             raise UsageError(f"{self.folder} exists and is not a run folder; give another --out")
         record = RunRecord(parameters=parameters, fingerprints=prints, execution=self.request.execution())
@@ -251,6 +287,37 @@ class _Run:
         except OSError as error:
             raise DataError(f"cannot write to {self.folder}: {error.strerror or error}") from error
         return record
+
+    def _offer_recount(self, old: RunRecord, parameters: dict[str, Any], prints: dict[str, str]) -> None:
+        """Refuse a run that differs in nothing but its threshold with the quick way to the other one."""
+        if len(old.differences(parameters, prints)) != 1 or old.differences(
+            parameters | {"threshold": old.parameters.get("threshold")}, prints
+        ):
+            return
+        with suppress(NotFoundError):
+            if self._threshold >= stored_from(self.folder) and (self.folder / POINTS_PARQUET).is_file():
+                raise UsageError(
+                    f"{self.folder} holds a run with another threshold (threshold was "
+                    f"{old.parameters.get('threshold')}, is now {self.request.threshold}): brainmap regions "
+                    f"{self.folder} --threshold {self._threshold:g} counts it anew in moments; use --overwrite to "
+                    "detect again, or another --out"
+                )
+
+    def _say_threshold(self, old: RunRecord) -> None:
+        """Say that a threshold chosen after the run gives way to the run's own."""
+        chosen = old.results.get("threshold")
+        if chosen is not None and chosen != self._threshold:
+            log.warning(
+                "%s was at threshold %g by brainmap regions; it goes back to %g",
+                self.folder,
+                chosen,
+                self._threshold,
+            )
+
+    @property
+    def _threshold(self) -> float:
+        asked = self.request.threshold
+        return self.inputs.detector.spec.threshold if asked is None else asked
 
     def _stage(self, name: str, work: Callable[[], T]) -> T:
         start = time.perf_counter()
@@ -271,10 +338,8 @@ class _Run:
         source = request.brain if request.registration_image is None else str(request.registration_image)
         if request.registration_image is not None:
             image = Volume.open(source, channel=request.registration_channel, orientation=volume.orientation)
-        elif channel != volume.channel:
-            image = Volume.open(
-                source, channel=channel, voxel_um=request.voxel_um, orientation=volume.orientation
-            )
+        elif channel is not None and channel != volume.channel:
+            image = volume.with_channel(channel)
         else:
             image = volume
         registration = register(
@@ -300,26 +365,24 @@ class _Run:
         """Load the network, beside the overview."""
         # What fails here fails again where it is needed, and is said there.
         with suppress(Exception):
-            preload(
-                self.inputs.volume, self.inputs.detector, self.folder, _options(self.request, self.inputs)
-            )
+            preload(self.part, self.inputs.detector, self.folder, _options(self.request, self.part))
 
     def _fit_intensity(self) -> Intensity:
         saved = self.folder / BLOCKS_DIR / INTENSITY_FILE
         if saved.is_file():
             return Intensity.load(saved)
-        return Intensity.fit(self.inputs.volume, _diameter(self.request, self.inputs))
+        return Intensity.fit(self.part, _diameter(self.request, self.inputs))
 
     def _detect(self, intensity: Intensity) -> DetectionResult:
         if self.inputs.mask is not None:
-            inside = self.inputs.mask.touches(intensity, self.inputs.volume)
+            inside = self.inputs.mask.touches(intensity, self.part)
             intensity = dataclasses.replace(intensity, tissue=intensity.tissue & inside)
         return run_detection(
-            self.inputs.volume,
+            self.part,
             intensity,
             self.inputs.detector,
             self.folder,
-            _options(self.request, self.inputs),
+            _options(self.request, self.part),
             meanwhile=_load_report,
         )
 
@@ -331,26 +394,25 @@ class _Run:
         mapped = write_points(self.folder / POINTS_PARQUET, pieces, meta, self.inputs.atlas, registration)
         self.cells, self.regions_agree = mapped.cells, mapped.regions_agree
         self._compare_size(sizes)
+        frame = ImageFrame.of(self.inputs.volume)
+        count_over_thresholds(
+            self.folder, self.folder, frame, self.inputs.mask, self.inputs.atlas, registration
+        )
         if mapped.counter is None or registration is None or self.inputs.atlas is None:
             return None
         regions = count_in_regions(
-            self.folder, mapped.counter, registration, self.inputs.atlas, self.inputs.volume,
+            self.folder, mapped.counter, registration, self.inputs.atlas, frame,
             roi=self.request.roi, mask=self.inputs.mask, level=self.request.level,
         )  # fmt: skip
         return int(regions["count"][0])
 
     def _pieces(self, sizes: NDArray[np.int64]) -> Iterator[Points]:
         """Cells with their um, inside the mask; counts the diameters of clear ones in half um."""
-        volume, mask = self.inputs.volume, self.inputs.mask
-        for piece in iter_results(self.folder):
-            um = vox_to_um(piece.zyx_vox, volume.voxel_um, volume.origin_um)
-            if mask is not None:
-                inside = mask.contains(um)
-                piece, um = piece.take(inside), um[inside]
+        for piece in located(iter_results(self.folder), ImageFrame.of(self.inputs.volume), self.inputs.mask):
             clear = piece["diameter_um"][piece["snr"] > _CLEAR_SNR]
             place = np.clip(2 * clear[np.isfinite(clear)], 0, len(sizes) - 1).astype(np.int64)
             sizes += np.bincount(place, minlength=len(sizes))
-            yield piece.with_columns(z_um=um[:, 0], y_um=um[:, 1], x_um=um[:, 2])
+            yield piece
 
     def _compare_size(self, sizes: NDArray[np.int64]) -> None:
         """Warn where the cells are much larger or smaller than the detector was told."""
@@ -408,9 +470,12 @@ class _Run:
             "read_amplification": result.read_voxels / result.voxels if result.voxels else None,
             "peak_memory_bytes": result.peak_memory_bytes,
         }
-        spec = self.inputs.detector.spec
         settings = {
-            "threshold": spec.threshold if self.request.threshold is None else self.request.threshold,
+            "threshold": self._threshold,
+            "threshold_from": "the detector"
+            if self.request.threshold is None
+            else "brainmap detect --threshold",
+            "candidate_score": stored_from(self.folder),
             "cell_diameter_um": _diameter(self.request, self.inputs),
         }
         record = RunRecord.load(self.folder)
@@ -437,11 +502,30 @@ def _load_report() -> None:
         figure.draw_without_rendering()
 
 
-def _options(request: DetectRequest, inputs: _Inputs) -> RunOptions:
+def _part_with_data(volume: Volume) -> Volume:
+    """The volume, or the box of it that holds data: cells at its faces are judged as at those of a volume."""
+    box = data_box(volume)
+    if all(span == (0, n) for span, n in zip(box, volume.shape, strict=True)):
+        return volume
+    log.info(
+        "%s: data lie in %s (z, y, x); the rest is blank and takes no part",
+        volume.name, ", ".join(f"{a}:{b}" for a, b in box),
+    )  # fmt: skip
+    return volume.cropped(box)
+
+
+def _options(request: DetectRequest, part: Volume) -> RunOptions:
     roi = None
     if request.roi is not None:
-        z, y, x = request.roi.slices(inputs.volume.shape)
-        roi = ((z.start, z.stop), (y.start, y.stop), (x.start, x.stop))
+        crop = part.crop or tuple((0, n) for n in part.shape)
+        ends = (request.roi.z, request.roi.y, request.roi.x)
+        spans = [
+            (max(start, a) - a, (b if stop is None else min(stop, b)) - a)
+            for (start, stop), (a, b) in zip(ends, crop, strict=True)
+        ]
+        if any(start >= stop for start, stop in spans):
+            raise DataError(f"--roi {request.roi} holds no data: the image is blank there")
+        roi = (spans[0], spans[1], spans[2])
     return RunOptions(
         threshold=request.threshold,
         cell_diameter_um=request.cell_diameter_um,
@@ -476,17 +560,10 @@ def _foreseen(request: DetectRequest, inputs: _Inputs) -> list[str]:
 def _plan(request: DetectRequest, inputs: _Inputs) -> DetectSummary:
     """The dry run: what the command would read, need and take."""
     diameter = _diameter(request, inputs)
-    intensity = Intensity.fit(inputs.volume, diameter)
-    plan = estimate(inputs.volume, intensity, inputs.detector, _options(request, inputs))
+    part = _part_with_data(inputs.volume)
+    intensity = Intensity.fit(part, diameter)
+    plan = estimate(part, intensity, inputs.detector, _options(request, part))
     warnings = tuple(_foreseen(request, inputs))
     return DetectSummary(
         request.out, "planned", 0, None, 0.0, 0.0, warnings=warnings, plan=dataclasses.asdict(plan)
     )
-
-
-def _clear(folder: Path) -> None:
-    """Remove what an earlier run left; other files in the folder stay."""
-    for name in (BLOCKS_DIR, REGISTRATION_DIR, "exports"):
-        shutil.rmtree(folder / name, ignore_errors=True)
-    for name in ("run.json", POINTS_PARQUET, REGIONS_CSV, SUMMARY_CSV, REPORT):
-        (folder / name).unlink(missing_ok=True)

@@ -14,7 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from brainmap.coords import parse_known_letters
-from brainmap.errors import NotFoundError, UsageError
+from brainmap.errors import NotFoundError, UsageError, did_you_mean
+from brainmap.export import EXPORT_KINDS
+from brainmap.image.axes import parse_axes
+from brainmap.image.plausible import check_cell_diameter
 from brainmap.settings import read_settings
 
 __all__ = [
@@ -22,7 +25,6 @@ __all__ = [
     "DEFAULT_ATLAS",
     "DETECT_SETTINGS",
     "DEVICES",
-    "EXPORT_KINDS",
     "DetectRequest",
     "Roi",
     "default_out",
@@ -36,17 +38,6 @@ __all__ = [
 DEFAULT_ATLAS = "allen_mouse_50um"
 BACKENDS = ("auto", "openvino", "tensorrt", "torch")
 DEVICES = ("cpu", "cuda", "mps")
-EXPORT_KINDS = (
-    "brainglobe-xml",
-    "brainglobe-csv",
-    "brainglobe-yaml",
-    "brainmapper",
-    "napari",
-    "neuroglancer",
-    "brainrender",
-    "quint",
-    "density",
-)
 RUN_SUFFIX = ".brainmap"
 
 # Options that say how a run is computed, not what it computes: they may differ when it resumes.
@@ -160,6 +151,10 @@ class DetectRequest:
         Run folder.
     channel, registration_channel : int or None
         Channel to detect in; channel to register (None: the same).
+    timepoint : int or None
+        Needed if the image has several.
+    axes : str or None
+        What each stored axis is, such as "xyz"; overrides the metadata.
     orientation : str or None
         Three letters naming where each axis starts, a dot for each that is to be found; "auto" finds all;
         None is the image's own.
@@ -198,6 +193,8 @@ class DetectRequest:
     out: Path
     channel: int | None = None
     registration_channel: int | None = None
+    timepoint: int | None = None
+    axes: str | None = None
     orientation: str | None = None
     voxel_um: tuple[float, float, float] | None = None
     atlas: str | None = DEFAULT_ATLAS
@@ -223,9 +220,12 @@ class DetectRequest:
         for option, channel in (
             ("channel", self.channel),
             ("registration-channel", self.registration_channel),
+            ("timepoint", self.timepoint),
         ):
             if channel is not None and channel < 0:
                 raise UsageError(f"--{option} counts from 0, it cannot be {channel}")
+        if self.axes is not None:
+            parse_axes(self.axes)
         if self.orientation is not None:
             known = parse_known_letters(self.orientation)
             object.__setattr__(self, "orientation", "auto" if known == "..." else known)
@@ -236,6 +236,8 @@ class DetectRequest:
         diameter = self.cell_diameter_um
         if diameter is not None and not (math.isfinite(diameter) and diameter > 0):
             raise UsageError(f"--cell-diameter must be positive micrometres, not {diameter}")
+        if diameter is not None:
+            check_cell_diameter(diameter)
         if self.workers is not None and self.workers < 1:
             raise UsageError(f"--workers must be at least 1, not {self.workers}")
         if self.level.lower().endswith(".csv"):
@@ -288,13 +290,16 @@ def _absolute(value: str | Path | None) -> str | None:
 
 def _choice(option: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
-        raise UsageError(f"{option} must be one of {', '.join(allowed)}, not {value!r}")
+        near = did_you_mean(value, allowed)
+        raise UsageError(f"{option} must be one of {', '.join(allowed)}, not {value!r}{near}")
 
 
 # Options of `brainmap detect` by their name on the command line and in TOML -> (field, parser).
 _DETECT_OPTIONS: dict[str, tuple[str, Any]] = {
     "channel": ("channel", int),
     "registration-channel": ("registration_channel", int),
+    "timepoint": ("timepoint", int),
+    "axes": ("axes", str),
     "orientation": ("orientation", str),
     "voxel-size": ("voxel_um", parse_voxel_size),
     "atlas": ("atlas", str),

@@ -368,6 +368,11 @@ def import_tiles(
         raise UsageError(f"tile size is {tile_px} px; give a positive number")
     if not images:
         raise UsageError("no images to import")
+    if folders := [path for path in map(Path, images) if path.is_dir()]:
+        raise UsageError(
+            f"{folders[0]} is a folder: import-tiles takes single images (PNG, TIFF, JPEG); tiles of a brain are made "
+            "with brainmap crowd sample"
+        )
     rows: list[tuple[str, str, int, int]] = []
     cut: list[NDArray[np.float32]] = []
     rejected = 0

@@ -11,6 +11,7 @@ import dataclasses
 import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -25,13 +26,16 @@ from brainmap.train.judge.calibrate import (
     calibration_knots,
     face_weights,
     judge,
+    prominence_weights,
 )
 from brainmap.train.learn.centernet import CenterNet
 from brainmap.train.learn.export import export_detector
 from brainmap.train.learn.labelled import labelled_volumes
 from brainmap.train.learn.pool import backgrounds_of, make_inserted, make_sections, make_volumes
 from brainmap.train.learn.pretrain import PretrainConfig, load_model, pretrain
+from brainmap.train.learn.real_tissue import RealStacks, real_volumes
 from brainmap.train.learn.samples import GridSettings, NetVolume, net_volume
+from brainmap.train.retrain.lineage import Lineage, print_tiles
 from brainmap.train.tissue.tissue import KINDS, simulate, variant
 
 __all__ = ["Calibration", "Polish", "Recipe", "Round", "build_detector"]
@@ -100,7 +104,7 @@ class Round:
 
 @dataclass(frozen=True)
 class Polish:
-    """Last stage: real annotated sections among simulated tissue.
+    """A last stage: real annotated sections, and other real tissue, among simulated tissue.
 
     Parameters
     ----------
@@ -114,6 +118,10 @@ class Polish:
         As in `PretrainConfig`.
     share : float
         Probability that a sample is a real section.
+    contrast_spread, grey_levels : float
+        As in `PretrainConfig`.
+    stacks : tuple of RealStacks
+        Other real tissue, and how often it is met.
     """
 
     images: str
@@ -124,6 +132,21 @@ class Polish:
     steps: int = 2000
     learning_rate: float = 3e-4
     share: float = 0.15
+    contrast_spread: float = 0.25
+    grey_levels: float = 0.0
+    stacks: tuple[RealStacks, ...] = ()
+
+    @classmethod
+    def from_dict(cls, record: dict[str, Any]) -> Polish:
+        """From TOML; an unknown key is an error."""
+        check_keys(cls, record, "polish")
+        stacks = tuple(RealStacks.from_dict(part) for part in record.get("stacks", ()))
+        return cls(**(record | {"stacks": stacks}))
+
+    @property
+    def real_share(self) -> float:
+        """Probability that a sample is real tissue of any kind."""
+        return self.share + sum(stack.share for stack in self.stacks)
 
 
 @dataclass(frozen=True)
@@ -140,8 +163,9 @@ class Recipe:
     pretrain : PretrainConfig
     rounds : tuple of Round
         In this order, each from the network of the one before.
-    polish : Polish, optional
-        None: simulated cells only.
+    polish : tuple of Polish
+        In this order, each from the network of the one before; all of them on the same sections. Empty: simulated
+        cells only.
     """
 
     name: str = "default"
@@ -150,7 +174,7 @@ class Recipe:
     calibration: Calibration = dataclasses.field(default_factory=Calibration)
     pretrain: PretrainConfig = dataclasses.field(default_factory=PretrainConfig)
     rounds: tuple[Round, ...] = ()
-    polish: Polish | None = None
+    polish: tuple[Polish, ...] = ()
 
     def settings(self, part: Round) -> PretrainConfig:
         """Pre-training as a round changes it."""
@@ -171,10 +195,10 @@ class Recipe:
         for part in (parts := record.pop("rounds", [])):
             check_keys(Round, part, "a round")
         record["rounds"] = tuple(Round(**part) for part in parts)
-        for key, kind in (("calibration", Calibration), ("polish", Polish)):
-            if key in record:
-                check_keys(kind, record[key], key)
-                record[key] = kind(**record[key])
+        if "calibration" in record:
+            check_keys(Calibration, record["calibration"], "calibration")
+            record["calibration"] = Calibration(**record["calibration"])
+        record["polish"] = tuple(Polish.from_dict(part) for part in record.pop("polish", []))
         return cls(**record)
 
 
@@ -201,20 +225,23 @@ def build_detector(
         settings = recipe.settings(part)
         model, config = load_model(pretrain(settings, work / f"round-{number}", pool, data=data, start=model))
     judged: dict[str, list[Judged]] = {}
-    if recipe.polish is not None:
-        model, judged["real sections"] = _polish(recipe, recipe.polish, model, work, pool, data)
+    if recipe.polish:
+        model, judged = _polish(recipe, model, work, pool, data)
     judged |= _judge_simulated(recipe, model, data)
     plain = [j for part in judged.values() for j in part]
     face = face_weights(plain)
     logit, f1 = best_threshold(*([j.weighed(face) for j in part] for part in judged.values()))
     face = balanced_face(plain, face, logit)
     judged = {name: [j.weighed(face) for j in part] for name, part in judged.items()}
+    prominence = prominence_weights(*judged.values())
+    judged = {name: [j.lowered(prominence) for j in part] for name, part in judged.items()}
+    logit, f1 = best_threshold(*judged.values())
     everything = [j for part in judged.values() for j in part]
     knots = calibration_knots(everything)
     threshold = round(float(np.interp(logit, *np.array(knots).T)), 3)
     for kind in KINDS:
         shown = _judge_kind(model, kind, CALIBRATION_SEED - 1, config.grid)
-        judged[f"simulated tissue, {kind}"] = [shown.weighed(face)]
+        judged[f"simulated tissue, {kind}"] = [shown.weighed(face).lowered(prominence)]
     rows = "\n".join(
         f"| {name} | {np.mean([j.f1(logit) for j in part if j.n_true >= 10]):.3f} |"
         for name, part in judged.items()
@@ -231,11 +258,22 @@ def build_detector(
         "recipe": "brainmap.train.recipe",
         "pretrain": recipe.pretrain.to_dict(),
         "rounds": [dataclasses.asdict(part) for part in recipe.rounds],
-        "polish": dataclasses.asdict(recipe.polish) if recipe.polish else None,
+        "polish": [dataclasses.asdict(part) for part in recipe.polish],
         "calibration_f1": round(f1, 4),
+        "lineage": _lineage(recipe, work, data).record(),
     }
     export_detector(
-        model, config.grid, out, recipe.name, recipe.version, threshold, knots, training, card, face
+        model,
+        config.grid,
+        out,
+        recipe.name,
+        recipe.version,
+        threshold,
+        knots,
+        training,
+        card,
+        face,
+        prominence,
     )
 
 
@@ -248,30 +286,72 @@ def _made_from(recipe: Recipe) -> str:
         parts.append(f"{pool.inserted} parts of real unlabelled tissue with simulated cells")
     if recipe.polish:
         parts.append("real sections with people's clicks")
+    if any(part.stacks for part in recipe.polish):
+        parts.append("other real tissue, marked by people, by a detector, or free of cells")
     return ", ".join(parts)
 
 
 def _polish(
-    recipe: Recipe, polish: Polish, model: CenterNet, work: Path, pool: Path, data: Path | None
-) -> tuple[CenterNet, list[Judged]]:
-    """The network polished on all sections, and each section judged by one that never saw it."""
-    base = recipe.last
-    config = replace(base, steps=polish.steps, learning_rate=polish.learning_rate, extra_share=polish.share)
-    tiles, truth = _read_sections(polish, work, data or Path())
-    fold = np.random.default_rng(base.seed).permutation(len(tiles)) % polish.folds
+    recipe: Recipe, model: CenterNet, work: Path, pool: Path, data: Path | None
+) -> tuple[CenterNet, dict[str, list[Judged]]]:
+    """The network polished on all real tissue, and each section and marked stack judged by one that never saw it."""
+    base, first = recipe.last, recipe.polish[0]
+    tiles, truth = _read_sections(first, work, data or Path())
+    fold = np.random.default_rng(base.seed).permutation(len(tiles)) % first.folds
+    # What the detector finds in unmarked tissue is decided once, by the network that the simulated tissue made.
+    real = [
+        [(stack, real_volumes(stack, data or Path(), base.grid, model)) for stack in part.stacks]
+        for part in recipe.polish
+    ]
+    marked = {
+        name: made[name]
+        for stacks in real
+        for stack, made in stacks
+        if stack.labels == "points"
+        for name in made
+    }
 
-    def polished(rows: np.ndarray, name: str) -> CenterNet:
-        extra = labelled_volumes(tiles.take(rows), truth, base.grid, polish.cell_diameter_um)
+    def polished(rows: np.ndarray, left_out: set[str], name: str) -> CenterNet:
         log.info("polishing on %d real sections: %s", int(rows.sum()), name)
-        return load_model(pretrain(config, work / name, pool, data=data, start=model, extra=extra))[0]
+        network = model
+        for number, (part, stacks) in enumerate(zip(recipe.polish, real, strict=True)):
+            drawn = [(v, part.share / int(rows.sum())) for v in labelled_volumes(
+                tiles.take(rows), truth, base.grid, part.cell_diameter_um)]  # fmt: skip
+            for stack, made in stacks:
+                own = [volume for key, volumes in made.items() if key not in left_out for volume in volumes]
+                drawn += [(volume, stack.share / len(own)) for volume in own]
+            config = replace(
+                base, steps=part.steps, learning_rate=part.learning_rate, extra_share=part.real_share,
+                contrast_spread=part.contrast_spread, grey_levels=part.grey_levels,
+            )  # fmt: skip
+            extra, weight = map(list, zip(*drawn, strict=True))
+            folder = work / (f"{name}-{number + 1}" if number else name)
+            checkpoint = pretrain(
+                config, folder, pool, data=data, start=network, extra=extra, extra_weight=weight
+            )
+            network = load_model(checkpoint)[0]
+        return network
 
-    judged = []
-    for part in range(polish.folds):
-        network = polished(fold != part, f"polish-{part}")
-        for volume in _whole_sections(tiles.take(fold == part), truth, base.grid, polish.cell_diameter_um):
-            tolerance = _SECTION_TOLERANCE_CELLS * base.grid.cell_diameter_um
-            judged.append(judge(network, volume, base.grid, tolerance))
-    return polished(np.ones(len(tiles), bool), "polish"), judged
+    judged: dict[str, list[Judged]] = {"real sections": []}
+    tolerance = _SECTION_TOLERANCE_CELLS * base.grid.cell_diameter_um
+    for part in range(first.folds):
+        left_out = {name for index, name in enumerate(sorted(marked)) if index % first.folds == part}
+        network = polished(fold != part, left_out, f"polish-{part}")
+        for volume in _whole_sections(tiles.take(fold == part), truth, base.grid, first.cell_diameter_um):
+            judged["real sections"].append(judge(network, volume, base.grid, tolerance))
+        # A brain is a data set of its own.
+        judged |= {
+            f"real stack {name}": [judge(network, marked[name][-1], base.grid)] for name in sorted(left_out)
+        }
+    return polished(np.ones(len(tiles), bool), set(), "polish"), judged
+
+
+def _lineage(recipe: Recipe, work: Path, data: Path | None) -> Lineage:
+    """The real sections that taught and calibrated the detector, so that a retraining knows them again."""
+    if not recipe.polish:
+        return Lineage()
+    prints = print_tiles(_read_sections(recipe.polish[0], work, data or Path())[0])
+    return Lineage().after(prints, [("trained", "calibrated")] * len(prints), recipe.name)
 
 
 def _read_sections(polish: Polish, work: Path, data: Path) -> tuple[Tiles, GroundTruth]:

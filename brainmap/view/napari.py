@@ -10,7 +10,7 @@ import numpy as np
 from brainmap.errors import MissingExtraError, NotFoundError
 from brainmap.image.volume import Volume
 from brainmap.points.table import Points, points_path
-from brainmap.run_folder import RunRecord
+from brainmap.run_folder import REGISTRATION_DIR, RunRecord
 
 __all__ = ["view_run"]
 
@@ -43,13 +43,15 @@ def view_run(run: str | Path) -> None:
         points.meta.get("brain") or record.parameters["brain"],
         channel=record.parameters.get("channel"),
         voxel_um=record.parameters.get("voxel_um"),
+        timepoint=record.parameters.get("timepoint"),
+        axes=record.parameters.get("axes"),
     )
     viewer = napari.Viewer(title=f"brainmap {run.name}")
     viewer.add_image(
         [_lazy(volume, level) for level in range(len(volume.levels))],
         scale=volume.voxel_um, translate=volume.origin_um, name=volume.name, multiscale=True,
     )  # fmt: skip
-    annotation = run / "registration" / "annotation.ome.zarr"
+    annotation = run / REGISTRATION_DIR / "annotation.ome.zarr"
     if annotation.is_dir():
         labels = Volume.open(annotation)
         viewer.add_labels(

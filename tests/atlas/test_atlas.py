@@ -9,6 +9,7 @@ import sys
 import types
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -180,7 +181,7 @@ def test_float_annotation_is_refused(write_atlas: WriteAtlas) -> None:
 
 def test_many_ids_missing_in_the_ontology_is_an_error(write_atlas: WriteAtlas) -> None:
     ids = np.full((8, 6, 10), 5, dtype=np.uint32)
-    with pytest.raises(DataError, match=r"1 ids.*missing in the ontology.*do not belong together"):
+    with pytest.raises(DataError, match=r"1 ids.*missing in the ontology.*add a row for each"):
         _ = Atlas.open(write_atlas(annotation=ids)).annotation
 
 
@@ -293,3 +294,73 @@ def test_mistakes_in_an_atlas_of_ones_own(plain: Path, name: str, content: str |
         (plain / name).write_text(content)
     with pytest.raises(DataError, match=message):
         Atlas.open(plain)
+
+
+def small_annotation() -> np.ndarray:
+    """A block of root with a border of 0."""
+    ids = np.zeros((8, 6, 10), dtype=np.uint32)
+    ids[1:7, 1:5, 1:9] = 997
+    return ids
+
+
+def sides_of(ids: np.ndarray) -> np.ndarray:
+    """2 in the right half (asr starts at the right), 1 in the left."""
+    sides = np.ones(ids.shape, np.uint8)
+    sides[..., : ids.shape[2] // 2] = 2
+    return sides
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda sides: np.ones_like(sides), r"the right \(2\) side has 0.0%"),
+        (lambda sides: np.full_like(sides, 2), r"the left \(1\) side has 0.0%"),
+        (lambda sides: sides - 1, r"must be 1 in the left and 2 in the right hemisphere \(not 0 and 1\)"),
+        (lambda sides: np.zeros_like(sides), "side has 0.0%"),
+        (lambda sides: sides * 50, r"must be 0 \(none\), 1 \(left\) or 2 \(right\)"),
+    ],
+)
+def test_a_map_without_one_of_the_sides_is_refused(
+    write_atlas: WriteAtlas, change: Any, sentence: str
+) -> None:
+    ids = small_annotation()
+    atlas = Atlas.open(write_atlas(hemispheres=change(sides_of(ids))))
+    with pytest.raises(DataError, match=sentence):
+        atlas.check()
+
+
+def test_swapped_sides_are_worth_a_warning(write_atlas: WriteAtlas, caplog: pytest.LogCaptureFixture) -> None:
+    ids = small_annotation()
+    Atlas.open(write_atlas(hemispheres=3 - sides_of(ids))).check()
+    assert "swapped" in caplog.text
+    caplog.clear()
+    Atlas.open(write_atlas("right_100um_v1.0", hemispheres=sides_of(ids))).check()
+    assert caplog.text == ""
+
+
+def test_an_atlas_of_one_half_has_one_side(write_atlas: WriteAtlas) -> None:
+    ids = small_annotation()
+    ids[..., : ids.shape[2] // 2] = 0
+    Atlas.open(write_atlas(annotation=ids, hemispheres=np.ones(ids.shape, np.uint8))).check()
+
+
+def test_an_annotation_without_labels_is_refused(write_atlas: WriteAtlas) -> None:
+    with pytest.raises(DataError, match="labels no voxel"):
+        Atlas.open(write_atlas(annotation=np.zeros((8, 6, 10), np.uint32))).check()
+
+
+@pytest.mark.parametrize("identifier", [2**63, 2**80, -(2**70), "1e30", None, [1], float("inf"), "inf"])
+def test_ids_that_no_integer_holds(write_atlas: WriteAtlas, identifier: Any) -> None:
+    records = [
+        {"id": 997, "acronym": "root", "name": "root", "structure_id_path": [997]},
+        {"id": identifier, "acronym": "X", "name": "x", "structure_id_path": [997, identifier]},
+    ]
+    with pytest.raises(DataError, match="every structure needs"):
+        Atlas.open(write_atlas(records=records))
+
+
+def test_the_cases(cases: Path) -> None:
+    with pytest.raises(DataError, match=r"the right \(2\) side"):
+        Atlas.open(cases / "atlas_one_sided_hemispheres").check()
+    with pytest.raises(DataError, match="add a row for each of these ids"):
+        Atlas.open(cases / "atlas_ids_missing").check()

@@ -10,8 +10,16 @@ import numpy as np
 import pytest
 
 from brainmap.atlas import Atlas, RegionCounter, assign_regions, count_regions
-from brainmap.atlas.regions import COLUMNS, RegionTable, label_volumes, write_regions
+from brainmap.atlas.regions import (
+    COLUMNS,
+    RegionTable,
+    atlas_volumes,
+    label_volumes,
+    read_region_table,
+    write_regions,
+)
 from brainmap.errors import DataError
+from brainmap.report.region_rows import read_regions
 
 BIG_ID = 614_454_277
 
@@ -127,3 +135,36 @@ def test_csv_is_exactly_the_contract(atlas: Atlas, tmp_path: Path) -> None:
     assert [row["hemisphere"] for row in big] == ["left", "right", "both"]
     assert int(big[2]["count"]) == int(big[0]["count"]) + int(big[1]["count"])
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["regions.csv"]
+
+
+def test_the_half_that_a_brain_lacks_has_no_density_by_atlas_volume(write_atlas: Callable[..., Path]) -> None:
+    atlas = Atlas.open(write_atlas())
+    counter = RegionCounter(atlas.structures)
+    counter.add([11, 11], [1, 1])
+    whole = atlas_volumes(atlas)
+    half = whole.copy()
+    half[:, 2] = 0
+    table = counter.table(half, atlas_mm3=whole, whole_mm3=half)
+    density = {side: table.select("CTX", side)["density_per_atlas_mm3"] for side in ("left", "right", "both")}
+    assert density["left"] == pytest.approx(2 / whole[atlas.structures.row("CTX"), 1])
+    assert np.isnan(density["right"]) and np.isnan(density["both"])
+    assert np.isfinite(table.select("CTX", "both")["density_per_mm3"])
+
+
+def test_names_that_look_like_formulas_are_written_as_text_and_read_unchanged(
+    write_atlas: Callable[..., Path], tmp_path: Path
+) -> None:
+    names = ["=HYPERLINK(1)", "-CTX", "+x", "@y", "'z"]
+    records = [
+        {"id": i + 1, "acronym": name, "name": name, "structure_id_path": [1, i + 1] if i else [1]}
+        for i, name in enumerate(names)
+    ]
+    structures = Atlas.open(write_atlas(records=records)).structures
+    table = RegionCounter(structures).table()
+    write_regions(table, tmp_path / "regions.csv")
+    cells = [
+        cell for row in csv.reader((tmp_path / "regions.csv").read_text().splitlines()) for cell in row[1:3]
+    ]
+    assert not [cell for cell in cells if cell.startswith(("=", "+", "-", "@"))]
+    assert set(read_region_table(tmp_path / "regions.csv")["acronym"]) == {"outside", *names}
+    assert [region.name for region in read_regions(tmp_path / "regions.csv").regions] == names

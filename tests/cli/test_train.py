@@ -366,7 +366,12 @@ def outcome(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     def run(request: Any) -> Any:
         caught.append(request)
         better = len(caught) == 1
-        record = {"switch": better, "reason": "it is" if better else "it is not", "held_out": numbers}
+        record = {
+            "switch": better, "reason": "it is" if better else "it is not", "held_out": numbers,
+            "split": {"judged_by": "held-out", "lineage_complete": False}, "choice": {"chosen": "fine-tuned"},
+            "simulated": [{"auprc": {"old": 0.9, "new": 0.8}, "f1": {"old": 0.7, "new": 0.6}}],
+            "curve": {"sentence": "more slices may help"},
+        }  # fmt: skip
         return retrain.RetrainResult(request.out if better else None, request.out / "report.html", record)
 
     monkeypatch.setattr(retrain, "retrain", run)
@@ -386,6 +391,10 @@ def test_retrain_prints_and_ends_with_the_right_code(
     lines = dict(line.split("  ", 1) for line in result.out.splitlines())
     assert lines["F1"].strip().startswith("0.600 before, 0.700 now, difference +0.100")
     assert lines["detector"].strip() == "mine"
+    assert lines["judged on"].strip().startswith("4 held-out tiles with 80 cells; what else trained")
+    assert lines["simulated AUPRC"].strip() == "0.900 before, 0.800 now"
+    assert lines["simulated F1"].strip() == "0.700 before, 0.600 now"
+    assert (lines["kept"].strip(), lines["more clicks"].strip()) == ("fine-tuned", "more slices may help")
     (request,) = outcome
     assert (request.qc, request.settings.rehearsal, request.settings.seed) == (("a", "b"), 3, 4)
     assert (request.cell_diameter_um, request.accept_worse, request.work_folder) == (

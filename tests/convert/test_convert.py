@@ -214,13 +214,14 @@ def test_a_single_section(pixels: NDArray[np.uint16], tmp_path: Path) -> None:
     np.testing.assert_array_equal(whole(volume)[0], pixels[0])
 
 
-def test_ome_tiff_of_many_files(pixels: NDArray[np.uint16], tmp_path: Path) -> None:
-    """A folder whose first file describes the whole image."""
-    folder = tmp_path / "set"
+def test_ome_tiff_images_side_by_side(pixels: NDArray[np.uint16], tmp_path: Path) -> None:
+    """Two images of their own are not one set; one of them can be chosen."""
+    folder = tmp_path / "images"
     folder.mkdir()
     tifffile.imwrite(folder / "a.ome.tif", pixels, metadata={"axes": "ZYX", **OME})
     (folder / "b.ome.tif").write_bytes((folder / "a.ome.tif").read_bytes())
-    volume = convert(folder, tmp_path / "a.zarr")
+    refused(DataError, "b.ome.tif does not belong to", folder, tmp_path / "a.zarr")
+    volume = convert(folder, tmp_path / "a.zarr", planes="a*")
     np.testing.assert_array_equal(whole(volume), pixels)
 
 
@@ -251,7 +252,7 @@ def test_missing_and_foreign_sources(tmp_path: Path) -> None:
     dest = tmp_path / "a.zarr"
     refused(NotFoundError, "does not exist", tmp_path / "nothing.tif", dest)
     (tmp_path / "empty").mkdir()
-    refused(DataError, "holds no TIFF files", tmp_path / "empty", dest)
+    refused(DataError, "holds no images", tmp_path / "empty", dest)
     (tmp_path / "text.tif").write_text("this is not a TIFF")
     refused(DataError, "is not a readable TIFF", tmp_path / "text.tif", dest)
     (tmp_path / "nothing.tif").write_bytes(b"")
@@ -301,6 +302,7 @@ def test_unreadable_sections(pixels: NDArray[np.uint16], tmp_path: Path) -> None
     stack = tmp_path / "stacks"
     stack.mkdir()
     tifffile.imwrite(stack / "a.tif", pixels)
+    tifffile.imwrite(stack / "b.tif", pixels)
     refused(DataError, "every file must be one plane", stack, tmp_path / "a.zarr")
 
 
@@ -329,7 +331,7 @@ def test_unfit_images(pixels: NDArray[np.uint16], tmp_path: Path) -> None:
     colour = plain(tmp_path / "rgb.tif", np.zeros((20, 30, 3), "u1"), photometric="rgb")
     refused(DataError, "colour image", colour, dest)
     movie = plain(tmp_path / "t.tif", pixels, imagej=True, metadata={"axes": "TYX"})
-    refused(DataError, "11 timepoints", movie, dest)
+    refused(UsageError, "holds 11 timepoints: choose one of 0 to 10 with --timepoint", movie, dest)
     odd = plain(tmp_path / "q.tif", pixels.reshape(1, 11, 2, 15, 41))
     refused(DataError, "has axes", odd, dest)
     source = plain(tmp_path / "ok.tif", pixels)

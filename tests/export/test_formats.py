@@ -12,10 +12,10 @@ import pytest
 import yaml
 
 from brainmap.errors import DataError, NotFoundError, UsageError
+from brainmap.export import EXPORT_KINDS
 from brainmap.export.formats import EXPORT_NAMES, export_points
 from brainmap.image.volume import Volume
 from brainmap.points.table import Points
-from brainmap.run.request import EXPORT_KINDS
 
 META = {"voxel_um": [5, 2, 2], "atlas": "test_50um_v1.0", "atlas_shape": [12, 10, 9]}
 COMMA = "Primary area, layer 1"

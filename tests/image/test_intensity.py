@@ -6,10 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from brainmap.errors import DataError
 from brainmap.image.array_source import ArraySource
-from brainmap.image.intensity import BACKGROUND_VALUE, Intensity, noise_of
+from brainmap.image.intensity import BACKGROUND_VALUE, LEAST_TEXTURE, Intensity, noise_of
 from brainmap.image.volume import Volume, write_volume
 
 VOXEL = (5.0, 2.0, 2.0)
@@ -188,3 +189,73 @@ def test_contrast_of_a_section_is_that_of_its_places() -> None:
     places = intensity.contrast_near(image[3].ravel(), 3.0, y, x).reshape(160, 240)
     # The noise of a section is interpolated between rows of bins.
     np.testing.assert_allclose(section, places, rtol=0.02, atol=0.01)
+
+
+@pytest.mark.parametrize("outside", [0.0, np.nan, np.inf])
+def test_where_nothing_was_recorded_takes_no_part(outside: float) -> None:
+    """Padding, masks and missing tiles change neither noise nor dark level nor background."""
+    piece = tissue()
+    alone = fit(piece)
+    depth, height, width = piece.shape
+    padded = np.full((depth + 4, height + 90, width + 70), outside, np.float32)
+    padded[2 : 2 + depth, 50 : 50 + height, 30 : 30 + width] = piece
+    framed = fit(padded)
+    assert framed.noise == pytest.approx(alone.noise, rel=0.1)
+    assert framed.typical == pytest.approx(alone.typical, rel=0.02)
+    assert framed.dark == pytest.approx(alone.dark, abs=alone.noise)
+    assert framed.surrounded == alone.surrounded
+    assert not framed.tissue[:2].any() and not framed.tissue[-2:].any()
+
+
+def test_single_zeros_of_a_dim_image_are_data() -> None:
+    """Photons counted one by one: a third of all voxels are 0, and belong to the noise."""
+    counts = np.random.default_rng(3).poisson(1.0, (6, 160, 160)).astype(np.float32)
+    assert 0.2 < fit(counts).noise < 1.5
+
+
+def test_rounding_is_the_noise_of_an_image_of_few_grey_levels() -> None:
+    rng = np.random.default_rng(0)
+    fine = 20.4 + 0.1 * rng.standard_normal((8, 160, 160))
+    fine[:, ::40, ::40] += 60
+    voxel = (4.0, 2.0, 2.0)
+    rounded = Intensity.fit(ArraySource(np.rint(fine).astype(np.uint8), voxel))
+    assert rounded.noise >= 1 / np.sqrt(12)
+    # The same in 16 bits, every 32nd grey level used: contrast is as before.
+    coarse = Intensity.fit(ArraySource(np.rint(fine).astype(np.uint16) * 32, voxel))
+    np.testing.assert_allclose(coarse.noise / 32, rounded.noise, rtol=1e-5)
+    # Real noise far above the rounding is what it was.
+    noisy = 1000 + 30 * rng.standard_normal((8, 160, 160))
+    as_float, as_int = (
+        Intensity.fit(ArraySource(image, voxel))
+        for image in (noisy.astype(np.float32), np.rint(noisy).astype(np.uint16))
+    )
+    np.testing.assert_allclose(as_int.noise, as_float.noise, rtol=0.01)
+
+
+def test_texture_is_what_stands_out_at_the_scale_of_cells() -> None:
+    rng = np.random.default_rng(3)
+    voxel = (4.0, 2.0, 2.0)
+    noise = rng.standard_normal((8, 200, 200))
+    white = Intensity.fit(ArraySource((1000 + 20 * noise).astype(np.float32), voxel))
+    assert white.texture == pytest.approx(0.1, abs=0.02)
+    blobs = ndimage.gaussian_filter(rng.standard_normal((8, 200, 200)), (0, 2, 2))
+    mottled = Intensity.fit(
+        ArraySource((1000 + 20 * noise + 60 * blobs / blobs.std()).astype(np.float32), voxel)
+    )
+    assert mottled.texture > 2 * white.texture
+    # Neither the light nor the grey scale plays a part.
+    brighter = Intensity.fit(ArraySource((5000 + 100 * noise).astype(np.float32), voxel))
+    assert brighter.texture == pytest.approx(white.texture, rel=0.01)
+    cells = 1000 + 20 * noise
+    cells[:, 20::40, 20::40] += 4000
+    assert Intensity.fit(ArraySource(cells.astype(np.float32), voxel)).texture < 1.3 * white.texture
+
+
+def test_runs_of_before_have_the_least_texture(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    fitted = Intensity.fit(ArraySource(rng.normal(100, 5, (4, 64, 64)).astype(np.float32), (4.0, 2.0, 2.0)))
+    fitted.save(tmp_path / "new.npz")
+    assert Intensity.load(tmp_path / "new.npz").texture == fitted.texture
+    with np.load(tmp_path / "new.npz") as record:
+        np.savez(tmp_path / "old.npz", **{k: record[k] for k in record.files if k != "texture"})
+    assert Intensity.load(tmp_path / "old.npz").texture == LEAST_TEXTURE

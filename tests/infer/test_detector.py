@@ -45,6 +45,9 @@ def test_fingerprint_follows_what_decides_the_result(toy: Detector) -> None:
         ({"subpixel": "guess"}, "subpixel"),
         ({"face": (0.0, 1.0, 0.0)}, "face"),
         ({"face": (0.0, -1.0, 0.5, 0.0)}, "face"),
+        ({"prominence": (-1.0, 5.0)}, "prominence"),
+        ({"prominence": (1.0, 0.0)}, "prominence"),
+        ({"prominence": (1.0,)}, "prominence"),
         ({"calibration": ((0.0, 0.5),)}, "calibration"),
         ({"calibration": ((1.0, 0.0), (0.0, 1.0))}, "calibration"),
         ({"calibration": ((0.0, 0.9), (1.0, 0.1))}, "calibration"),
@@ -54,6 +57,20 @@ def test_fingerprint_follows_what_decides_the_result(toy: Detector) -> None:
 def test_bad_records_are_refused(toy_record: DetectorSpec, changes: dict[str, Any], words: str) -> None:
     with pytest.raises(DataError, match=words):
         dataclasses.replace(toy_record, **changes)
+
+
+def test_what_hardly_stands_out_of_the_texture_is_judged_lower(toy_record: DetectorSpec) -> None:
+    logit = np.full(4, 1.0, np.float32)
+    prominence = np.array([0.0, 2.0, 10.0, 50.0])
+    assert (toy_record.weighed(logit, prominence) == logit).all()
+    spec = dataclasses.replace(toy_record, prominence=(1.5, 10.0))
+    found = spec.weighed(logit, prominence)
+    wanted = 1.0 + 1.5 * (np.arcsinh([0.0, 2.0, 10.0, 10.0]) - np.arcsinh(10.0))
+    np.testing.assert_allclose(found, wanted, rtol=1e-6)
+    # Below the surroundings is no better than nothing; what could not be measured is not held against a peak.
+    assert spec.weighed(logit[:1], np.array([-5.0]))[0] == found[0]
+    assert spec.weighed(logit[:1], np.array([np.nan]))[0] == 1.0
+    assert DetectorSpec.from_dict(dataclasses.asdict(spec)) == spec
 
 
 def damage(folder: Path, change: Any) -> None:

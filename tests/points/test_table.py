@@ -143,6 +143,8 @@ def test_writer_leaves_nothing_after_an_error(tmp_path: Path) -> None:
         ("index\taxis-0\taxis-1\taxis-2\n0\t1.0\t2.0\t3.0\n", 1, "zyx"),
         (' "x" , "y" \n3,2\n', None, "xy"),
         ("axis-0,axis-1\n2,3\n", None, "yx"),
+        ("index,axis-0,axis-1,axis-2,axis-3\n0,7,1,2,3\n", 1, "zyx"),
+        ("axis-4;axis-3;axis-2;axis-1;axis-0\n3;2;1;7;7\n", 1, "zyx"),
     ],
 )
 def test_lenient_csv(tmp_path: Path, text: str, z: float | None, names: str) -> None:
@@ -155,6 +157,25 @@ def test_lenient_csv(tmp_path: Path, text: str, z: float | None, names: str) -> 
     assert ("z" in points) == (z is not None)
     if z is not None:
         assert points["z"].tolist() == [z]
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("axis-0,axis-1,axis-2,axis-3\n0,1,2,3\n1,1,2,3\n", "axis-0 varies"),
+        ("axis-0\n1\n", "axis-0, axis-1 and so on"),
+        ("axis-0,axis-2\n1,2\n", "axis-0, axis-1 and so on"),
+    ],
+)
+def test_napari_axes_that_say_nothing(tmp_path: Path, text: str, sentence: str) -> None:
+    (tmp_path / "points.csv").write_text(text)
+    with pytest.raises(DataError, match=sentence):
+        read_locations(tmp_path / "points.csv")
+
+
+def test_the_case_of_napari(cases: Path) -> None:
+    points, truth = (read_locations(cases / "points_csv" / name) for name in ("napari4.csv", "truth.csv"))
+    np.testing.assert_allclose(points.zyx_vox, truth.zyx_vox)
 
 
 def test_ids_stay_strings(tmp_path: Path) -> None:

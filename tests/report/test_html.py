@@ -202,3 +202,29 @@ def test_no_global_figures_are_left_behind() -> None:
 )
 def test_scale_bars_are_round(length: float, rounded: float) -> None:
     assert style.round_length(length) == pytest.approx(rounded)
+
+
+@pytest.mark.parametrize(
+    "name", ["$x_", "a$b$c", r"$\frac{", "$$", "costs $5 or $6", r"\alpha $", "100 %", "{}", "^_"]
+)
+def test_names_are_drawn_as_they_stand(name: str) -> None:
+    """A dollar in a name is no formula: titles, labels, ticks, legends and notes are drawn literally."""
+    figure = style.new_figure(3, 2)
+    axes = style.clean(figure.subplots(), title=name, x=name, y=name)
+    axes.barh([0, 1], [1, 2], label=name)
+    axes.set_yticks([0, 1], [name, "plain"])
+    axes.text(0.5, 0.5, name)
+    axes.annotate(name, (0, 0))
+    axes.legend()
+    figure.suptitle(name)
+    assert figure_uri(figure).startswith("data:image/")
+
+
+def test_numbers_of_logarithmic_axes_stay_formulas() -> None:
+    figure = style.new_figure(3, 2)
+    axes = figure.subplots()
+    axes.set_xscale("log")
+    axes.plot([1, 1e6], [1, 2])
+    figure.draw_without_rendering()
+    ticks = [label for label in axes.get_xticklabels() if label.get_text()]
+    assert ticks and all(label.get_parse_math() for label in ticks)

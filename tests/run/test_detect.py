@@ -21,8 +21,8 @@ from brainmap.infer.block import process
 from brainmap.phantom import Phantom, write_phantom
 from brainmap.points.evaluation import evaluate_files
 from brainmap.points.table import COLUMNS, Points
-from brainmap.run.count import recount, summarise_run
 from brainmap.run.detect import detect_brain
+from brainmap.run.recount import recount, summarise_run
 from brainmap.run.request import DetectRequest, Roi
 from brainmap.run_folder import RunRecord
 

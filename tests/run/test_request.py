@@ -185,7 +185,7 @@ def test_settings_file_and_command_line_which_wins(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("treshold = 0.5", "unknown setting 'treshold'; known are atlas"),
+        ("treshold = 0.5", "unknown setting 'treshold'; did you mean threshold"),
         ("[detect]\nthreshold = 0.5", "unknown setting 'detect'"),
         ("threshold 0.5", "is not valid TOML"),
     ],

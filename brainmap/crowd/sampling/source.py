@@ -18,12 +18,11 @@ from brainmap.errors import DataError, NotFoundError, UsageError
 from brainmap.image.intensity import Intensity
 from brainmap.image.volume import Volume
 from brainmap.infer.engine.engine import INTENSITY_FILE
-from brainmap.infer.engine.results import BLOCKS_DIR
 from brainmap.points.table import iter_points, points_path
 from brainmap.registration.registered import Registration
 from brainmap.run.count import REGISTRATION_DIR
 from brainmap.run.request import Roi
-from brainmap.run_folder import RunRecord
+from brainmap.run_folder import BLOCKS_DIR, RunRecord
 
 __all__ = ["SampledBrain", "find_regions", "open_brains"]
 

@@ -29,7 +29,6 @@ from zarr.storage import FsspecStore, LocalStore, WrapperStore
 
 from brainmap.errors import BrainmapError, DataError, MissingExtraError, NotFoundError
 from brainmap.image.storage.local import LocalChunks
-from brainmap.image.storage.tensorstore import TensorStoreChunks
 
 __all__ = ["ArrayInfo", "Node", "Reader", "ZarrFormat", "locate", "open_reader", "read_node"]
 
@@ -226,7 +225,9 @@ def read_node(location: str) -> Node:
     if not is_url(location) and not Path(location).exists():
         raise NotFoundError(f"{location} does not exist")
     if not is_url(location) and not Path(location).is_dir():
-        raise DataError(f"{location} is a file, not an OME-Zarr folder; brainmap convert makes one from TIFF")
+        raise DataError(
+            f"{location} is a file, not an OME-Zarr folder: make one with brainmap convert {location} DEST.zarr"
+        )
     document = _document(location, "zarr.json")
     if document is not None:
         return _node_v3(location, document)
@@ -249,9 +250,22 @@ def _node_v3(location: str, document: dict[str, Any]) -> Node:
 def _not_zarr(location: str) -> BrainmapError:
     if is_url(location):
         return NotFoundError(f"{location}: no Zarr metadata found there (zarr.json, .zgroup or .zarray)")
-    inside = sorted(p.name for p in Path(location).iterdir() if p.name.endswith(".zarr"))
-    hint = f"; it contains {inside[0]}" if inside else ""
-    return DataError(f"{location} is not a Zarr image: it has no zarr.json, .zgroup or .zarray{hint}")
+    names = sorted(p.name for p in Path(location).iterdir())
+    inside = [name for name in names if name.endswith(".zarr")]
+    planes = [
+        name for name in names if name.lower().endswith((".tif", ".tiff", ".png", ".jpg", ".jpeg", ".bmp"))
+    ]
+    hint = ": it has no zarr.json, .zgroup or .zarray"
+    if inside:
+        hint += f"; it contains {inside[0]}"
+    elif planes:
+        hint = (
+            f" but a folder of {len(planes)} {Path(planes[0]).suffix} file(s): make an image of it with "
+            f"brainmap convert {location} DEST.zarr --voxel-size Z,Y,X"
+        )
+    elif "run.json" in names:
+        hint = " but the folder of a run; give the brain it was made from"
+    return DataError(f"{location} is not a Zarr image{hint}")
 
 
 def open_reader(location: str, path: str, zarr_format: ZarrFormat, digest: str | None = None) -> Reader:
@@ -322,21 +336,19 @@ class ZarrReader:
         )
 
     @functools.cached_property
-    def _local(self) -> LocalChunks | TensorStoreChunks | None:
+    def _local(self) -> LocalChunks | None:
         """A quicker way to chunks of a local array, where there is one."""
         if is_url(self.location):
             return None
         store: _CheckedStore = self._array.store
-        folder = Path(self.location) / self.path
-        direct = LocalChunks.of(self._array, folder, store.stored_key)
-        if direct is not None or store.nested:
-            return direct
-        return TensorStoreChunks.of(folder, self._array.metadata.zarr_format)
+        name = "zarr.json" if self._array.metadata.zarr_format == 3 else ".zarray"
+        document = _document(self.location, self._key(name)) or {}
+        return LocalChunks.of(document, Path(self.location) / self.path, store.stored_key)
 
     @property
     def unit(self) -> tuple[int, ...]:
         """See `Reader.unit`."""
-        return self._local.unit if isinstance(self._local, LocalChunks) else self.info.chunks
+        return self.info.chunks if self._local is None else self._local.unit
 
     def read(self, index: Index, out: NDArray[Any] | None = None) -> NDArray[Any]:
         """See `Reader.read`."""
@@ -351,10 +363,10 @@ class ZarrReader:
     def _values(self, index: Index, out: NDArray[Any] | None = None) -> NDArray[Any]:
         box = tuple(slice(i, i + 1) if isinstance(i, int) else i for i in index)
         shape = [r.stop - r.start for r in box]
-        if isinstance(self._local, LocalChunks):
+        if self._local is not None:
             values = self._local.read(box, None if out is None else out.reshape(shape))
         else:
-            values = np.asarray(self._array[index]) if self._local is None else self._local.read(box)
+            values = np.asarray(self._array[index])
             if out is not None:
                 out.reshape(shape)[...] = values.reshape(shape)
                 values = out

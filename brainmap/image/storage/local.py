@@ -2,7 +2,7 @@
 
 zarr-python hands every chunk through an event loop and several threads. While the network keeps all
 processors busy, each hand-over waits for its turn, and reading becomes many times slower than
-decoding needs. This reader knows the usual codecs; whatever else is left to zarr.
+decoding needs. This reader knows the usual codecs (`brainmap.image.storage.layout`); whatever else is left to zarr.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import functools
 import itertools
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from io import FileIO
@@ -19,19 +19,16 @@ from pathlib import Path
 from typing import Any
 
 import google_crc32c
-import numcodecs
 import numpy as np
-from numcodecs import zstd
 from numpy.typing import NDArray
 
-from brainmap.image.storage import blosc as blosc_part
+from brainmap.image.storage import blosc
 from brainmap.image.storage.blosc import Fetch
+from brainmap.image.storage.layout import ArrayLayout, NotKnownHereError
+from brainmap.machine import usable_cores
 
 __all__ = ["LocalChunks"]
 
-# From the bytes stored (a function that reads some, and how many there are): at least some bytes (first, stop) of a
-# chunk of so many, and which is the first that is returned.
-Decode = Callable[[Fetch, int, int, int, int], tuple[Any, int]]
 Box = tuple[slice, ...]
 Span = tuple[int, int]
 
@@ -46,43 +43,41 @@ class LocalChunks:
 
     Parameters
     ----------
-    array : zarr.Array
-        For its metadata.
+    layout : ArrayLayout
     folder : Path
         Where its chunks lie.
     stored_key : callable
         From a chunk key of the metadata to the file's name in `folder`.
     """
 
-    def __init__(self, array: Any, folder: Path, stored_key: Callable[[str], str]) -> None:
-        self.shape, self.chunks = tuple(array.shape), tuple(array.chunks)
-        self.shards = None if array.shards is None else tuple(array.shards)
-        self._decode, self._dtype, self._index_first = _codecs(array)
-        self._in_blocks = self._decode is blosc_part.read
-        self._chunk_bytes = math.prod(self.chunks) * self._dtype.itemsize
-        # A chunk is a run of sections along its outermost axis of more than one.
-        self._outer = next((a for a, n in enumerate(self.chunks) if n > 1), 0)
-        self._fill = 0 if array.fill_value is None else array.fill_value
-        self._key, self._folder, self._stored_key = array.metadata.encode_chunk_key, folder, stored_key
+    def __init__(self, layout: ArrayLayout, folder: Path, stored_key: Callable[[str], str]) -> None:
+        self.layout, self.shape, self.chunks, self.shards = layout, layout.shape, layout.chunks, layout.shards
+        # A chunk as it is stored: a run of sections along its outermost axis of more than one.
+        self._stored = tuple(self.chunks[axis] for axis in layout.order)
+        self._outer = next((a for a, n in enumerate(self._stored) if n > 1), 0)
+        self._chunk_bytes = math.prod(self.chunks) * layout.dtype.itemsize
+        self._folder, self._stored_key = folder, stored_key
 
     @classmethod
-    def of(cls, array: Any, folder: Path, stored_key: Callable[[str], str]) -> LocalChunks | None:
-        """Return a reader, or None for an array whose codecs are not known here."""
+    def of(
+        cls, document: Mapping[str, Any], folder: Path, stored_key: Callable[[str], str]
+    ) -> LocalChunks | None:
+        """Return a reader by an array's `zarr.json` or `.zarray`, or None if it is stored in a way not known here."""
         try:
-            return cls(array, folder, stored_key)
-        except _UnknownCodecError:
+            return cls(ArrayLayout.parse(document), folder, stored_key)
+        except NotKnownHereError:
             return None
 
     def read(self, region: Box, out: NDArray[Any] | None = None) -> NDArray[Any]:
         """Region in native byte order, all axes kept, in `out` if given. Raises whatever decoding raises."""
         if out is None:
-            out = np.empty([r.stop - r.start for r in region], self._dtype.newbyteorder("="))
+            out = np.empty([r.stop - r.start for r in region], self.layout.dtype.newbyteorder("="))
         files = list(_overlapping(region, self.shards or self.chunks))
         jobs = [(corner, box) for corner in files for box in self._parts(corner, region)]
         if len(jobs) <= _CHUNKS_PER_TASK:
             self._fill_in(out, region, jobs)
             return out
-        pool, count = _pool(), os.cpu_count() or 1
+        pool, count = _pool()
         size = max(_CHUNKS_PER_TASK, -(-len(jobs) // count))
         batches = [jobs[i : i + size] for i in range(0, len(jobs), size)]
         others = [pool.submit(self._fill_in, out, region, batch) for batch in batches[1:]]
@@ -116,35 +111,38 @@ class LocalChunks:
                 for chunk, place in zip(chunks, places, strict=True):
                     target, source = self._overlap(region, chunk)
                     if file is None or place is None:
-                        out[target] = self._fill
+                        out[target] = self.layout.fill
                     else:
                         out[target] = self._decoded(file, place, source)
 
     def _decoded(self, file: FileIO, place: Span, box: Box) -> NDArray[Any]:
         """A box of a chunk that lies at (offset, bytes) of an open file."""
-        outer = self._outer
-        section = self._chunk_bytes // self.chunks[outer]
+        layout, outer = self.layout, self._outer
+        box = tuple(box[axis] for axis in layout.order)
+        section = self._chunk_bytes // self._stored[outer]
         first, stop = box[outer].start * section, box[outer].stop * section
-        values, begins = self._decode(_fetcher(file, place), place[1], first, stop, self._chunk_bytes)
+        values, begins = layout.decode(_fetcher(file, place), place[1], first, stop, self._chunk_bytes)
         if begins + len(values) < stop:
             raise ValueError(f"{len(values)} bytes were decoded where {self._chunk_bytes} should be")
         # What is decoded need not begin or end with a section.
         skip = -begins % section
         count = (len(values) - skip) // section
         low = (begins + skip) // section
-        sections = np.frombuffer(values, self._dtype, count * section // self._dtype.itemsize, skip)
+        sections = np.frombuffer(values, layout.dtype, count * section // layout.dtype.itemsize, skip)
         within = slice(box[outer].start - low, box[outer].stop - low)
-        shape = (*self.chunks[:outer], count, *self.chunks[outer + 1 :])
-        return sections.reshape(shape)[(*box[:outer], within, *box[outer + 1 :])]
+        shape = (*self._stored[:outer], count, *self._stored[outer + 1 :])
+        part = sections.reshape(shape)[(*box[:outer], within, *box[outer + 1 :])]
+        return part.transpose(np.argsort(layout.order))
 
     @functools.cached_property
     def unit(self) -> tuple[int, ...]:
         """What is decoded at a time: a chunk, or fewer of its outermost sections."""
-        section = self._chunk_bytes // self.chunks[self._outer]
-        block = self._block_bytes() if self._in_blocks else self._chunk_bytes
+        section = self._chunk_bytes // self._stored[self._outer]
+        block = self._block_bytes() if self.layout.decodes_in_blocks else self._chunk_bytes
         if block % section == 0 or section % block == 0:
-            depth = min(self.chunks[self._outer], max(1, block // section))
-            return (*self.chunks[: self._outer], depth, *self.chunks[self._outer + 1 :])
+            unit, axis = list(self.chunks), self.layout.order[self._outer]
+            unit[axis] = min(unit[axis], max(1, block // section))
+            return tuple(unit)
         return self.chunks
 
     def _block_bytes(self) -> int:
@@ -158,7 +156,7 @@ class LocalChunks:
             with suppress(ValueError, OSError), self._opened(corner) as file:
                 (place,) = self._places(file, corner, [chunk])
                 if file is not None and place is not None:
-                    return blosc_part.block_bytes(_fetcher(file, place), place[1])
+                    return blosc.block_bytes(_fetcher(file, place), place[1])
         return self._chunk_bytes
 
     def _overlap(self, region: Box, chunk: tuple[int, ...]) -> tuple[Box, Box]:
@@ -173,10 +171,16 @@ class LocalChunks:
     @contextmanager
     def _opened(self, corner: tuple[int, ...]) -> Iterator[FileIO | None]:
         """The file that holds a chunk or a shard; None if it is not stored."""
-        path = self._folder / self._stored_key(self._key(corner))
+        path = self._folder / self._stored_key(self.layout.key(corner))
         try:
             file = FileIO(path)
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            yield None
+            return
+        except PermissionError:
+            if not path.is_dir():
+                raise
+            # What Windows says of a folder.
             yield None
             return
         with file:
@@ -194,7 +198,7 @@ class LocalChunks:
         grid = [s // c for s, c in zip(self.shards, self.chunks, strict=True)]
         count = math.prod(grid)
         length = 16 * count + 4
-        raw = _read(file, 0 if self._index_first else max(0, size - length), length)
+        raw = _read(file, 0 if self.layout.index_first else max(0, size - length), length)
         if len(raw) != length or google_crc32c.value(raw[:-4]) != int.from_bytes(raw[-4:], "little"):
             raise ValueError("the index of the shard is damaged")
         index = np.frombuffer(raw[:-4], "<u8").reshape(count, 2)
@@ -211,10 +215,6 @@ class LocalChunks:
         return places
 
 
-class _UnknownCodecError(Exception):
-    """A codec that is left to zarr."""
-
-
 def _overlapping(region: Box, size: tuple[int, ...]) -> itertools.product[tuple[int, ...]]:
     return itertools.product(
         *(range(r.start // s, -(-r.stop // s)) for r, s in zip(region, size, strict=True))
@@ -222,42 +222,15 @@ def _overlapping(region: Box, size: tuple[int, ...]) -> itertools.product[tuple[
 
 
 @functools.cache
-def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="brainmap-read")
+def _pool() -> tuple[ThreadPoolExecutor, int]:
+    """Threads that read, and how many."""
+    count = usable_cores()
+    return ThreadPoolExecutor(count, thread_name_prefix="brainmap-read"), count
 
 
-os.register_at_fork(after_in_child=_pool.cache_clear)
-
-
-def _codecs(array: Any) -> tuple[Decode, np.dtype[Any], bool]:
-    """How a chunk is decoded, its stored type, and whether shard indices come first."""
-    metadata = array.metadata
-    if metadata.zarr_format == 2:
-        if metadata.filters or metadata.order != "C":
-            raise _UnknownCodecError
-        compressor = metadata.compressor
-        if compressor is None:
-            return _whole(_as_is), np.dtype(array.dtype), False
-        known = {numcodecs.Blosc: blosc_part.read, numcodecs.Zstd: _whole(zstd.decompress)}
-        decode = known.get(type(compressor), _whole(compressor.decode))
-        return decode, metadata.dtype.to_native_dtype(), False
-    codecs, index_first = list(metadata.codecs), False
-    if len(codecs) == 1 and type(codecs[0]).__name__ == "ShardingCodec":
-        if [type(c).__name__ for c in codecs[0].index_codecs] != ["BytesCodec", "Crc32cCodec"]:
-            raise _UnknownCodecError
-        index_first = codecs[0].index_location.value == "start"
-        codecs = list(codecs[0].codecs)
-    names = [type(c).__name__ for c in codecs]
-    decoders: dict[str, Decode] = {
-        "BloscCodec": blosc_part.read,
-        "ZstdCodec": _whole(zstd.decompress),
-        "GzipCodec": _whole(numcodecs.GZip().decode),
-    }
-    if not names or names[0] != "BytesCodec" or len(names) > 2 or any(n not in decoders for n in names[1:]):
-        raise _UnknownCodecError
-    endian = getattr(codecs[0].endian, "value", None)
-    dtype = np.dtype(array.dtype).newbyteorder(">" if endian == "big" else "<")
-    return (decoders[names[1]] if len(names) == 2 else _whole(_as_is)), dtype, index_first
+# Windows has no fork.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_pool.cache_clear)
 
 
 def _fetcher(file: FileIO, place: Span) -> Fetch:
@@ -272,12 +245,3 @@ def _read(file: FileIO, offset: int, count: int) -> bytes:
     while len(data) < count and (more := file.read(count - len(data))):
         data += more
     return data
-
-
-def _whole(decode: Callable[[bytes], Any]) -> Decode:
-    """For codecs whose chunks are decoded as a whole."""
-    return lambda fetch, stored, first, stop, chunk: (decode(fetch(0, stored)), 0)
-
-
-def _as_is(stored: bytes) -> bytes:
-    return stored

@@ -86,14 +86,15 @@ class SliceCells:
     peaks : dict of ndarray
         From `brainmap.infer.peaks`; rows and columns are heat cells of the window's need, logits those
         after `weigh_face`.
-    intensity, diameter_um : ndarray of float32, shape (n,)
-        As `brainmap.infer.block.measure` gives them.
+    intensity, diameter_um, band : ndarray of float32, shape (n,)
+        As `brainmap.infer.block.measure` gives them; `intensity` and `band` in grey levels.
     """
 
     k: int
     peaks: Peaks
     intensity: NDArray[np.float32]
     diameter_um: NDArray[np.float32]
+    band: NDArray[np.float32]
 
 
 def net_places(

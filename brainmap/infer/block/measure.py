@@ -1,4 +1,4 @@
-"""What is measured at a cell: grey level, contrast and diameter, for all cells of a slice at once."""
+"""What is measured at a cell: grey level, diameter and prominence, for all cells of a slice at once."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-__all__ = ["diameters", "mean_around", "profile_diameters", "ring_places"]
+from brainmap.image.intensity import BAND_CELLS
+
+__all__ = ["band_weights", "mean_around", "profile_diameters", "ring_places", "shapes"]
 
 _ANGLES = 12
 # Radii are sampled this finely, in cell diameters, out to this far.
@@ -25,24 +27,25 @@ def mean_around(
     image : ndarray of float32, shape (rows, columns)
         A slice of the net grid.
     row, column : ndarray of float, shape (n,)
-        Places; 0 is the centre of the first pixel. Pixels beyond the image are left out.
+        Places; 0 is the centre of the first pixel. Pixels beyond the image, or without a finite value, are left out.
     """
     r = np.rint(row).astype(np.int64)[:, None] + np.repeat([-1, 0, 1], 3)
     c = np.rint(column).astype(np.int64)[:, None] + np.tile([-1, 0, 1], 3)
     inside = (r >= 0) & (r < image.shape[0]) & (c >= 0) & (c < image.shape[1])
     values = image[np.clip(r, 0, image.shape[0] - 1), np.clip(c, 0, image.shape[1] - 1)]
+    inside &= np.isfinite(values)
     total = np.where(inside, values, 0).sum(axis=1, dtype=np.float64)
     return (total / np.maximum(inside.sum(axis=1), 1)).astype(np.float32)
 
 
-def diameters(
+def shapes(
     image: NDArray[np.float32],
     row: NDArray[np.floating],
     column: NDArray[np.floating],
     pixel_um: float,
     cell_diameter_um: float,
-) -> NDArray[np.float32]:
-    """In-plane full width at half maximum of each cell, um.
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """In-plane full width at half maximum of each cell, um, and how far it stands out at a cell's scale.
 
     The profile over the radius is the median over directions, which a neighbour on one side does not
     move; half is halfway between its maximum near the centre and its minimum outside.
@@ -60,17 +63,32 @@ def diameters(
 
     Returns
     -------
-    ndarray of float32, shape (n,)
+    diameter : ndarray of float32, shape (n,)
         NaN where there is no profile to measure: a flat one, or one that rises outwards.
+    band : ndarray of float32, shape (n,)
+        Difference of Gaussians at the centre, in the image's unit; see `band_weights`.
     """
     if len(row) == 0:
-        return np.zeros(0, np.float32)
+        return np.zeros(0, np.float32), np.zeros(0, np.float32)
     dy, dx = ring_places(pixel_um, cell_diameter_um)
     where = np.stack(
         [np.asarray(row)[:, None, None] + dy, np.asarray(column)[:, None, None] + dx]
     )  # (2, n, radii, angles)
     values = ndimage.map_coordinates(image, where, order=1, mode="nearest")
-    return profile_diameters(np.median(values, axis=2), cell_diameter_um)
+    band = values.mean(axis=2) @ band_weights()
+    return profile_diameters(np.median(values, axis=2), cell_diameter_um), band
+
+
+def band_weights() -> NDArray[np.float32]:
+    """Weights of the rings' means that make a difference of Gaussians at their centre; they add up to nothing.
+
+    Its widths are `brainmap.image.intensity.BAND_CELLS`; the wide one is cut at 2.3 standard deviations.
+    """
+    radius = _radii(1.0)
+    # A ring's area; the innermost is a disc of half a step.
+    area = np.where(radius > 0, 2 * radius, _STEP / 4)
+    narrow, wide = (area * np.exp(-((radius / width) ** 2) / 2) for width in BAND_CELLS)
+    return (narrow / narrow.sum() - wide / wide.sum()).astype(np.float32)
 
 
 def _radii(cell_diameter_um: float) -> NDArray[np.floating]:
@@ -87,7 +105,7 @@ def ring_places(
 
 
 def profile_diameters(profile: NDArray[np.floating], cell_diameter_um: float) -> NDArray[np.float32]:
-    """Diameters from profiles over the radius; see `diameters`.
+    """Diameters from profiles over the radius; see `shapes`.
 
     Parameters
     ----------
@@ -108,7 +126,9 @@ def profile_diameters(profile: NDArray[np.floating], cell_diameter_um: float) ->
     first = below.argmax(axis=1)
     found = below.any(axis=1) & (high > half)
     before = np.maximum(first - 1, 0)
-    drop = profile[cells, before] - profile[cells, first]
-    share = (profile[cells, before] - half) / np.where(drop > 0, drop, 1)
+    # Values that are not finite give no profile, and NaN.
+    with np.errstate(invalid="ignore"):
+        drop = profile[cells, before] - profile[cells, first]
+        share = (profile[cells, before] - half) / np.where(drop > 0, drop, 1)
     crossing = radius[before] + np.clip(share, 0, 1) * (radius[1] - radius[0])
     return np.where(found, 2 * crossing, np.nan).astype(np.float32)

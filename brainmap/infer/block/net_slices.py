@@ -6,21 +6,21 @@ import itertools
 import math
 import time
 from collections import defaultdict, deque
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from brainmap.image.volume import Volume
-from brainmap.infer.block.ahead import read_ahead
 from brainmap.infer.block.resample import axis_operator, resample_band
 from brainmap.infer.plan.blocks import Grid, Span
 from brainmap.infer.plan.layout import Window
 
-__all__ = ["Band", "Stages", "longest_run", "net_slices", "read_bands"]
+__all__ = ["Band", "Stages", "longest_run", "net_slices", "read_ahead", "read_bands"]
 
 # Bounds on what one block holds at a time: resampled slices of one run, voxels of one read (two at once).
 _SLAB_BYTES = 400 << 20
@@ -28,6 +28,8 @@ _BAND_BYTES = 16 << 20
 _RUN_GROUPS = 16
 
 Slice = tuple[int, NDArray[np.float32]]
+Request = TypeVar("Request")
+Part = TypeVar("Part")
 
 
 @dataclass
@@ -184,3 +186,22 @@ def _bands(rows: Span, chunk: int, row_bytes: int) -> Iterator[Span]:
     step = max(chunk, _BAND_BYTES // max(row_bytes, 1) // chunk * chunk)
     for start in range(rows[0] // step * step, rows[1], step):
         yield max(start, rows[0]), min(start + step, rows[1])
+
+
+def read_ahead(
+    read: Callable[[Request], Part], requests: Iterable[Request]
+) -> Generator[tuple[Request, Part], None, None]:
+    """Requests and what is read for them, in order; one more than was asked for is always under way.
+
+    Whatever a read raises is raised where its part is asked for. When the iterator is closed early, the
+    read under way is waited for.
+    """
+    with ThreadPoolExecutor(1, thread_name_prefix="brainmap-ahead") as pool:
+        waiting: tuple[Request, Future[Part]] | None = None
+        for request in requests:
+            begun = (request, pool.submit(read, request))
+            if waiting is not None:
+                yield waiting[0], waiting[1].result()
+            waiting = begun
+        if waiting is not None:
+            yield waiting[0], waiting[1].result()

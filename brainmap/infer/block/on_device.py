@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from brainmap.errors import MissingExtraError
 from brainmap.infer.block.block_task import BlockTask, SliceCells, net_places
-from brainmap.infer.block.measure import profile_diameters, ring_places
+from brainmap.infer.block.measure import band_weights, profile_diameters, ring_places
 from brainmap.infer.block.net_slices import read_bands
 from brainmap.infer.block.resample import axis_operator
 from brainmap.infer.detector import Backend
@@ -226,24 +226,26 @@ class _Block:
             below, logit, above, dy, dx, *beside = torch.stack(values).cpu().numpy()
             of, rows, columns = torch.stack(place).cpu().numpy()
             peaks = refined(rows, columns, logit, (below, above), np.stack([dy, dx]), beside or None)
-            intensity, diameter = self._measured(chosen, which, *net_places(peaks, window, spec.stride))
+            intensity, diameter, band = self._measured(chosen, which, *net_places(peaks, window, spec.stride))
             bounds = np.searchsorted(of, np.arange(len(chosen) + 1))
         for k, a, b in zip(chosen, bounds, bounds[1:], strict=False):
             own = {name: column[a:b] for name, column in peaks.items()}
             own["logit"] = weigh_face(own, k, task.grid.net_shape[0], task.face)
-            yield SliceCells(k, own, intensity[a:b], diameter[a:b])
+            yield SliceCells(k, own, intensity[a:b], diameter[a:b], band[a:b])
 
     def _measured(
         self, slices: list[int], which: Tensor, y: NDArray[np.float64], x: NDArray[np.float64]
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Grey level and diameter of cells in some slices; `which` of them each is in, y and x on the net grid."""
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+        """Grey level, diameter, band of cells in some slices; `which` each is in, y and x on the net grid."""
         window, diameter_um = self.task.window, self.task.spec.cell_diameter_um
         raw = torch.stack([self.raw[k] for k in slices])
         row, column = on_device(np.stack([y - window.read_y[0], x - window.read_x[0]]), self.device)
         at = (part[:, None, None] + ring for part, ring in zip((row, column), self.rings, strict=True))
-        profile = median(sampled(raw, which[:, None, None], *at))
-        both = torch.cat([mean_around(raw, which, row, column)[:, None], profile], dim=1).cpu().numpy()
-        return both[:, 0], profile_diameters(both[:, 1:], diameter_um)
+        values = sampled(raw, which[:, None, None], *at)
+        band = values.mean(dim=2) @ on_device(band_weights(), self.device).to(values.dtype)
+        single = [mean_around(raw, which, row, column)[:, None], band[:, None].float()]
+        found = torch.cat([*single, median(values)], dim=1).cpu().numpy()
+        return found[:, 0], profile_diameters(found[:, 2:], diameter_um), found[:, 1]
 
     def _forget(self, heat_before: int, image_before: int) -> None:
         """Drop what no later slice needs."""

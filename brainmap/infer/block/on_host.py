@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from brainmap.infer.block.block_task import BlockTask, SliceCells, net_places
 from brainmap.infer.block.folding import Folds, folded_values, unfolded
-from brainmap.infer.block.measure import diameters, mean_around
+from brainmap.infer.block.measure import mean_around, shapes
 from brainmap.infer.block.net_slices import net_slices
 from brainmap.infer.block.stack import SliceStack
 from brainmap.infer.detector import Backend
@@ -98,7 +98,7 @@ def _search(
             k,
             peaks,
             mean_around(raw, row, column),
-            diameters(raw, row, column, spec.pixel_um, spec.cell_diameter_um),
+            *shapes(raw, row, column, spec.pixel_um, spec.cell_diameter_um),
         )
     yield found
 

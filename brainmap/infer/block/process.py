@@ -19,17 +19,23 @@ from brainmap.infer.block import on_host
 from brainmap.infer.block.block_task import BlockTask, SliceCells, net_places
 from brainmap.infer.block.net_slices import Stages
 from brainmap.infer.detector import Backend, Detector, DetectorSpec, load_backend
-from brainmap.infer.peaks import suppress
+from brainmap.infer.peaks import reaches, suppress
 from brainmap.infer.plan.blocks import Block, Blocks, Roi
 from brainmap.infer.plan.layout import Layout, Window
 
-__all__ = ["COLUMNS", "BlockCancelledError", "Job", "Stages", "process_block"]
+__all__ = ["CANDIDATE_SCORE", "COLUMNS", "BlockCancelledError", "Job", "Stages", "process_block"]
 
 # Columns of a block's result, in this order.
 COLUMNS = {
     "z": "float64", "y": "float64", "x": "float64",
     "score": "float32", "intensity": "float32", "snr": "float32", "diameter_um": "float32",
+    "prominence": "float32",
 }  # fmt: skip
+
+# Peaks of at least this score are kept in the run folder, so that thresholds down to it need no second run.
+CANDIDATE_SCORE = 0.05
+# Where a detector scores no peak that low, so much above its lowest score: its faintest peaks are without number.
+_ABOVE_LOWEST = 0.01
 
 
 class BlockCancelledError(RuntimeError):
@@ -81,6 +87,13 @@ class Job:
     threads: int = 1
     streams: int = 1
 
+    @property
+    def candidate_score(self) -> float:
+        """Lowest score of the candidates that are kept; never above the threshold."""
+        lowest = float(self.spec.score(np.array(-np.inf)))
+        kept = CANDIDATE_SCORE if lowest < CANDIDATE_SCORE else lowest + _ABOVE_LOWEST
+        return min(kept, self.threshold)
+
 
 @dataclass
 class _Once:
@@ -121,12 +134,12 @@ def intensity_of(job: Job) -> Intensity:
 
 
 def process_block(job: Job, block: Block) -> tuple[dict[str, NDArray[Any]], Stages]:
-    """Detect the cells that a block owns.
+    """Detect the cells that a block owns, and the candidates that are too weak for cells.
 
     Returns
     -------
     columns : dict of ndarray
-        As `COLUMNS`; positions are level-0 voxel indices.
+        As `COLUMNS`; positions are level-0 voxel indices of the stored image.
     stages : Stages
         Where the time went.
     """
@@ -148,7 +161,7 @@ def process_block(job: Job, block: Block) -> tuple[dict[str, NDArray[Any]], Stag
 
 def _lowest_logit(job: Job) -> float:
     # Rounding of the calibration must not decide what is looked at.
-    return job.spec.logit_at(job.threshold) - 1e-3
+    return job.spec.logit_at(job.candidate_score) - 1e-3
 
 
 def _slices_of(task: BlockTask) -> Generator[SliceCells, None, None]:
@@ -179,30 +192,40 @@ class _Cells:
         here, side = grid.group_z(k), grid.group_z(np.clip(k + np.sign(dz).astype(int), 0, None))
         y_net, x_net = net_places(peaks, self.window, stride)
         y, x = grid.to_vox(y_net, 1), grid.to_vox(x_net, 2)
-        contrast = intensity_of(self.job).contrast_near(cells.intensity, float(here[0]), y, x)
+        intensity = intensity_of(self.job)
+        contrast = intensity.contrast_near(cells.intensity, float(here[0]), y, x)
+        prominence = cells.band / (intensity.scale_near(float(here[0]), y, x) * intensity.texture)
         self.found.append({
-            "k": k, "row": row * stride, "column": column * stride, "logit": peaks["logit"],
+            "k": k, "row": row * stride, "column": column * stride,
+            "logit": self.job.spec.weighed(peaks["logit"], prominence),
             "z": here + np.abs(dz) * (side - here), "y": y, "x": x,
             "intensity": cells.intensity, "snr": contrast, "diameter_um": cells.diameter_um,
+            "prominence": prominence,
         })  # fmt: skip
 
     def finish(self) -> dict[str, NDArray[Any]]:
-        """The block's own cells, sorted by z, y, x."""
+        """The block's own candidates, sorted by z, y, x."""
         if not self.found:
             return {name: np.empty(0, kind) for name, kind in COLUMNS.items()}
         table = {name: np.concatenate([t[name] for t in self.found]) for name in self.found[0]}
-        table["score"] = self.job.spec.score(table["logit"])
-        keep = table["score"] >= self.job.threshold
+        table["score"] = self.job.spec.score(table["logit"]).astype(np.float32)
+        keep = reaches(table["score"], self.job.candidate_score)
         table = {name: values[keep] for name, values in table.items()}
         place = np.stack([table[a] * v for a, v in zip("zyx", self.grid.voxel_um, strict=True)], axis=1)
-        order = np.stack([table["k"], table["row"], table["column"]], axis=1)
+        order = np.stack(
+            [-table["logit"], table["k"], table["row"], table["column"]], axis=1, dtype=np.float64
+        )
         separation = self.job.spec.min_separation * self.job.spec.cell_diameter_um
-        keep = suppress(place, table["logit"], order, separation)
+        # By the score, which thresholds act on: a candidate that one drops must not have removed a cell.
+        keep = suppress(place, table["score"], order, separation)
         keep &= self.block.owns(table["k"], table["row"], table["column"])
         for axis, size, roi in zip("zyx", self.grid.shape, self.job.roi or (None,) * 3, strict=True):
             table[axis] = np.clip(table[axis], 0, size - 1)
             if roi is not None:
                 keep &= (table[axis] >= roi[0] - 0.5) & (table[axis] < roi[1] - 0.5)
+        for axis, first in zip("zyx", self.job.volume.offset, strict=True):
+            # Where the volume is a part of an image, places are those of the whole.
+            table[axis] = table[axis] + first
         sequence = np.lexsort((table["x"], table["y"], table["z"]))
         chosen = sequence[keep[sequence]]
         return {name: table[name][chosen].astype(kind) for name, kind in COLUMNS.items()}

@@ -18,7 +18,8 @@ from brainmap.errors import BrainmapError, DataError
 from brainmap.infer.block import process
 from brainmap.infer.block.process import Job
 from brainmap.infer.engine import results
-from brainmap.infer.engine.memory import keep_freed_memory
+from brainmap.infer.peaks import reaches
+from brainmap.machine import keep_freed_memory
 
 __all__ = ["BatchReport", "process_batch"]
 
@@ -36,7 +37,8 @@ class BatchReport:
     failed : dict
         Block -> reason.
     cells, read_voxels, net_pixels : int
-        Sums over the done blocks; voxels of whole storage chunks, each time they are decoded.
+        Sums over the done blocks: cells at or above the threshold; voxels of whole storage chunks, each time they
+        are decoded.
     seconds : dict
         Seconds per stage.
     process, peak_bytes
@@ -97,11 +99,12 @@ def _write(job: Job, done: dict[int, dict[str, Any]]) -> int:
         parts = [done[i] for i in range(*span)]
         columns = {name: np.concatenate([p[name] for p in parts]) for name in process.COLUMNS}
         columns[results.BLOCK_COLUMN] = np.repeat(np.arange(*span), [len(p["z"]) for p in parts])
+        reaching = int(np.count_nonzero(reaches(columns["score"], job.threshold)))
         try:
-            results.write_batch(Path(job.run_dir), span, columns)
+            results.write_batch(Path(job.run_dir), span, columns, reaching)
         except OSError as error:
             raise DataError(f"cannot write results to {job.run_dir}: {error.strerror or error}") from error
-        cells += len(columns["z"])
+        cells += reaching
     return cells
 
 

@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from brainmap.errors import DataError, MissingExtraError, NotFoundError, UsageError
+from brainmap.machine import usable_cores
 
 if TYPE_CHECKING:
     from distributed import Client
 
-__all__ = ["connect", "cores", "in_this_process", "threads_here", "visible_gpus"]
+__all__ = ["connect", "in_this_process", "threads_here", "visible_gpus"]
 
 log = logging.getLogger(__name__)
 
@@ -47,16 +48,9 @@ _WAIT_S = 60
 _WAIT_QUEUE_S = 24 * 3600
 
 
-def cores() -> int:
-    """Cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def threads_here(streams: int) -> int:
     """Threads of this process that keep all its cores busy, each with so many streams of the network."""
-    return -(-cores() // streams)
+    return -(-usable_cores() // streams)
 
 
 def visible_gpus() -> list[str]:
@@ -161,7 +155,7 @@ def _local(workers: int | None, device: str | None, streams: int) -> Iterator[Cl
     else:
         # Without a nanny's limit a worker could only be killed by the system, silently.
         options |= {"processes": True, "n_workers": workers, "memory_limit": _share_of_memory(workers)}
-        options |= {"threads_per_worker": max(1, cores() // workers)}
+        options |= {"threads_per_worker": max(1, usable_cores() // workers)}
     try:
         cluster = LocalCluster(**options)
     except RuntimeError as error:
@@ -284,7 +278,7 @@ def read_slurm_file(path: Path) -> dict[str, Any]:
     jobs = options.setdefault("jobs", [1, 1])
     if not (isinstance(jobs, list) and len(jobs) == 2 and 0 <= jobs[0] <= jobs[1] and jobs[1] > 0):
         raise UsageError(f"{path}: jobs is {jobs!r}; give [minimum, maximum]")
-    for name in ("cores", "memory"):
+    for name in "memory":
         if name not in options:
             raise UsageError(f"{path} lacks {name!r}, which SLURM needs for each job")
     if options.setdefault("gpus", 0) not in (0, 1):

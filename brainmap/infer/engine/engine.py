@@ -26,12 +26,14 @@ from brainmap.infer.detector import Detector, choose_backend
 from brainmap.infer.engine import results
 from brainmap.infer.engine.batch import peak_memory, process_name
 from brainmap.infer.engine.choose import choose_block
-from brainmap.infer.engine.cluster import connect, cores, in_this_process, threads_here
+from brainmap.infer.engine.cluster import connect, in_this_process, threads_here
 from brainmap.infer.engine.dispatch import Dispatcher
 from brainmap.infer.engine.progress import Progress
 from brainmap.infer.engine.tally import EMPTY, LEFT, Tally
 from brainmap.infer.plan.blocks import Grid, Roi, block_in_net, partition
 from brainmap.infer.plan.layout import make_layout
+from brainmap.machine import usable_cores
+from brainmap.run_folder import BLOCKS_DIR, INTENSITY_FILE
 
 if TYPE_CHECKING:
     from distributed import Client, Future
@@ -40,7 +42,6 @@ __all__ = ["DetectionResult", "RunOptions", "make_job", "preload", "run_detectio
 
 log = logging.getLogger(__name__)
 
-INTENSITY_FILE = "intensity.npz"
 # A run without any worker for so long is given up.
 _PATIENCE_S = 180.0
 
@@ -97,7 +98,7 @@ class DetectionResult:
     status : str
         "complete", or "incomplete" where blocks failed.
     cells : int
-        Cells found, blocks of earlier runs of the same command included.
+        Cells at or above the threshold, blocks of earlier runs of the same command included.
     blocks, empty, resumed : int
         All blocks; those without tissue; those that were finished before.
     failed : dict
@@ -226,7 +227,7 @@ def make_job(volume: Volume, detector: Detector, run_dir: Path, options: RunOpti
     grid = Grid.of(volume.shape, volume.voxel_um, spec)
     here = in_this_process(options.workers, options.scheduler, device)
     # Fewer and larger blocks at a time: borders are computed twice, and every block holds slices of its own.
-    streams = 2 if here and backend == "openvino" and cores() > 1 else 1
+    streams = 2 if here and backend == "openvino" and usable_cores() > 1 else 1
     # A run goes on with the blocks it has, also with other workers or on another machine.
     planned = None if options.overwrite else results.planned_block(run_dir)
     if options.block is not None:
@@ -238,7 +239,7 @@ def make_job(volume: Volume, detector: Detector, run_dir: Path, options: RunOpti
     blocks = partition(grid, size, options.roi)
     return Job(
         volume=volume,
-        intensity=str(run_dir / results.BLOCKS_DIR / INTENSITY_FILE),
+        intensity=str(run_dir / BLOCKS_DIR / INTENSITY_FILE),
         # Tasks carry the record; the training history would be dead weight.
         detector=dataclasses.replace(detector, spec=dataclasses.replace(detector.spec, training={})),
         spec=dataclasses.replace(spec, training={}),
@@ -267,6 +268,7 @@ def _plan(job: Job, volume: Volume, detector: Detector) -> dict[str, Any]:
         "detector": detector.fingerprint,
         "cell_diameter_um": job.spec.cell_diameter_um,
         "threshold": job.threshold,
+        "candidate_score": job.candidate_score,
         "roi": job.roi,
         "backend": job.backend,
         "device": job.device,

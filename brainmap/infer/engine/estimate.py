@@ -14,9 +14,9 @@ from brainmap.infer.block.process import Job
 from brainmap.infer.detector import Detector, load_backend
 from brainmap.infer.engine.batch import peak_memory
 from brainmap.infer.engine.choose import BlockCost, block_cost
-from brainmap.infer.engine.cluster import cores
 from brainmap.infer.engine.engine import RunOptions, make_job
 from brainmap.infer.plan.tissue import has_tissue
+from brainmap.machine import usable_cores
 
 __all__ = ["Estimate", "estimate"]
 
@@ -85,7 +85,7 @@ def estimate(
     options = options or RunOptions()
     job = make_job(volume, detector, Path("."), options)
     processes = options.workers or 1
-    threads = processes * max(1, cores() // processes)
+    threads = processes * max(1, usable_cores() // processes)
     pixel_s, backend = _measure(job, detector)
     count = len(job.blocks)
     with_tissue = round(count * _share_of_blocks(job, intensity))

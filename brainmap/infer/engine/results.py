@@ -1,6 +1,7 @@
 """What is on disk about a run's blocks: one Parquet file per batch, named after the blocks it finishes.
 
-`RUN/blocks/000000012-000000019-321.parquet` holds the 321 cells of blocks 12 to 19, each with its block.
+`RUN/blocks/000000012-000000019-321.parquet` holds the candidates of blocks 12 to 19, each with its block: 321 cells
+at or above the run's threshold, and weaker ones down to the candidate score, from which other thresholds are served.
 A file appears only when it is complete, and the names alone say which blocks are done: a run with a
 million blocks is resumed from the listing of one folder. `RUN/blocks/plan.json` says what the numbers mean.
 """
@@ -10,7 +11,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -18,15 +19,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from brainmap.errors import NotFoundError, UsageError
+from brainmap.errors import DataError, NotFoundError, UsageError
 from brainmap.files import read_json, to_jsonable, write_json
 from brainmap.infer.engine.ordered import SCRATCH, Sorter
+from brainmap.infer.peaks import reaches
 from brainmap.infer.plan.blocks import Span
 from brainmap.points.table import Points
+from brainmap.run_folder import BLOCKS_DIR, PLAN_FILE, changes, other_parameters
 
-__all__ = ["cells_in", "clear", "finished", "iter_results", "open_plan", "ranges", "write_batch"]
+__all__ = [
+    "cells_in", "clear", "finished", "iter_candidates", "iter_results", "open_plan", "planned_threshold", "ranges",
+    "require_stored", "stored_from", "write_batch",
+]  # fmt: skip
 
-BLOCKS_DIR, PLAN_FILE = "blocks", "plan.json"
 BLOCK_COLUMN = "block"
 _NAME = re.compile(r"(\d+)-(\d+)-(\d+)\.parquet")
 
@@ -37,8 +42,55 @@ def planned_block(run_dir: Path) -> tuple[int, int, int] | None:
     if not path.is_file():
         return None
     # A plan that says nothing of it is refused by `open_plan`.
-    size = read_json(path).get("block_size")
-    return None if size is None else (size[0], size[1], size[2])
+    size = _read_plan(path).get("block_size")
+    if size is None:
+        return None
+    if not (
+        isinstance(size, list) and len(size) == 3 and all(type(n) is int and 0 < n < 2**31 for n in size)
+    ):
+        raise _damaged_plan(path)
+    return size[0], size[1], size[2]
+
+
+def _damaged_plan(path: Path) -> DataError:
+    """The refusal of a record of blocks that cannot be understood."""
+    return DataError(f"{path} is damaged; use --overwrite to detect again, or another --out")
+
+
+def _read_plan(path: Path) -> dict[str, Any]:
+    plan = read_json(path)
+    if not isinstance(plan, dict):
+        raise _damaged_plan(path)
+    return plan
+
+
+def planned_threshold(run_dir: str | Path) -> float:
+    """The threshold that a run was started with.
+
+    Raises
+    ------
+    NotFoundError
+        If the folder has no blocks.
+    """
+    return float(_plan_of(run_dir).get("threshold", 0.0))
+
+
+def stored_from(run_dir: str | Path) -> float:
+    """The score from which on a run's folder holds every candidate; its threshold for runs that kept only cells.
+
+    Raises
+    ------
+    NotFoundError
+        If the folder has no blocks.
+    """
+    return float(_plan_of(run_dir).get("candidate_score", planned_threshold(run_dir)))
+
+
+def _plan_of(run_dir: str | Path) -> dict[str, Any]:
+    path = Path(run_dir) / BLOCKS_DIR / PLAN_FILE
+    if not path.is_file():
+        raise NotFoundError(f"{run_dir} holds no detection: {path} does not exist")
+    return dict(read_json(path))
 
 
 def open_plan(run_dir: Path, plan: dict[str, Any]) -> bool:
@@ -72,20 +124,9 @@ def open_plan(run_dir: Path, plan: dict[str, Any]) -> bool:
             )
         write_json(path, plan)
         return False
-    old = read_json(path)
-    changed = sorted(k for k in {*old, *plan} if old.get(k) != plan.get(k))
-    if changed:
-        what = "; ".join(f"{k} was {_short(old.get(k))}, is now {_short(plan.get(k))}" for k in changed)
-        raise UsageError(
-            f"{run_dir} holds a run with other parameters ({what}); use --overwrite to replace it, "
-            "or another --out"
-        )
+    if found := changes(_read_plan(path), plan):
+        raise other_parameters(run_dir, found)
     return True
-
-
-def _short(value: object) -> str:
-    text = str(value)
-    return text if len(text) <= 40 else f"{text[:12]}..."
 
 
 def clear(run_dir: Path) -> None:
@@ -93,8 +134,10 @@ def clear(run_dir: Path) -> None:
     shutil.rmtree(run_dir / BLOCKS_DIR, ignore_errors=True)
 
 
-def write_batch(run_dir: Path, span: Span, columns: dict[str, NDArray[Any]]) -> Path:
-    """Write the cells of the blocks start..stop-1; replaces an equal file of a retry.
+def write_batch(
+    run_dir: Path, span: Span, columns: dict[str, NDArray[Any]], cells: int | None = None
+) -> Path:
+    """Write the candidates of the blocks start..stop-1; replaces an equal file of a retry.
 
     Parameters
     ----------
@@ -103,9 +146,11 @@ def write_batch(run_dir: Path, span: Span, columns: dict[str, NDArray[Any]]) -> 
     span : (start, stop)
         Blocks.
     columns : dict of ndarray
-        As `process.COLUMNS`, and `block`: the number of each cell's block, rising.
+        As `process.COLUMNS`, and `block`: the number of each candidate's block, rising.
+    cells : int, optional
+        How many of them reach the run's threshold; all by default.
     """
-    rows = len(columns[BLOCK_COLUMN])
+    rows = len(columns[BLOCK_COLUMN]) if cells is None else cells
     path = run_dir / BLOCKS_DIR / f"{span[0]:09d}-{span[1] - 1:09d}-{rows}.parquet"
     Points(columns).write(path)
     return path
@@ -132,20 +177,21 @@ def finished(run_dir: Path) -> list[tuple[Span, Path]]:
 
 
 def cells_in(span: Span, path: Path) -> int:
-    """Number of cells of a span as `finished` gives it; from the name alone where the span is the file's."""
+    """Number of cells at the run's threshold in a span as `finished` gives it; mostly from the name alone."""
     match = _NAME.fullmatch(path.name)
     if match is not None and span == (int(match[1]), int(match[2]) + 1):
         return int(match[3])
-    return len(_read(span, path))
+    return len(_read(span, path, planned_threshold(path.parent.parent)))
 
 
-def _read(span: Span, path: Path) -> Points:
-    """The cells of a span, without the column of blocks."""
-    points = Points.read(path)
+def _read(span: Span, path: Path, threshold: float, names: Sequence[str] | None = None) -> Points:
+    """The candidates of a span at or above a threshold, without the column of blocks."""
+    points = Points.read(path, None if names is None else [*names, BLOCK_COLUMN])
     block = points[BLOCK_COLUMN]
     columns = {name: values for name, values in points.columns.items() if name != BLOCK_COLUMN}
     first, last = np.searchsorted(block, span)
-    return Points(columns).take(slice(int(first), int(last)))
+    own = Points(columns).take(slice(int(first), int(last)))
+    return own.take(reaches(own["score"], threshold))
 
 
 def ranges(indices: Iterable[int]) -> list[Span]:
@@ -159,22 +205,68 @@ def ranges(indices: Iterable[int]) -> list[Span]:
     return found
 
 
-def iter_results(run_dir: str | Path) -> Iterator[Points]:
+def iter_results(run_dir: str | Path, threshold: float | None = None) -> Iterator[Points]:
     """All cells of a run in exact z, y, x order, in tables of at most a million rows.
 
     Memory is bounded, whatever the number of cells: what is too much to sort at once is sorted in parts that
     wait on disk, beside the blocks.
+
+    Parameters
+    ----------
+    run_dir : path
+        The run folder.
+    threshold : float, optional
+        Lowest score, at least `stored_from`; by default what the run was started with.
+
+    Raises
+    ------
+    NotFoundError
+        If the folder has no blocks.
+    UsageError
+        If candidates as weak as the threshold were not kept.
+    """
+    run_dir = Path(run_dir)
+    threshold = planned_threshold(run_dir) if threshold is None else threshold
+    require_stored(run_dir, threshold)
+    with Sorter(run_dir / BLOCKS_DIR) as sorter:
+        for span, file in finished(run_dir):
+            sorter.add(_read(span, file, threshold))
+        yield from sorter.tables()
+
+
+def iter_candidates(
+    run_dir: str | Path, columns: Sequence[str] = ("z", "y", "x", "score")
+) -> Iterator[Points]:
+    """Every candidate of a run, batch by batch in the order of its blocks.
+
+    Parameters
+    ----------
+    run_dir : path
+        The run folder.
+    columns : sequence of str
+        Of `process.COLUMNS`; `score` among them.
 
     Raises
     ------
     NotFoundError
         If the folder has no blocks.
     """
-    run_dir = Path(run_dir)
-    path = run_dir / BLOCKS_DIR / PLAN_FILE
-    if not path.is_file():
-        raise NotFoundError(f"{run_dir} holds no detection: {path} does not exist")
-    with Sorter(run_dir / BLOCKS_DIR) as sorter:
-        for span, file in finished(run_dir):
-            sorter.add(_read(span, file))
-        yield from sorter.tables()
+    lowest = stored_from(run_dir)
+    for span, file in finished(Path(run_dir)):
+        yield _read(span, file, lowest, columns)
+
+
+def require_stored(run_dir: str | Path, threshold: float) -> None:
+    """Refuse a threshold below what a run's folder holds.
+
+    Raises
+    ------
+    UsageError
+        Naming the lowest one that can be had.
+    """
+    lowest = stored_from(run_dir)
+    if np.float32(threshold) < np.float32(lowest):
+        raise UsageError(
+            f"{run_dir} holds candidates from a score of {lowest:g} on, --threshold {threshold:g} is "
+            "below that: detect again with it into another --out"
+        )

@@ -20,7 +20,7 @@ from brainmap.infer.engine import results
 from brainmap.infer.engine.batch import BatchReport
 from brainmap.infer.plan.blocks import Block, Blocks, Span
 from brainmap.infer.plan.tissue import TissueSource, has_tissue
-from brainmap.run_folder import RunRecord
+from brainmap.run_folder import RUN_JSON, RunRecord, is_run
 
 __all__ = ["BlockStates", "Tally", "block_voxels"]
 
@@ -165,8 +165,8 @@ class Tally:
         """Write status and blocks into run.json, leaving the rest of it alone."""
         run_dir = Path(self.job.run_dir)
         try:
-            record = RunRecord.load(run_dir) if (run_dir / "run.json").is_file() else RunRecord()
+            record = RunRecord.load(run_dir) if is_run(run_dir) else RunRecord()
             record.updated(status=status, blocks=self.blocks_record()).save(run_dir)
         except OSError as error:
             # A full disk must not hide the error that is on its way, nor stop workers that can write.
-            log.warning("cannot update %s: %s", run_dir / "run.json", error)
+            log.warning("cannot update %s: %s", run_dir / RUN_JSON, error)

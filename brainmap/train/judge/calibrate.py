@@ -6,10 +6,12 @@ is stored as knots in the detector's record.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -17,7 +19,9 @@ from numpy.typing import NDArray
 
 from brainmap.errors import DataError
 from brainmap.gt.truth import GroundTruth
-from brainmap.infer.detector import Detector
+from brainmap.image.intensity import GAIN, KNEE, LEAST_TEXTURE, texture_of
+from brainmap.infer.block.measure import shapes
+from brainmap.infer.detector import PLAIN_PROMINENCE, Detector, ProminenceWeights, lowered
 from brainmap.infer.peaks import (
     PLAIN_FACE,
     FaceWeights,
@@ -33,10 +37,12 @@ from brainmap.tiles.tiles import Tiles
 from brainmap.train.judge.evaluate import EvaluationSettings, true_points
 from brainmap.train.judge.predict import Knots, calibrated, grid_of, predict_tiles
 from brainmap.train.judge.scores import Scored, match_truth, reliability
+from brainmap.train.judge.shift import shifted, simplest
 from brainmap.train.learn.centernet import CenterNet
 from brainmap.train.learn.samples import VISIBLE, GridSettings, NetVolume
 
 __all__ = [
+    "Found",
     "Judged",
     "TileCalibration",
     "balanced_face",
@@ -44,16 +50,25 @@ __all__ = [
     "calibrate_on_tiles",
     "calibration_knots",
     "detections",
+    "expected_best",
     "face_weights",
     "judge",
+    "prominence_weights",
     "tile_calibration",
 ]
 
 log = logging.getLogger(__name__)
 
+# Logits, and which of them are right -> a curve.
+Fit = Callable[[NDArray, NDArray[np.bool_]], Knots]
+
 TOLERANCE_UM = 10.0
 _LOWEST_LOGIT = -5.0
 _SEPARATION_CELLS = 0.6
+# Patches of texture: width in cells and slices looked at, and the contrast below which there is no tissue.
+_PATCH_CELLS, _PATCH_SLICES, _DARK = 12, 8, -5.0
+# What is tried as weight of the prominence and as enough of it.
+_WEIGHTS, _ENOUGH = (0.5, 1.0, 1.5, 2.0), (5.0, 7.0, 10.0, 14.0)
 # With fewer cells in the outermost slices there is nothing to learn about them.
 _FACE_CELLS = 50
 # Distances of slices, in cell diameters, that differ by less are one.
@@ -76,6 +91,8 @@ class Judged:
         where slices do not `share_cells`.
     step_cells : float
         Distance of the volume's slices in cell diameters.
+    prominence : ndarray of float32, shape (n,), optional
+        As `DetectorSpec.weighed` takes it.
     """
 
     logit: NDArray[np.float32]
@@ -83,6 +100,7 @@ class Judged:
     n_true: int
     inside: NDArray[np.float32] | None = None
     step_cells: float = math.nan
+    prominence: NDArray[np.float32] | None = None
 
     def f1(self, lowest_logit: float) -> float:
         """F1 of the detections from a logit upwards, by the matching of all of them."""
@@ -100,12 +118,36 @@ class Judged:
         logit[on_face] = weigh_face(peaks, 0, 2, face_at(face, self.step_cells, 1.0))
         return replace(self, logit=logit)
 
+    def lowered(self, prominence: ProminenceWeights) -> Judged:
+        """The same with the logits of what hardly stands out lowered."""
+        if self.prominence is None:
+            return self
+        return replace(self, logit=lowered(self.logit, self.prominence, prominence))
+
+
+@dataclass(frozen=True)
+class Found:
+    """All peaks of a volume.
+
+    Parameters
+    ----------
+    place : ndarray of float64, shape (n, 3)
+        Centres, um from the stack's outer corner.
+    logit, inside, prominence : ndarray of float32, shape (n,)
+        As in `Judged`.
+    """
+
+    place: NDArray[np.float64]
+    logit: NDArray[np.float32]
+    inside: NDArray[np.float32]
+    prominence: NDArray[np.float32]
+
 
 @torch.no_grad()
 def detections(
     model: CenterNet, volume: NetVolume, grid: GridSettings, face: FaceWeights = PLAIN_FACE
-) -> tuple[NDArray[np.float64], NDArray[np.float32], NDArray[np.float32]]:
-    """All peaks of a volume: centres (n, 3) in um from the stack's outer corner, logits, and `Judged.inside`."""
+) -> Found:
+    """All peaks of a volume, those that hardly stand out included."""
     slices, multiple = model.config.slices, model.config.multiple
     depth, height, width = volume.stack.shape
     half = slices // 2
@@ -118,7 +160,9 @@ def detections(
     shift = offset[:, :, :rows, :columns].float().numpy()
     cell_um = grid.pixel_um * model.config.stride
     has_faces = depth > 1 and share_cells(volume.step_um, grid.cell_diameter_um)
-    places, logits, orders, inner = [], [], [], []
+    contrast = np.float32(KNEE) * np.sinh(volume.stack.astype(np.float32) / np.float32(GAIN))
+    texture = _texture(contrast, grid)
+    places, logits, orders, inner, bands = [], [], [], [], []
     for k in range(depth):
         below = heat[k - 1] if k else None
         above = heat[k + 1] if k + 1 < depth else None
@@ -134,10 +178,27 @@ def detections(
         side = {0: "above", depth - 1: "below"}.get(k) if has_faces else None
         inner.append(np.full(len(peaks["row"]), np.nan, np.float32) if side is None else peaks[side])
         orders.append(np.column_stack([np.full(len(peaks["row"]), k), peaks["row"], peaks["column"]]))
+        row, column = places[-1][:, 1] / grid.pixel_um - 0.5, places[-1][:, 2] / grid.pixel_um - 0.5
+        bands.append(shapes(contrast[k], row, column, grid.pixel_um, grid.cell_diameter_um)[1])
     place, score = np.concatenate(places), np.concatenate(logits)
     order, inside = np.concatenate(orders), np.concatenate(inner)
+    prominence = np.concatenate(bands) / texture
     keep = suppress(place, score, order, _SEPARATION_CELLS * grid.cell_diameter_um)
-    return place[keep], score[keep], inside[keep]
+    return Found(place[keep], score[keep], inside[keep], prominence[keep])
+
+
+def _texture(contrast: NDArray[np.float32], grid: GridSettings) -> float:
+    """Texture of a stack (k, h, w) of contrast, as `Intensity.texture`: median over patches that are not dark."""
+    side = round(_PATCH_CELLS * grid.cell_diameter_um / grid.pixel_um)
+    cell_px = grid.cell_diameter_um / grid.pixel_um
+    found = []
+    for k in np.unique(np.linspace(0, len(contrast) - 1, _PATCH_SLICES).astype(int)):
+        for top in range(0, max(1, contrast.shape[1] - side // 2), side):
+            for left in range(0, max(1, contrast.shape[2] - side // 2), side):
+                patch = contrast[k, top : top + side, left : left + side]
+                if np.median(patch) > _DARK:
+                    found.append(texture_of(patch, (cell_px, cell_px)))
+    return max(float(np.median(found)), LEAST_TEXTURE) if found else LEAST_TEXTURE
 
 
 def judge(
@@ -148,7 +209,8 @@ def judge(
     face: FaceWeights = PLAIN_FACE,
 ) -> Judged:
     """Detect in a volume and match with its truth; finding a cell too faint to judge counts for nothing."""
-    place, logit, inside = detections(model, volume, grid, face)
+    found = detections(model, volume, grid, face)
+    place = found.place
     scale = np.array([volume.step_um, grid.pixel_um, grid.pixel_um])
     truth = (volume.cells[:, :3].astype(np.float64) + 0.5) * scale
     visible = volume.cells[:, 4] >= VISIBLE
@@ -160,7 +222,26 @@ def judge(
     counted = np.ones(len(place), bool)
     counted[rest[faint.index_a]] = False
     step_cells = volume.step_um / grid.cell_diameter_um
-    return Judged(logit[counted], correct[counted], int(visible.sum()), inside[counted], step_cells)
+    return Judged(
+        found.logit[counted], correct[counted], int(visible.sum()), found.inside[counted], step_cells,
+        found.prominence[counted],
+    )  # fmt: skip
+
+
+def prominence_weights(*groups: list[Judged], flat: float = 0.015) -> ProminenceWeights:
+    """How much lower to judge what hardly stands out of the texture: weight and what is enough.
+
+    Chosen by what it is for, one threshold that serves all tissue: the mean F1 of `best_threshold` over the groups.
+    Within a volume a network ranks well by itself; it is from brain to brain that the same faint blob is a cell here
+    and texture there, so a data set of its own is a group of its own. Of what is within `flat` of the best F1 the
+    mildest is taken.
+    """
+    if not any(j.prominence is not None for group in groups for j in group):
+        return PLAIN_PROMINENCE
+    tried = [PLAIN_PROMINENCE, *itertools.product(_WEIGHTS, _ENOUGH)]
+    f1 = [best_threshold(*([j.lowered(w) for j in group] for group in groups))[1] for w in tried]
+    good = [w for w, value in zip(tried, f1, strict=True) if value >= max(f1) - flat]
+    return min(good, key=lambda w: w[0] * math.asinh(w[1]))
 
 
 def face_weights(judged: list[Judged]) -> FaceWeights:
@@ -268,7 +349,7 @@ def calibration_knots(judged: list[Judged], n_knots: int = 25) -> tuple[tuple[fl
     return tuple((float(a), round(float(v), 4)) for a, v in zip(at, value, strict=True))
 
 
-def best_threshold(*groups: list[Judged], flat: float = 0.007) -> tuple[float, float]:
+def best_threshold(*groups: list[Judged], flat: float = 0.001) -> tuple[float, float]:
     """The threshold on the logit, and the mean F1 over volumes that hold cells there.
 
     Every group of volumes weighs the same, however many it holds. F1 is flat around its best: of all
@@ -292,7 +373,8 @@ class TileCalibration:
     threshold : float
         The score from which the expected F1 is best.
     method : str
-        "isotonic" or "beta", whichever predicted left-out slices better (log loss).
+        "isotonic" or "beta", whichever predicted left-out slices better (log loss); with a curve to start from
+        also "kept" or "shifted".
     ece, brier, log_loss : float
         Cross-fitted, over all detections.
     ece_shown : float
@@ -370,6 +452,7 @@ def tile_calibration(
     group: NDArray[np.integer],
     n_true: int,
     folds: int = 5,
+    prior: Knots | None = None,
 ) -> TileCalibration:
     """Map logits to the probability of being right, and choose a threshold.
 
@@ -378,6 +461,10 @@ def tile_calibration(
     groups better is fitted to everything. The threshold is the score from which the expected F1,
     2 sum(p) / (detections + true cells), is best: with calibrated scores that is half the best F1 itself, and
     steadier than the best F1 counted on few tiles.
+
+    Where a curve is there already, that curve as it is and the same curve shifted and stretched compete as well,
+    and of all the simplest is taken that is not worse than the best by more than a standard error over groups: a
+    few tiles can move a curve, but hardly draw one.
 
     Parameters
     ----------
@@ -389,19 +476,26 @@ def tile_calibration(
         True cells, found or not.
     folds : int
         Parts that are left out in turn.
+    prior : tuple of (logit, probability), optional
+        The curve to start from.
     """
     if correct.sum() < 3 or correct.all():
         raise DataError(
             f"{int(correct.sum())} of {len(correct)} detections are right: nothing to calibrate on; check the "
             "cell diameter, the tiles' voxel size and the ground truth"
         )
-    fits = {"isotonic": _isotonic, "beta": _beta}
+    fits: dict[str, Fit] = {}
+    if prior is not None:
+        fits = {"kept": lambda x, y: prior, "shifted": partial(shifted, prior=prior)}
+    fits |= {"beta": _beta, "isotonic": _isotonic}
     fold = _folds(group, folds)
     crossed = {name: _cross_fitted(fit, logit, correct, fold) for name, fit in fits.items()}
     losses = {name: _log_loss(p, correct) for name, p in crossed.items()}
     method = min(losses, key=lambda name: losses[name])
+    if prior is not None:
+        method = simplest(crossed, correct, group, method)
     knots, score = fits[method](logit, correct), crossed[method]
-    threshold, expected = _expected_best(score, n_true)
+    threshold, expected = expected_best(score, n_true)
     every, shown = reliability(score, correct), reliability(score[score >= 0.05], correct[score >= 0.05])
     return TileCalibration(
         knots, threshold, method, every.ece, shown.ece, every.brier, losses[method], expected
@@ -441,7 +535,7 @@ def _folds(group: NDArray[np.integer], folds: int) -> NDArray[np.int64]:
 
 
 def _cross_fitted(
-    fit: Callable[[NDArray, NDArray[np.bool_]], Knots],
+    fit: Fit,
     logit: NDArray,
     correct: NDArray[np.bool_],
     fold: NDArray[np.int64],
@@ -459,7 +553,7 @@ def _log_loss(p: NDArray[np.float64], correct: NDArray[np.bool_]) -> float:
     return float(-np.mean(np.log(np.where(correct, p, 1 - p))))
 
 
-def _expected_best(score: NDArray[np.float64], n_true: int) -> tuple[float, float]:
+def expected_best(score: NDArray[np.float64], n_true: int) -> tuple[float, float]:
     """The threshold with the best expected F1, and that F1."""
     falling = np.sort(score)[::-1]
     f1 = 2 * np.cumsum(falling) / (np.arange(1, len(falling) + 1) + n_true)

@@ -14,7 +14,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from brainmap.infer.detector import ALIGN, Detector, load_backend
+from brainmap.image.intensity import GAIN, KNEE, LEAST_TEXTURE, texture_of
+from brainmap.infer.block.measure import shapes
+from brainmap.infer.detector import (
+    ALIGN,
+    PLAIN_PROMINENCE,
+    Detector,
+    ProminenceWeights,
+    load_backend,
+    lowered,
+)
 from brainmap.infer.peaks import Heat, find_peaks, suppress
 from brainmap.infer.plan.blocks import align_up
 from brainmap.infer.plan.layout import MAX_TILE, heat_cells, strips, tile_length
@@ -95,6 +104,7 @@ def predict_tiles(
     lowest_logit: float = LOWEST_LOGIT,
     *,
     precision: str = "auto",
+    prominence: ProminenceWeights = PLAIN_PROMINENCE,
 ) -> TilePoints:
     """Detect the cells of tiles, each a section of its own.
 
@@ -111,13 +121,15 @@ def predict_tiles(
         Lower peaks are left out.
     precision : str
         For a detector, as in `load_backend`.
+    prominence : tuple of float
+        For a network, how logits are lowered; see `DetectorSpec.weighed`. A detector brings its own.
     """
     if isinstance(network, Detector):
         grid = grid_of(network)
         runner = _Runner.of_detector(network, precision)
     else:
         grid = grid or GridSettings()
-        runner = _Runner.of_network(network)
+        runner = _Runner.of_network(network, prominence)
     diameter = grid.cell_diameter_um if cell_diameter_um is None else cell_diameter_um
     parts = []
     for index in range(len(tiles)):
@@ -137,6 +149,8 @@ class _Runner:
     subpixel: str
     separation: float
     score: Callable[[NDArray], NDArray[np.float64]]
+    # Logits and prominence of peaks to what is scored; None where prominence plays no part.
+    weighed: Callable[[NDArray, NDArray], NDArray[np.float32]] | None
     # From the height and width of inputs to the function that maps a batch of them.
     compiled: Callable[[tuple[int, int]], Infer]
 
@@ -152,11 +166,11 @@ class _Runner:
 
         return cls(
             spec.channels, spec.stride, align_up(spec.halo_px), ALIGN, spec.subpixel,
-            spec.min_separation, spec.score, compiled,
+            spec.min_separation, spec.score, spec.weighed if spec.prominence[0] else None, compiled,
         )  # fmt: skip
 
     @classmethod
-    def of_network(cls, network: CenterNet) -> _Runner:
+    def of_network(cls, network: CenterNet, prominence: ProminenceWeights = PLAIN_PROMINENCE) -> _Runner:
         config = network.config
         device = next(network.parameters()).device
 
@@ -173,7 +187,9 @@ class _Runner:
         halo = align_up(6 * config.multiple, align)
         return cls(
             config.slices, config.stride, halo, align, "offset", _SEPARATION_CELLS,
-            lambda logit: 1 / (1 + np.exp(-np.asarray(logit, np.float64))), lambda shape: infer,
+            lambda logit: 1 / (1 + np.exp(-np.asarray(logit, np.float64))),
+            (lambda logit, found: lowered(logit, found, prominence)) if prominence[0] else None,
+            lambda shape: infer,
         )  # fmt: skip
 
     def maps(self, image: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -219,6 +235,8 @@ def _predict(
         (peaks["row"] + 0.5 + peaks["dy"]) * stride - 0.5,
         (peaks["column"] + 0.5 + peaks["dx"]) * stride - 0.5,
     ])  # fmt: skip
+    if runner.weighed is not None:
+        peaks["logit"] = runner.weighed(peaks["logit"], _prominence(view.image, yx_net, grid))
     x, y = view.to_px(yx_net).T
     place_um = np.column_stack([np.zeros(len(y)), y * voxel_um[1], x * voxel_um[2]])
     order = np.column_stack([np.zeros(len(y), np.int64), peaks["row"], peaks["column"]])
@@ -228,3 +246,13 @@ def _predict(
     chosen = chosen[keep[chosen]]
     image_column = np.full(len(chosen), index, np.int64)
     return image_column, x[chosen], y[chosen], logit[chosen], runner.score(logit[chosen])
+
+
+def _prominence(
+    image: NDArray[np.float32], yx_net: NDArray[np.float64], grid: GridSettings
+) -> NDArray[np.float32]:
+    """How far places of a tile stand out of its texture, as detection measures it; the tile stands for its brain."""
+    contrast = np.sinh(image / np.float32(GAIN)) * np.float32(KNEE)
+    cell_px = grid.cell_diameter_um / grid.pixel_um
+    _, band = shapes(contrast, yx_net[:, 0], yx_net[:, 1], grid.pixel_um, grid.cell_diameter_um)
+    return band / max(texture_of(contrast, (cell_px, cell_px)), LEAST_TEXTURE)

@@ -18,7 +18,14 @@ from torch import Tensor, nn
 from brainmap.errors import DataError
 from brainmap.files import atomic_path
 from brainmap.image.intensity import BACKGROUND_VALUE
-from brainmap.infer.detector import Detector, DetectorSpec, load_backend, write_detector
+from brainmap.infer.detector import (
+    PLAIN_PROMINENCE,
+    Detector,
+    DetectorSpec,
+    ProminenceWeights,
+    load_backend,
+    write_detector,
+)
 from brainmap.infer.peaks import PLAIN_FACE, FaceWeights, Heat, find_peaks
 from brainmap.train.learn.centernet import CenterNet
 from brainmap.train.learn.loop import WEIGHTS
@@ -84,16 +91,23 @@ def _without_traces(path: Path) -> bytes:
 
 
 def receptive_radius(model: CenterNet, size: int = 256) -> int:
-    """Input pixels around an output cell that can change it, from the gradient of one output."""
+    """Input pixels around an output cell that can change it, from the gradient of one output.
+
+    Of several images, because where no feature of a narrow network is active the gradient vanishes.
+    """
     model = model.eval()
-    image = torch.randn(1, model.config.slices, size, size, requires_grad=True)
+    image = torch.randn(
+        4, model.config.slices, size, size, generator=torch.Generator().manual_seed(0)
+    ).requires_grad_()
     logit, offset, _ = model(image)
     middle = logit.shape[-1] // 2
     reach = 0
     for row in range(middle, middle + model.config.multiple // model.config.stride):
-        value = logit[0, 0, row, row] + offset[0, :, row, row].sum()
+        value = logit[:, 0, row, row].sum() + offset[:, :, row, row].sum()
         (gradient,) = torch.autograd.grad(value, image, retain_graph=True)
         touched = np.flatnonzero(gradient.abs().sum(dim=(0, 1, 2)).numpy())
+        if not len(touched):
+            raise DataError("the network does not answer to its input; it was not exported")
         place = (row + 0.5) * model.config.stride - 0.5
         reach = max(reach, int(np.ceil(max(touched[-1] - place, place - touched[0]))))
     return reach
@@ -110,6 +124,7 @@ def export_detector(
     training: dict[str, Any],
     card: str,
     face: FaceWeights = PLAIN_FACE,
+    prominence: ProminenceWeights = PLAIN_PROMINENCE,
 ) -> Detector:
     """Write a detector folder, `weights.pt` for further training included, and check what it computes.
 
@@ -134,6 +149,7 @@ def export_detector(
         calibration=calibration,
         onnx_sha256="",
         face=face,
+        prominence=prominence,
         training=training,
     )
     network = to_onnx(model)

@@ -1,13 +1,16 @@
 """Fine-tuning on aggregated real tiles: model T of the founding study (methods 6, target B).
 
-Starts from a network, most often model P. The heat map is taught by the soft maps of the ground truth, the
-sub-pixel offset by its cells; simulated volumes may be mixed in, so that a detector of 3-D tissue does not
-forget the slices beside a section, and tiles without ground truth may be taught by the network's own average.
+Starts from a network, most often model P. The heat map is taught by the soft maps of the ground truth, or by its
+cells as the exact centres of pre-training; the sub-pixel offset by its cells. Simulated volumes may be mixed in,
+so that a detector of 3-D tissue does not forget the slices beside a section, with their own truth and with what
+the start said of them; tiles without ground truth may be taught by the network's own average.
 """
 
 from __future__ import annotations
 
+import copy
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,17 +29,18 @@ from brainmap.train.judge.predict import predict_tiles
 from brainmap.train.judge.scores import Scored, TruePoints, sweep
 from brainmap.train.learn.centernet import CenterNet
 from brainmap.train.learn.loop import Job, Schedule, fingerprint_weights, load_network, mixed_precision, train
-from brainmap.train.learn.losses import offset_loss, soft_map_loss
+from brainmap.train.learn.losses import agreement_loss, focal_loss, offset_loss, soft_map_loss
 from brainmap.train.learn.pretrain import Batch, change_contrast, draw_batch
 from brainmap.train.learn.samples import GridSettings, NetVolume, Samples, load_volumes
 from brainmap.train.learn.tile_samples import TileBatch, TileSamples, prepare_tiles
 
-__all__ = ["FinetuneConfig", "finetune", "finetune_network"]
+__all__ = ["TARGETS", "FinetuneConfig", "finetune", "finetune_network", "steps_for"]
 
 log = logging.getLogger(__name__)
 
 # Scores at which validation looks: enough for an average precision that is compared with itself.
 _LEVELS = 1 / (1 + np.exp(-np.linspace(-4.5, 6, 43)))
+TARGETS = ("soft", "centres")
 
 
 @dataclass(frozen=True)
@@ -49,10 +53,17 @@ class FinetuneConfig:
         Typical cell in the tiles.
     steps, learning_rate, weight_decay, warm_up, clip, average
         As in `PretrainConfig`.
+    epochs, most_steps : float, int
+        With `epochs` above 0 the steps follow the data: so many times the area of the tiles is drawn, in
+        at least `steps` and at most `most_steps`.
+    target : str
+        "soft": the maps of the ground truth, by a weighted cross-entropy (target B of the study); "centres":
+        its accepted cells, by the loss of pre-training, so that a logit goes on meaning what it meant to a start
+        that was trained that way.
     crop, batch : int
         Samples are `crop` network pixels wide, `batch` of them, rehearsal included, make a step.
     background_weight, positive_weight, gamma : float
-        Weight of an output cell of target y: w_bg + (w_pos - w_bg) y^gamma.
+        Weight of an output cell of soft target y: w_bg + (w_pos - w_bg) y^gamma.
     doubt : float
         How much less undecided candidates count, 0 to 1 (see `tile_samples.soft_tile`).
     on_cells : float
@@ -65,6 +76,8 @@ class FinetuneConfig:
         Whether batch normalisation keeps the statistics of the start.
     rehearsal, rehearsal_weight : float
         Share of the batch drawn from simulated volumes, where there are any, and the weight of its loss.
+    distil : float
+        Share of that loss that holds the heat against the start's own; the rest holds it against the truth.
     unlabelled, consistency : float
         Share of the batch drawn from tiles without ground truth, where there are any, and the weight of
         their loss against the average network's heat map.
@@ -77,6 +90,9 @@ class FinetuneConfig:
 
     cell_diameter_um: float = 10.0
     steps: int = 200
+    epochs: float = 0.0
+    most_steps: int = 1500
+    target: str = "soft"
     learning_rate: float = 6e-4
     weight_decay: float = 1e-4
     warm_up: int = 20
@@ -94,6 +110,7 @@ class FinetuneConfig:
     freeze_statistics: bool = False
     rehearsal: float = 0.4
     rehearsal_weight: float = 1.0
+    distil: float = 0.0
     unlabelled: float = 0.25
     consistency: float = 0.0
     validation: float = 0.2
@@ -105,9 +122,16 @@ class FinetuneConfig:
         for name in ("cell_diameter_um", "steps", "learning_rate", "crop", "batch", "check_every"):
             if not getattr(self, name) > 0:
                 raise UsageError(f"{name} is {getattr(self, name)}; give a positive number")
-        for name in ("doubt", "on_cells", "rehearsal", "unlabelled", "validation"):
+        for name in ("doubt", "on_cells", "rehearsal", "distil", "unlabelled", "validation"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UsageError(f"{name} is {getattr(self, name)}; give a share between 0 and 1")
+        if self.target not in TARGETS:
+            raise UsageError(f"target is {self.target!r}; give one of {', '.join(TARGETS)}")
+        if not self.epochs >= 0 or (self.epochs and self.most_steps < self.steps):
+            raise UsageError(
+                f"epochs is {self.epochs} and most_steps {self.most_steps}; give an epochs that is not negative, "
+                f"and a most_steps of at least steps, {self.steps}"
+            )
         if not self.scales or min(self.scales) <= 0:
             raise UsageError(f"scales is {self.scales}; give positive numbers such as 1.0")
         if self.rehearsal + self.unlabelled >= 1:
@@ -200,9 +224,10 @@ def finetune_network(
             return _validation_score(network, checked, truth, grid, config.cell_diameter_um)
 
     _set_mode(model, config)
+    shares = _shares(config, bool(volumes), unlabelled is not None)
     schedule = Schedule(
-        config.steps, config.learning_rate, config.weight_decay, config.warm_up, config.clip,
-        config.average, config.check_every, config.check_every, config.check_every, config.patience,
+        steps_for(config, teaching, grid, shares[0]), config.learning_rate, config.weight_decay, config.warm_up,
+        config.clip, config.average, config.check_every, config.check_every, config.check_every, config.patience,
     )  # fmt: skip
     log.info("fine-tuning on %d tiles, %d held out", len(teaching), int(held_out.sum()))
     job = Job("finetune", config, schedule, model, grid, loss, config.seed, inputs, validate)
@@ -232,10 +257,12 @@ def _make_loss(
     """The loss of a random batch: tiles first, then what is rehearsed, then what has no ground truth."""
     network = model.config
     diameter, scales = config.cell_diameter_um, config.scales
-    prepared = prepare_tiles(tiles, truth, network, grid, diameter, scales, config.doubt)
+    exact = config.target == "centres"
+    prepared = prepare_tiles(tiles, truth, network, grid, diameter, scales, config.doubt, exact)
     taught = TileSamples(prepared, config.crop, network, config.on_cells)
     n_taught, n_rehearsed, n_free = _shares(config, bool(volumes), unlabelled is not None)
     simulated = Samples(volumes, config.crop, network.slices, network.stride, grid.pixel_um)
+    start = copy.deepcopy(model).eval().requires_grad_(False) if config.distil else None
     free = None
     if unlabelled is not None and n_free:
         blank = prepare_tiles(unlabelled, None, network, grid, diameter, scales)
@@ -260,6 +287,12 @@ def _make_loss(
         if n_rehearsed:
             own = slice(n_taught, n_taught + n_rehearsed)
             value = _rehearsal_loss(config, logit[own], offset[own], rehearsed)
+            if start is not None:
+                with torch.no_grad():
+                    before = start.to(device)(image[own])[0].float()
+                kept = agreement_loss(logit[own], before)
+                value = (1 - config.distil) * value + config.distil * kept
+                parts["kept"] = kept.item()
             total = total + config.rehearsal_weight * value
             parts["rehearsal"] = value.item()
         if free is not None:
@@ -269,6 +302,16 @@ def _make_loss(
         return total, parts
 
     return loss
+
+
+def steps_for(config: FinetuneConfig, tiles: Tiles, grid: GridSettings, taught: int) -> int:
+    """Optimiser steps for some tiles, of which a step sees `taught` crops."""
+    if not config.epochs:
+        return config.steps
+    pixel_um = grid.pixel_um * config.cell_diameter_um / grid.cell_diameter_um
+    side = tiles.shapes * tiles.columns["voxel_um"][:, 1:] / pixel_um
+    steps = math.ceil(config.epochs * float(side.prod(axis=1).sum()) / (taught * config.crop**2))
+    return min(max(steps, config.steps), config.most_steps)
 
 
 def _shares(config: FinetuneConfig, rehearse: bool, unlabelled: bool) -> tuple[int, int, int]:
@@ -285,10 +328,7 @@ def _tile_loss(
     config: FinetuneConfig, logit: Tensor, offsets: Tensor, batch: TileBatch
 ) -> tuple[Tensor, dict[str, float]]:
     device = logit.device
-    heat = soft_map_loss(
-        logit, batch.target.to(device), batch.weight.to(device),
-        config.background_weight, config.positive_weight, config.gamma,
-    )  # fmt: skip
+    heat = _heat_loss(config, logit, batch.target.to(device), batch.weight.to(device))
     if not config.offset_weight:
         return heat, {"heat": heat.item()}
     place = offset_loss(offsets, batch.index.to(device), batch.offset.to(device), batch.confidence.to(device))
@@ -296,20 +336,26 @@ def _tile_loss(
 
 
 def _rehearsal_loss(config: FinetuneConfig, logit: Tensor, offsets: Tensor, batch: Batch) -> Tensor:
-    """The tiles' own losses on simulated volumes.
-
-    Not the focal loss of pre-training: its scores mean something else, and it would draw the tiles' along.
-    """
+    """The tiles' own losses on simulated volumes: scores of another loss would draw the tiles' along."""
     _, heat, weight, index, place = (part.to(logit.device) for part in batch)
-    loss = soft_map_loss(logit, heat, weight, config.background_weight, config.positive_weight, config.gamma)
+    loss = _heat_loss(config, logit, heat, weight)
     sure = torch.ones(len(index), device=logit.device)
     return loss + config.offset_weight * offset_loss(offsets, index, place, sure)
+
+
+def _heat_loss(config: FinetuneConfig, logit: Tensor, target: Tensor, trust: Tensor) -> Tensor:
+    if config.target == "centres":
+        return focal_loss(logit, target, trust, by_image=True)
+    return soft_map_loss(logit, target, trust, config.background_weight, config.positive_weight, config.gamma)
 
 
 def _consistency_loss(config: FinetuneConfig, logit: Tensor, plain: Tensor, average: CenterNet) -> Tensor:
     """Heat of the changed image against the average network's of the plain one (mean teacher)."""
     with torch.no_grad():
-        target = torch.sigmoid(average(plain)[0].float())
+        teacher = average(plain)[0].float()
+    if config.target == "centres":
+        return agreement_loss(logit, teacher)
+    target = torch.sigmoid(teacher)
     weights = (config.background_weight, config.positive_weight, config.gamma)
     return soft_map_loss(logit, target, torch.ones_like(target), *weights)
 

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from brainmap.errors import DataError, NotFoundError, UsageError
 from brainmap.files import atomic_path, now, to_jsonable, write_json
-from brainmap.machine import versions
+from brainmap.machine import has_bf16, versions
 from brainmap.train.learn.centernet import CenterNet, CenterNetConfig
 from brainmap.train.learn.samples import GridSettings
 
@@ -300,8 +300,10 @@ def check_device(device: str) -> None:
 
 
 def mixed_precision(model: torch.nn.Module) -> torch.autocast:
-    """bf16 where it is safe, on the device the network is on."""
-    return torch.autocast(next(model.parameters()).device.type, dtype=torch.bfloat16)
+    """bf16 where it is safe and the network's device computes in it; elsewhere nothing changes."""
+    device = next(model.parameters()).device.type
+    fast = has_bf16() if device == "cpu" else device != "cuda" or torch.cuda.is_bf16_supported(False)
+    return torch.autocast(device, dtype=torch.bfloat16, enabled=fast)
 
 
 def _write_log(path: Path, step: int, began: float, sums: dict[str, float], count: int) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, l1_loss, logsigmoid
 
-__all__ = ["centernet_loss", "focal_loss", "offset_loss", "soft_map_loss"]
+__all__ = ["agreement_loss", "centernet_loss", "focal_loss", "offset_loss", "soft_map_loss"]
 
 ALPHA, BETA = 2, 4
 OFFSET_WEIGHT, SIZE_WEIGHT = 1.0, 0.1
@@ -130,3 +130,23 @@ def offset_loss(offsets: Tensor, index: Tensor, offset: Tensor, confidence: Tens
         return offsets.new_zeros(())
     error = (offsets[index[:, 0], :, index[:, 1], index[:, 2]] - offset).abs().mean(dim=1)
     return (error * confidence).sum() / confidence.sum().clamp(min=1e-6)
+
+
+def agreement_loss(logit: Tensor, teacher: Tensor) -> Tensor:
+    """How far a heat map is from that of another network: Kullback-Leibler divergence, cell by cell.
+
+    Parameters
+    ----------
+    logit, teacher : Tensor, shape (batch, 1, h, w)
+        Heat maps before the sigmoid; the teacher's without gradient.
+
+    Returns
+    -------
+    Tensor
+        Mean over images of the sum over the map divided by the heat in the teacher's plus two: about as large
+        as `focal_loss` by image, so that the two can be weighed against each other. 0 where they agree.
+    """
+    target = torch.sigmoid(teacher)
+    against = binary_cross_entropy_with_logits(logit, target, reduction="none")
+    own = binary_cross_entropy_with_logits(teacher, target, reduction="none")
+    return ((against - own).flatten(1).sum(1) / (target.flatten(1).sum(1) + 2)).mean()

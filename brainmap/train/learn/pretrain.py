@@ -19,6 +19,7 @@ from torch import Tensor
 
 from brainmap.errors import UsageError
 from brainmap.files import fingerprint
+from brainmap.image.intensity import GAIN, KNEE
 from brainmap.settings import check_keys
 from brainmap.train.learn.centernet import CenterNet, CenterNetConfig
 from brainmap.train.learn.loop import (
@@ -66,6 +67,10 @@ class PretrainConfig:
         Probability that a sample is drawn from the `extra` volumes given to `pretrain`.
     by_image : bool
         Whether the heat map's loss is normalised image by image; see `losses.focal_loss`.
+    contrast_spread : float
+        Spread of the logarithm of the factor by which each sample's contrast is changed.
+    grey_levels : float
+        Probability that a sample has only as many grey levels as a dark 8-bit image has.
     seed : int
     """
 
@@ -82,6 +87,8 @@ class PretrainConfig:
     average: float = 0.998
     extra_share: float = 0.0
     by_image: bool = False
+    contrast_spread: float = 0.25
+    grey_levels: float = 0.0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -117,6 +124,7 @@ def pretrain(
     data: Path | None = None,
     start: CenterNet | None = None,
     extra: list[NetVolume] | None = None,
+    extra_weight: list[float] | None = None,
 ) -> Path:
     """Train model P; returns the checkpoint.
 
@@ -136,6 +144,8 @@ def pretrain(
         Network to go on from instead of random weights.
     extra : list of NetVolume, optional
         Further volumes, such as annotated sections; drawn with probability `config.extra_share`.
+    extra_weight : list of float, optional
+        How often each of them is drawn, relative to the others; equally often by default.
 
     Raises
     ------
@@ -148,7 +158,8 @@ def pretrain(
     made = load_pool(prepare_pool(pool or work / "pool", config.pool, grid, data), config.pool)
     extra = (extra or []) if config.extra_share else []
     share = config.extra_share if extra else 0.0
-    probability = np.append(made.probability * (1 - share), np.full(len(extra), share / max(1, len(extra))))
+    weight = np.array(extra_weight if extra_weight and extra else [1.0] * len(extra))
+    probability = np.append(made.probability * (1 - share), share * weight / max(weight.sum(), 1e-12))
     samples = Samples(
         made.volumes + extra, config.crop, network.slices, network.stride, grid.pixel_um, probability
     )
@@ -156,7 +167,9 @@ def pretrain(
     def loss(
         model: CenterNet, average: CenterNet, rng: np.random.Generator
     ) -> tuple[Tensor, dict[str, float]]:
-        return pretraining_loss(model, draw_batch(samples, config.batch, rng), config.by_image)
+        batch = draw_batch(samples, config.batch, rng)
+        image = change_contrast(batch[0], config.contrast_spread, config.grey_levels)
+        return centernet_step(model, (image, *batch[1:]), config.by_image)
 
     torch.manual_seed(config.seed)
     inputs: dict[str, Any] = {}
@@ -178,8 +191,13 @@ def pretraining_loss(
     model: CenterNet, batch: Batch, by_image: bool = False
 ) -> tuple[Tensor, dict[str, float]]:
     """CenterNet's loss of a batch, contrast changed at random; the network's mode is the caller's."""
+    return centernet_step(model, (change_contrast(batch[0]), *batch[1:]), by_image)
+
+
+def centernet_step(model: CenterNet, batch: Batch, by_image: bool = False) -> tuple[Tensor, dict[str, float]]:
+    """CenterNet's loss of a batch as it is."""
     device = next(model.parameters()).device
-    image, heat, weight, index, offset = (part.to(device) for part in (change_contrast(batch[0]), *batch[1:]))
+    image, heat, weight, index, offset = (part.to(device) for part in batch)
     with mixed_precision(model):
         outputs = model(image.contiguous(memory_format=torch.channels_last))
     size = 8.0 / model.config.stride
@@ -201,16 +219,30 @@ def draw_batch(samples: Samples, size: int, rng: np.random.Generator) -> Batch:
     return images_t, heat_t, weight_t, index_t, offset_t
 
 
-def change_contrast(image: Tensor) -> Tensor:
-    """Scale, shift and roughen the contrast of each sample, as another brain's normalisation might."""
+def change_contrast(image: Tensor, spread: float = 0.25, grey_levels: float = 0.0) -> Tensor:
+    """Scale, shift and roughen the contrast of each sample, as another brain's normalisation might.
+
+    Parameters
+    ----------
+    image : Tensor
+        (batch, slices, H, W), network input.
+    spread : float
+        Standard deviation of the logarithm of each sample's factor.
+    grey_levels : float
+        Probability that a sample is rounded to steps of 0.1 to 0.66 standard deviations of the noise, as an image
+        whose tissue has five to forty grey levels is.
+    """
     shape = (len(image), 1, 1, 1)
     # Beyond the volume's faces there is nothing, exactly.
     filled = image != 0
-    contrast = torch.sinh(image / 0.14)
-    contrast = contrast * torch.exp(0.25 * torch.randn(shape)) + 0.12 * torch.randn(shape)
+    contrast = torch.sinh(image / GAIN)
+    contrast = contrast * torch.exp(spread * torch.randn(shape)) + 0.12 * torch.randn(shape)
     noisy = (torch.rand(shape) < 0.25) * torch.rand(shape) * 0.35
     contrast = contrast + noisy * torch.randn(image.shape)
-    return (0.14 * torch.asinh(contrast)).clamp(-0.3, 0.7) * filled
+    if grey_levels:
+        step = (0.1 + 0.56 * torch.rand(shape)) / KNEE
+        contrast = torch.where(torch.rand(shape) < grey_levels, torch.round(contrast / step) * step, contrast)
+    return (GAIN * torch.asinh(contrast)).clamp(-0.3, 0.7) * filled
 
 
 def load_model(path: Path) -> tuple[CenterNet, PretrainConfig]:

@@ -32,6 +32,7 @@ __all__ = [
     "net_volume",
     "render_targets",
     "save_volumes",
+    "to_grid",
 ]
 
 log = logging.getLogger(__name__)
@@ -82,8 +83,8 @@ def net_volume(tissue: Tissue, settings: GridSettings) -> NetVolume:
         grid.to_vox(np.arange(float(height)), 1),
         grid.to_vox(np.arange(float(width)), 2),
     )
-    stack = intensity.normalise(_to_grid(tissue.image, grid), *axes) - np.float32(BACKGROUND_VALUE)
-    clean = _to_grid(tissue.signal, grid) + intensity.background_at(*axes)
+    stack = intensity.normalise(to_grid(tissue.image, grid), *axes) - np.float32(BACKGROUND_VALUE)
+    clean = to_grid(tissue.signal, grid) + intensity.background_at(*axes)
     scale = np.array([group, *(settings.pixel_um / v for v in tissue.voxel_um[1:])])
     position = (tissue.centres_vox + 0.5) / scale - 0.5
     contrast = _peak_near(intensity.contrast(clean, *axes), position)
@@ -92,7 +93,7 @@ def net_volume(tissue: Tissue, settings: GridSettings) -> NetVolume:
     return NetVolume(stack.astype(np.float16), grid.group_um, cells)
 
 
-def _to_grid(volume: NDArray[Any], grid: Grid) -> NDArray[np.float32]:
+def to_grid(volume: NDArray[Any], grid: Grid) -> NDArray[np.float32]:
     """A whole volume on the detector's grid."""
     _depth, height, width = grid.net_shape
     out = np.zeros(grid.net_shape, np.float32)

@@ -17,7 +17,8 @@ from brainmap.errors import DataError, UsageError
 from brainmap.gt.truth import GroundTruth
 from brainmap.tiles.tiles import Tiles
 from brainmap.train.learn.centernet import CenterNetConfig
-from brainmap.train.learn.samples import GridSettings
+from brainmap.train.learn.labelled import labelled_cells
+from brainmap.train.learn.samples import GridSettings, render_targets
 from brainmap.train.learn.views import net_tile, resize_to_grid, tile_grid
 
 __all__ = ["SoftTile", "TileBatch", "TileSamples", "prepare_tiles", "soft_tile"]
@@ -83,6 +84,7 @@ def prepare_tiles(
     cell_diameter_um: float,
     scales: tuple[float, ...] = (1.0,),
     doubt: float = 0.0,
+    exact: bool = False,
 ) -> list[list[SoftTile]]:
     """All tiles at all scales; the outer list is over tiles.
 
@@ -99,11 +101,17 @@ def prepare_tiles(
         A cell appears this much larger than the network expects.
     doubt : float
         How much less the surroundings of undecided candidates count; see `soft_tile`.
+    exact : bool
+        Whether the target is the accepted cells as exact centres, not the soft map.
     """
     if len(tiles) == 0:
         raise DataError(f"{tiles.folder} holds no tile to learn from")
+    radius_px = grid.cell_diameter_um / 2 / grid.pixel_um * exact
     return [
-        [soft_tile(tiles, i, truth, network, grid, cell_diameter_um / s, doubt) for s in scales]
+        [
+            soft_tile(tiles, i, truth, network, grid, cell_diameter_um / s, doubt, s * radius_px)
+            for s in scales
+        ]
         for i in range(len(tiles))
     ]
 
@@ -116,8 +124,12 @@ def soft_tile(
     grid: GridSettings,
     cell_diameter_um: float,
     doubt: float = 0.0,
+    radius_px: float = 0.0,
 ) -> SoftTile:
     """One tile; parameters as for `prepare_tiles`.
+
+    With a `radius_px` (network pixels) the target is that of simulated tissue: 1 at the output cell of every
+    accepted cell, a Gaussian of that radius around it, and nothing said about doubtful candidates.
 
     Within half a cell of a candidate of posterior p the target is trusted 1 - doubt x 4 p (1 - p): where the
     crowd is undecided, the network is not told.
@@ -141,18 +153,23 @@ def soft_tile(
         none = np.zeros(shape, np.float32)
         return SoftTile(view.image, none, none, np.zeros((0, 2)), np.zeros(0))
     name = str(tiles.ids[index])
+    xy, confidence, posterior = truth.points(name)
+    accepted = posterior >= _LEAST_POSTERIOR
+    if radius_px:
+        cells = labelled_cells(view.to_net(xy), posterior, radius_px)
+        drawn = render_targets(cells, 0, output.net_shape[1:], 1.0, network.stride)
+        points = view.to_net(xy[accepted])
+        return SoftTile(view.image, drawn.heat, drawn.weight, points, np.ones(len(points)))
     heat = truth.heatmap(name)
     if heat.shape != image.shape:
         raise DataError(
             f"the heat map of {name} is {heat.shape[0]} x {heat.shape[1]}, the tile {image.shape[0]} x "
             f"{image.shape[1]}; aggregate the clicks with --tiles {tiles.folder}"
         )
-    xy, confidence, posterior = truth.points(name)
     trust = np.ones(image.shape, np.float32)
     if doubt:
         unsure = 4 * posterior * (1 - posterior)
         _lower(trust, xy, 1 - doubt * unsure, (cell_diameter_um / 2 / y_um, cell_diameter_um / 2 / x_um))
-    accepted = posterior >= _LEAST_POSTERIOR
     return SoftTile(
         view.image, resize_to_grid(heat, output), resize_to_grid(trust, output),
         view.to_net(xy[accepted]), confidence[accepted],

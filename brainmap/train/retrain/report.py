@@ -48,32 +48,97 @@ def write_retrain_report(path: Path, outcome: dict[str, Any], judgement: Judgeme
     """
     held_out, training, crowd = outcome["held_out"], outcome["training"], outcome["crowd"]
     page = Page("Retraining", subtitle=f"from {outcome['start']}")
-    say = page.add_note if outcome["switch"] else page.add_warning
+    say = page.add_note if outcome["switch"] and "; but " not in outcome["reason"] else page.add_warning
     say(f"{'Switch' if outcome['switch'] else 'Do not switch'}: {outcome['reason']}.")
-    page.add_numbers([
-        (f"F1 {TITLES[which]}", f"{held_out['f1'][which]:.3f}") for which in ("old", "new")
-    ] + [(f"AUPRC {TITLES[which]}", f"{held_out['auprc'][which]:.3f}") for which in ("old", "new")])  # fmt: skip
+    _warn(page, outcome)
+    if held_out:
+        page.add_numbers([
+            (f"F1 {TITLES[which]}", f"{held_out['f1'][which]:.3f}") for which in ("old", "new")
+        ] + [(f"AUPRC {TITLES[which]}", f"{held_out['auprc'][which]:.3f}") for which in ("old", "new")])  # fmt: skip
     left_out = ", ".join(f"{number} {what}" for what, number in outcome["left_out"].items() if number)
     page.add_facts([
         ("Learnt from", f"{_extent(training)}; {crowd['n_workers']} workers, {crowd['n_clicks']} clicks"),
-        ("Judged on", f"{_extent(held_out)}, none of which trained or calibrated"),
+        ("Judged on", _judged_on(outcome)),
+        ("Kept", _kept(outcome["choice"])),
+        ("More clicks", outcome["curve"]["sentence"] if outcome["curve"] else "too few new slices to say"),
         ("A detection is right", f"within {outcome['tolerance_px']:.1f} px of a cell the workers agree on"),
         ("Cell diameter", f"{outcome['cell_diameter_um']:g} um"),
         ("Threshold", ", ".join(f"{TITLES[w]} {v:.3f}" for w, v in outcome["threshold"].items())),
         ("Left out", left_out or "nothing"),
     ])  # fmt: skip
-    _comparison(page, outcome, judgement)
-    _pictures(page, outcome, judgement)
+    if held_out:
+        _comparison(page, outcome, judgement)
+        _pictures(page, outcome, judgement)
     _simulated(page, outcome["simulated"])
-    page.add_section(
-        "How to read this",
-        "F1 is at each detector's own threshold, what a run uses if nothing is given; AUPRC is over all "
-        "thresholds. The interval holds the middle 90 % of the differences when "
-        f"{held_out['resampled']} are drawn anew with replacement. Switching is advised if one of the two is "
-        "better beyond chance, the other is not worse, and cells in simulated volumes are found as well as before. "
-        "evaluation/report.html has every further curve and number of both.",
-    )
+    if outcome["curve"]:
+        _learning(page, outcome["curve"])
+    if held_out:
+        page.add_section(
+            "How to read this",
+            "F1 is at each detector's own threshold, what a run uses if nothing is given; AUPRC is over all "
+            "thresholds. The interval holds the middle 90 % of the differences when "
+            f"{held_out['resampled']} are drawn anew with replacement. Switching is advised if one of the two is "
+            "better beyond chance, the other is not worse, and cells in simulated volumes are found as well as before. "
+            "evaluation/report.html has every further curve and number of both.",
+        )
     page.write(path)
+
+
+def _warn(page: Page, outcome: dict[str, Any]) -> None:
+    """What makes the figures say less than they seem to."""
+    split = outcome["split"]
+    if split["judged_by"] == "cross-fitting":
+        page.add_warning(
+            "All new slices had to teach, so none is held out: old and new are judged by cross-fitting, every slice by "
+            "networks that never learnt it. Annotate more slices for a judgement of the detector itself."
+        )
+    if split["calibrated_on_seen"]:
+        page.add_warning(
+            "Scores and threshold rest on slices that the detector to start from had learnt, for want of new ones: "
+            "expect scores that are too sure."
+        )
+    if not split["lineage_complete"]:
+        page.add_warning(
+            "What else trained the detector to start from is not on record. If it has learnt these slices, both "
+            "figures are too good."
+        )
+
+
+def _judged_on(outcome: dict[str, Any]) -> str:
+    if outcome["held_out"] is None:
+        return "simulated tissue alone: no tile is unseen, so there is no score"
+    if outcome["split"]["judged_by"] == "cross-fitting":
+        return f"{_extent(outcome['held_out'])}, by cross-fitting"
+    return f"{_extent(outcome['held_out'])}, none of which trained or calibrated this detector or an ancestor"
+
+
+def _kept(choice: dict[str, Any]) -> str:
+    """Which change was made, and the figures by which it was chosen."""
+    figures = ", ".join(f"{name} {f1:.3f}" for name, f1 in choice["f1"].items())
+    meaning = {
+        "recalibrated": "the network as it was, with new scores and threshold",
+        "fine-tuned": "the network that learnt from the tiles",
+    }[choice["chosen"]]
+    return (
+        f"{meaning}: the simplest that is not worse than the best by more than a standard error "
+        f"(F1 by cross-fitting: {figures})"
+    )
+
+
+def _learning(page: Page, curve: dict[str, Any]) -> None:
+    page.add_section(
+        "Would more clicks help?",
+        "F1 on slices left out, after learning from so many others, by the last layer of the start alone, which is "
+        "quick enough to repeat it over random splits. A network that learns whole does better, but where this curve "
+        f"is flat, so is its own. {curve['sentence'][0].upper()}{curve['sentence'][1:]}.",
+    )
+    figure = new_figure(5.5, 3.2)
+    axes = figure.subplots()
+    axes.fill_between(curve["slices"], curve["low"], curve["high"], color=LINE, alpha=0.5)
+    axes.plot(curve["slices"], curve["f1"], "o-", color=BLUE)
+    axes.set(ylim=(max(0.0, min(curve["low"]) - 0.05), min(1.0, max(curve["high"]) + 0.05)))
+    clean(axes, x="annotated slices", y="F1", grid="both")
+    page.add_figure(figure, "Mean over random splits, and the middle 90 % of them")
 
 
 def _extent(part: dict[str, Any]) -> str:
@@ -82,7 +147,7 @@ def _extent(part: dict[str, Any]) -> str:
 
 def _comparison(page: Page, outcome: dict[str, Any], judgement: Judgement) -> None:
     held_out = outcome["held_out"]
-    page.add_section("Held-out tiles", "Both detectors on tiles of slices that neither has learnt.")
+    page.add_section("Unseen tiles", "Both detectors on tiles of slices that neither has learnt.")
     rows: list[list[object]] = []
     for name, title in (("f1", "F1"), ("auprc", "AUPRC")):
         d = Difference(**held_out[name])
@@ -90,6 +155,9 @@ def _comparison(page: Page, outcome: dict[str, Any], judgement: Judgement) -> No
     for name in ("precision", "recall"):
         before, after = held_out[f"{name}_old"], held_out[f"{name}_new"]
         rows.append([name, before, after, f"{after - before:+.3f}", ""])
+    before, after = held_out["ece_old"], held_out["ece_new"]
+    if before is not None and after is not None:
+        rows.append(["ECE of what is shown", before, after, f"{after - before:+.3f}", ""])
     rows = [[r[0], *(f"{v:.3f}" for v in r[1:3]), *r[3:]] for r in rows]
     page.add_table(["", "before", "now", "difference", "90 % interval"], rows, sortable=False)
     page.add_figure(
@@ -110,7 +178,7 @@ def _comparison(page: Page, outcome: dict[str, Any], judgement: Judgement) -> No
     page.add_table(
         columns,
         [[row["image_id"], *(round(row[key], 3) for key in keys)] for row in outcome["per_tile"]],
-        "Every held-out tile",
+        "Every unseen tile",
         max_rows=200,
     )
 
@@ -160,7 +228,7 @@ def _reliability(
 def _pictures(page: Page, outcome: dict[str, Any], judgement: Judgement) -> None:
     page.add_section(
         "Tiles",
-        "Held-out tiles before and now: the most gained, the most lost, and the one in the middle. Green: found, "
+        "Unseen tiles before and now: the most gained, the most lost, and the one in the middle. Green: found, "
         "red: false, yellow: missed.",
     )
     rows = outcome["per_tile"]

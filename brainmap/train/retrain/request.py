@@ -12,20 +12,26 @@ from typing import Any
 from brainmap.errors import NotFoundError, UsageError
 from brainmap.files import fingerprint, read_json
 from brainmap.gt.settings import GtSettings, read_gt_settings
-from brainmap.infer.detector import SPEC_FILE, Detector
+from brainmap.infer.detector import PLAIN_PROMINENCE, SPEC_FILE, Detector, ProminenceWeights
 from brainmap.infer.peaks import PLAIN_FACE, FaceWeights
 from brainmap.settings import read_settings
 from brainmap.tiles.tiles import Tiles
 from brainmap.train.commands import check_detector_target, network_path
 from brainmap.train.learn.finetune import FinetuneConfig
 from brainmap.train.learn.loop import CHECKPOINT, WEIGHTS
+from brainmap.train.retrain.lineage import Lineage
 
 __all__ = ["RetrainRequest", "RetrainSettings", "read_retrain_settings"]
 
 
-# Where retraining differs from fine-tuning alone: every tile teaches, for a fixed number of steps; unlabelled
-# tiles count if there are any, but little: at 1.0 they did harm (docs/training.md).
-_FINETUNE: dict[str, Any] = {"validation": 0.0, "consistency": 0.3}
+# Where retraining differs from fine-tuning alone. Every tile teaches, in steps that follow the data. The target and
+# the loss are those the start was trained with, its batch statistics stay, and half of what is rehearsed is what it
+# said itself: so what is learnt from a few tiles is all that changes. Unlabelled tiles count if there are any, but
+# little: at 1.0 they did harm (docs/training.md).
+_FINETUNE: dict[str, Any] = {
+    "validation": 0.0, "consistency": 0.3, "target": "centres", "epochs": 8.0, "steps": 100, "learning_rate": 3e-4,
+    "freeze_statistics": True, "distil": 0.5,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -44,8 +50,16 @@ class RetrainSettings:
         Simulated volumes of each kind on which the new detector must not be worse; 0: no check.
     check_loss : float
         Largest loss of AUPRC there.
+    check_f1_loss : float
+        Loss of F1 there, at the detectors' own thresholds, beyond which the verdict warns.
     rehearsal : int
-        Simulated volumes to train on beside the tiles; 0: none.
+        Simulated volumes, faint ones and sections to train on beside the tiles; 0: none.
+    backgrounds : tuple of str
+        TIFF stacks of real tissue without labelled cells; cells drawn into them are rehearsed and checked too.
+    background_voxel_um : tuple of tuple of float
+        Their voxel sizes z, y, x.
+    curve : int
+        Random splits by which the learning curve is drawn; 0: none.
     seed : int
         Of the split, the training and the bootstrap.
     gt : GtSettings
@@ -59,7 +73,11 @@ class RetrainSettings:
     tolerance_cells: float = 0.5
     check_volumes: int = 1
     check_loss: float = 0.02
-    rehearsal: int = 50
+    check_f1_loss: float = 0.05
+    rehearsal: int = 75
+    backgrounds: tuple[str, ...] = ()
+    background_voxel_um: tuple[tuple[float, float, float], ...] = ()
+    curve: int = 40
     seed: int = 0
     gt: GtSettings = field(default_factory=GtSettings)
     finetune: FinetuneConfig = field(default_factory=lambda: FinetuneConfig.from_dict(_FINETUNE))
@@ -71,7 +89,10 @@ class RetrainSettings:
             "tolerance_cells": 0 < self.tolerance_cells < math.inf,
             "check_volumes": self.check_volumes >= 0,
             "check_loss": self.check_loss >= 0,
+            "check_f1_loss": self.check_f1_loss >= 0,
             "rehearsal": self.rehearsal >= 0,
+            "background_voxel_um": len(self.backgrounds) == len(self.background_voxel_um),
+            "curve": self.curve >= 0,
         }
         for name, good in right.items():
             if not good:
@@ -103,11 +124,30 @@ def read_retrain_settings(path: Path | None, **overrides: Any) -> RetrainSetting
                 f"{path}: {name} is not a setting of [finetune] here; see --seed, --cell-diameter"
             )
     gt = read_gt_settings(None, **values.pop("gt", {}))
+    values |= _backgrounds(values)
     for name, value in values.items():
         kind = type(getattr(RetrainSettings(), name))
         if isinstance(value, bool) or not isinstance(value, (kind, int)):
             raise UsageError(f"retrain setting {name} must be of type {kind.__name__}, not {value!r}")
     return RetrainSettings(**values, gt=gt, finetune=FinetuneConfig.from_dict({**_FINETUNE, **training}))
+
+
+def _backgrounds(values: dict[str, Any]) -> dict[str, Any]:
+    """The stacks and their voxel sizes as tuples, where they are lists as TOML has them."""
+    made: dict[str, Any] = {}
+    try:
+        if "backgrounds" in values:
+            made["backgrounds"] = tuple(str(path) for path in list(values["backgrounds"]))
+        if "background_voxel_um" in values:
+            sizes = [tuple(float(v) for v in size) for size in values["background_voxel_um"]]
+            made["background_voxel_um"] = tuple(sizes)
+            if any(len(size) != 3 for size in sizes):
+                raise ValueError("three numbers each")
+    except (TypeError, ValueError) as error:
+        raise UsageError(
+            f"backgrounds needs a list of files, background_voxel_um one z, y, x each: {error}"
+        ) from None
+    return made
 
 
 @dataclass(frozen=True)
@@ -177,11 +217,23 @@ class RetrainRequest:
         return PLAIN_FACE if detector is None else detector.spec.face
 
     @property
+    def start_prominence(self) -> ProminenceWeights:
+        """How the start lowers what hardly stands out; what is made from it does the same."""
+        detector = self.start_detector
+        return PLAIN_PROMINENCE if detector is None else detector.spec.prominence
+
+    @property
     def start_detector(self) -> Detector | None:
         """The detector to start from; None where that is a bare checkpoint."""
         path = self.start_path
         is_detector = not path.is_file() and not (path / CHECKPOINT).is_file()
         return Detector.open(path) if is_detector else None
+
+    @property
+    def lineage(self) -> Lineage:
+        """What trained, calibrated and judged the start, as far as it is on record."""
+        detector = self.start_detector
+        return Lineage.of_network(self.start_path, None if detector is None else detector.spec.training)
 
     @property
     def work_folder(self) -> Path:
@@ -209,6 +261,7 @@ class RetrainRequest:
         detector, path = self.start_detector, self.start_path
         network = path if path.is_file() else path / (CHECKPOINT if detector is None else WEIGHTS)
         prints["start"] = _hash(network) if detector is None else detector.fingerprint + _hash(network)
+        prints["lineage"] = fingerprint(self.lineage.record())
         if self.assignments is not None:
             prints["assignments"] = _hash(self.assignments)
         if self.unlabelled is not None:

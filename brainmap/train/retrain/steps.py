@@ -1,13 +1,16 @@
-"""The steps of a retraining: split the tiles, train and calibrate without wasting a click.
+"""The steps of a retraining: train and calibrate without wasting a click, and choose how much to change.
 
-Calibration and threshold come from cross-fitting: the slices that train are dealt into folds, each fold is
+Two detectors are made: the start with its scores calibrated anew, and a network that was fine-tuned. Calibration
+and threshold come from cross-fitting: the slices that are new to the start are dealt into folds, each fold is
 scored by a network that was trained on the others, and the pooled scores are held against the truth. So every
-click trains the final network, and no score is calibrated on tiles its network had learnt.
+click trains the final network, and no score is calibrated on tiles its network had learnt. The same scores say
+which of the two is kept: the simpler, unless the other is better by more than a standard error.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,86 +18,42 @@ import numpy as np
 from numpy.typing import NDArray
 
 from brainmap.errors import DataError
-from brainmap.files import write_json
-from brainmap.gt.aggregate import aggregate
-from brainmap.gt.truth import GroundTruth
-from brainmap.points.matching import match_points
-from brainmap.tiles.tiles import Tiles, hold_out
-from brainmap.train.commands import grid_for, usable_truth
-from brainmap.train.judge.calibrate import tile_calibration
+from brainmap.infer.detector import PLAIN_PROMINENCE, ProminenceWeights
+from brainmap.tiles.tiles import Tiles
+from brainmap.train.commands import grid_for
+from brainmap.train.judge.calibrate import TileCalibration, tile_calibration
 from brainmap.train.judge.predict import Knots, TilePoints, predict_tiles
+from brainmap.train.judge.switch import Counts, Units, count
 from brainmap.train.learn.centernet import CenterNet
 from brainmap.train.learn.finetune import finetune_network
 from brainmap.train.learn.loop import load_network
 from brainmap.train.learn.pool import PoolConfig, load_pool, prepare_pool
 from brainmap.train.learn.samples import GridSettings, NetVolume
 from brainmap.train.retrain.request import RetrainRequest
+from brainmap.train.retrain.split import TruthTiles
 
 __all__ = [
-    "HELD_OUT",
+    "FINETUNED",
+    "RECALIBRATED",
+    "SIMULATED_UM",
+    "START",
     "Candidate",
-    "TruthTiles",
-    "old_candidate",
-    "split_tiles",
-    "train_candidate",
+    "Choice",
+    "Crossed",
+    "choose",
+    "cross_calibrate",
+    "start_candidate",
+    "train_candidates",
 ]
 
 log = logging.getLogger(__name__)
 
-# Fewer slices leave nothing to hold out beside two folds; fewer cells teach nothing.
-LEAST_SLICES, LEAST_CELLS = 3, 10
 # Cells of simulated tissue, um.
 SIMULATED_UM = 10.0
-HELD_OUT = -1
-
-
-@dataclass(frozen=True)
-class TruthTiles:
-    """Tiles somebody looked at, and the cells the clicks agree on.
-
-    Parameters
-    ----------
-    tiles : Tiles
-    truth : GroundTruth
-    fold : ndarray of int64, shape (n,)
-        Fold of each tile; `HELD_OUT` for those that only judge.
-    tolerance_px : float
-        Largest distance of a detection from its cell.
-    left_out : dict of str to int
-        Tiles without clicks and clicked images without a tile, counted.
-    """
-
-    tiles: Tiles
-    truth: GroundTruth
-    fold: NDArray[np.int64]
-    tolerance_px: float
-    left_out: dict[str, int]
-
-    def take(self, rows: NDArray[np.bool_]) -> TruthTiles:
-        """Some of the tiles."""
-        tiles = self.tiles.take(rows)
-        return replace(self, tiles=tiles, truth=self.truth.take(tiles.ids), fold=self.fold[rows])
-
-    @property
-    def cells(self) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """Index of the tile and x, y (tile px) of every accepted cell."""
-        places = [self.truth.accepted(str(name))[0] for name in self.tiles.ids]
-        index = np.repeat(np.arange(len(places)), [len(xy) for xy in places])
-        return index.astype(np.int64), np.concatenate([*places, np.zeros((0, 2))])
-
-    @property
-    def extent(self) -> dict[str, int]:
-        """Number of tiles, slices and accepted cells."""
-        slices = len(np.unique(self.tiles.slice_key))
-        return {"tiles": len(self.tiles), "slices": slices, "cells": len(self.cells[0])}
-
-    def correct(self, found: TilePoints) -> NDArray[np.bool_]:
-        """Which detections are matched to an accepted cell."""
-        tile, xy = self.cells
-        match = match_points(found.xy, xy, self.tolerance_px, group_a=found.image, group_b=tile)
-        correct = np.zeros(len(found), bool)
-        correct[match.index_a] = True
-        return correct
+# From the simplest to the one that changes most.
+START, RECALIBRATED, FINETUNED = "start", "recalibrated", "fine-tuned"
+_RESAMPLES = 1000
+_LEAST_SCORE = 0.001
 
 
 @dataclass(frozen=True)
@@ -110,102 +69,170 @@ class Candidate:
         Its calibration.
     threshold : float
         On the calibrated score.
+    prominence : tuple of float
+        How it lowers logits; see `DetectorSpec.weighed`.
     """
 
     network: CenterNet
     grid: GridSettings
     knots: Knots
     threshold: float
+    prominence: ProminenceWeights = PLAIN_PROMINENCE
 
     def find(self, tiles: Tiles, cell_diameter_um: float) -> TilePoints:
         """Detections with calibrated scores."""
-        return predict_tiles(self.network, tiles, self.grid, cell_diameter_um).calibrated(self.knots)
+        found = predict_tiles(self.network, tiles, self.grid, cell_diameter_um, prominence=self.prominence)
+        return found.calibrated(self.knots)
 
 
-def split_tiles(request: RetrainRequest, cell_diameter_um: float) -> TruthTiles:
-    """Aggregate the clicks and deal out the tiles; `split.json` in the work folder says which went where.
+@dataclass(frozen=True)
+class Crossed:
+    """Detections on tiles, each judged by a network and a calibration that know nothing of its fold.
+
+    Parameters
+    ----------
+    found : TilePoints
+        With scores by the calibration of the other folds.
+    marked : ndarray of bool, shape (n,)
+        Whether the score reaches the threshold that was chosen on the other folds.
+    calibration : TileCalibration or None
+        Of all folds together, for tiles yet to come; None where the start's own was used.
+    """
+
+    found: TilePoints
+    marked: NDArray[np.bool_]
+    calibration: TileCalibration | None
+
+    def counts(self, data: TruthTiles, units: Units) -> Counts:
+        """What was found in every unit; row 0 is at the thresholds."""
+        found = replace(self.found, score=self.marked.astype(np.float64))
+        return count(found, *data.cells, units, 0.5, data.tolerance_px)
+
+
+def cross_calibrate(found: TilePoints, data: TruthTiles, prior: Knots | None) -> Crossed:
+    """Calibrate detections on tiles that their networks never saw.
+
+    Parameters
+    ----------
+    found : TilePoints
+        On the tiles of `data`.
+    data : TruthTiles
+        Each tile in a fold.
+    prior : tuple of (logit, probability), optional
+        Calibration of the start, which few tiles move and do not replace.
 
     Raises
     ------
     DataError
-        No clicked image is a tile; fewer than three slices; (nearly) no accepted cells.
+        If (nearly) nothing of the truth was found.
     """
-    settings, folder = request.settings, request.work_folder / "gt"
-    if not (folder / "gt.json").is_file():
-        aggregate(
-            request.clicks, folder, tiles=request.tiles, assignments=request.assignments, qc=request.qc,
-            settings=settings.gt,
-        )  # fmt: skip
-    tiles, truth = Tiles.open(request.tiles), GroundTruth.open(folder)
-    looked_at = np.isin(tiles.ids.astype(str), truth.ids)
-    if not looked_at.any():
-        raise DataError(
-            f"none of the {len(truth.ids)} images of {request.clicks} is a tile of {request.tiles}: the first "
-            f"are {str(truth.ids[0])!r} and {str(tiles.ids[0])!r}; image_id must be the same in both"
+    correct, fold = data.correct(found), data.fold[found.image]
+    group = np.unique(data.tiles.slice_key.astype(str), return_inverse=True)[1][found.image]
+    n_true = np.bincount(data.fold[data.cells[0]], minlength=int(data.fold.max()) + 1)
+    score, marked = np.full(len(found), _LEAST_SCORE), np.zeros(len(found), bool)
+    n_folds = len(np.unique(data.fold))
+    for number in np.unique(data.fold):
+        own, rest = fold == number, fold != number
+        if n_folds == 1:
+            # Nothing else calibrates a single new slice: its scores are a little too sure of themselves.
+            own = rest = np.ones(len(found), bool)
+        if correct[rest].sum() < 3 or correct[rest].all():
+            # The other folds cannot calibrate this one, and nothing is found there as far as anyone can say.
+            continue
+        part = tile_calibration(
+            found.logit[rest],
+            correct[rest],
+            group[rest],
+            int(n_true.sum() - n_true[number] * (n_folds > 1)),
+            prior=prior,
         )
-    left_out = {
-        "tiles without clicks": int((~looked_at).sum()),
-        "clicked images without a tile": len(truth.ids) - int(looked_at.sum()),
-    }
-    for what, number in left_out.items():
-        if number:
-            log.warning("%d %s are left out", number, what)
-    tiles = tiles.take(looked_at)
-    slices = len(np.unique(tiles.slice_key))
-    if slices < LEAST_SLICES:
-        raise DataError(
-            f"the clicked tiles come from {slices} slice{'s' * (slices > 1)}; retraining needs at least "
-            f"{LEAST_SLICES}: to learn from, to calibrate, and to judge by"
-        )
-    fold = _folds(tiles, settings.held_out, settings.folds, settings.seed)
-    pixel_um = float(np.median(tiles.columns["voxel_um"][:, 1:]))
-    tolerance = settings.tolerance_cells * cell_diameter_um / pixel_um
-    truth = usable_truth(truth.take(tiles.ids), tiles)
-    data = TruthTiles(tiles, truth, fold, tolerance, left_out)
-    _check_cells(data, request.clicks)
-    names = {str(name): int(f) for name, f in zip(tiles.ids, fold, strict=True)}
-    write_json(request.work_folder / "split.json", {"held_out_is": HELD_OUT, "fold": names})
-    return data
+        score[own] = np.interp(found.logit[own].astype(np.float64), *np.asarray(part.knots).T)
+        marked[own] = score[own] >= part.threshold
+    whole = tile_calibration(found.logit, correct, group, int(n_true.sum()), prior=prior)
+    log.info("calibrated (%s): ECE %.3f on left-out slices", whole.method, whole.ece)
+    return Crossed(replace(found, score=score), marked, whole)
 
 
-def _folds(tiles: Tiles, held_out: float, folds: int, seed: int) -> NDArray[np.int64]:
-    """Fold of each tile by whole slices, `HELD_OUT` for those held out; at least two slices train."""
-    slices, member = np.unique(tiles.slice_key, return_inverse=True)
-    training = np.unique(member[~hold_out(tiles, held_out, seed)])
-    if len(training) < 2:
-        # So few or so uneven slices: hold out a single one.
-        training = np.unique(member[~hold_out(tiles, 1e-6, seed)])
-    rank = np.random.default_rng(seed).permutation(len(training)) % min(folds, len(training))
-    fold = np.full(len(slices), HELD_OUT)
-    fold[training] = rank
-    return fold[member].astype(np.int64)
+def start_candidate(
+    request: RetrainRequest, data: TruthTiles, cell_diameter_um: float
+) -> tuple[Candidate, dict[str, Candidate], dict[str, Crossed]]:
+    """The detector to start from, and the same with its scores calibrated on the tiles.
+
+    A bare checkpoint has no scores of its own: the first is then the second.
+
+    Returns
+    -------
+    start : Candidate
+        As it is judged.
+    candidates : dict of Candidate
+        `RECALIBRATED`.
+    crossed : dict of Crossed
+        On `data`, `START` (where it has scores of its own) and `RECALIBRATED`.
+    """
+    network, grid = load_network(request.start_path)
+    prominence = request.start_prominence
+    found = predict_tiles(network, data.tiles, grid, cell_diameter_um, prominence=prominence)
+    detector = request.start_detector
+    prior = None if detector is None else detector.spec.calibration
+    crossed = {RECALIBRATED: cross_calibrate(found, data, prior)}
+    calibration = crossed[RECALIBRATED].calibration
+    assert calibration is not None
+    recalibrated = Candidate(network, grid, calibration.knots, calibration.threshold, prominence)
+    start = recalibrated
+    if detector is not None:
+        start = Candidate(network, grid, detector.spec.calibration, detector.spec.threshold, prominence)
+        own = found.calibrated(start.knots)
+        crossed[START] = Crossed(own, own.score >= start.threshold, None)
+    return start, {RECALIBRATED: recalibrated}, crossed
 
 
-def _check_cells(data: TruthTiles, clicks: Path) -> None:
-    cells = np.bincount(data.fold[data.cells[0]] == HELD_OUT, minlength=2)
-    if not cells.sum():
-        raise DataError(f"the workers of {clicks} agree on no cell (posterior >= 0.5): nothing to learn from")
-    if cells[0] < LEAST_CELLS or not cells[1]:
-        raise DataError(
-            f"{cells[0]} accepted cells to learn from and {cells[1]} to judge by are too few "
-            f"({LEAST_CELLS} and 1 are the least); annotate more tiles, or set another seed"
-        )
+def train_candidates(
+    request: RetrainRequest, training: TruthTiles, cell_diameter_um: float
+) -> tuple[Candidate, Crossed]:
+    """Cross-fit for calibration, then train on all tiles that teach.
 
+    Parameters
+    ----------
+    request : RetrainRequest
+    training : TruthTiles
+        Tiles that teach; those in a fold calibrate as well.
+    cell_diameter_um : float
 
-def train_candidate(request: RetrainRequest, data: TruthTiles, cell_diameter_um: float) -> Candidate:
-    """Cross-fit for calibration, then train on all that is not held out."""
-    training = data.take(data.fold != HELD_OUT)
-    folds = int(training.fold.max()) + 1
-    found, own = [], []
-    for fold in range(folds):
-        log.info("calibration: training without fold %d of %d", fold + 1, folds)
+    Returns
+    -------
+    candidate : Candidate
+    crossed : Crossed
+        On `training.calibrating`.
+    """
+    calibrating = training.calibrating
+    parts = []
+    for fold in range(int(training.fold.max()) + 1):
+        log.info("calibration: training without fold %d", fold + 1)
         rest = training.take(training.fold != fold)
         network, grid = _finetune(request, rest, request.work_folder / f"fold-{fold}", cell_diameter_um)
-        own.append(training.take(training.fold == fold))
-        found.append(predict_tiles(network, own[-1].tiles, grid, cell_diameter_um))
-    log.info("training on all %d tiles that are not held out", len(training.tiles))
+        own = np.flatnonzero(calibrating.fold == fold)
+        found = predict_tiles(
+            network, calibrating.tiles.take(own), grid, cell_diameter_um, prominence=request.start_prominence
+        )
+        parts.append(replace(found, image=own[found.image]))
+    log.info("training on all %d tiles that teach", len(training.tiles))
     network, grid = _finetune(request, training, request.work_folder / "final", cell_diameter_um)
-    return Candidate(network, grid, *_calibrate(found, own))
+    detector = request.start_detector
+    # A logit goes on meaning what it meant only to a network that is taught the way the start was.
+    keeps = detector is not None and request.settings.finetune.target == "centres"
+    crossed = cross_calibrate(
+        _pooled(parts), calibrating, detector.spec.calibration if keeps and detector else None
+    )
+    assert crossed.calibration is not None
+    candidate = Candidate(
+        network, grid, crossed.calibration.knots, crossed.calibration.threshold, request.start_prominence
+    )
+    return candidate, crossed
+
+
+def _pooled(parts: Sequence[TilePoints]) -> TilePoints:
+    names = ("image", "x", "y", "logit", "score")
+    return TilePoints(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
 
 
 def _finetune(
@@ -215,46 +242,86 @@ def _finetune(
     network, grid = load_network(request.start_path)
     # Simulated tissue is made for cells of one size; the tiles' are a setting of their own.
     grid = grid_for(grid, SIMULATED_UM)
-    volumes: list[NetVolume] = []
-    if settings.rehearsal:
-        pool = PoolConfig(volumes=settings.rehearsal)
-        volumes = load_pool(prepare_pool(request.work_folder / "pool", pool, grid), pool).volumes
     config = replace(settings.finetune, cell_diameter_um=cell_diameter_um, seed=settings.seed)
     unlabelled = None if request.unlabelled is None else Tiles.open(request.unlabelled)
     checkpoint = finetune_network(
-        config, work, data.tiles, data.truth, network, grid, volumes, unlabelled, request.device
+        config,
+        work,
+        data.tiles,
+        data.truth,
+        network,
+        grid,
+        _rehearsed(request, grid),
+        unlabelled,
+        request.device,
     )
     return load_network(checkpoint)
 
 
-def old_candidate(request: RetrainRequest, data: TruthTiles, cell_diameter_um: float) -> Candidate:
-    """The detector to start from, with its own calibration and threshold.
+def _rehearsed(request: RetrainRequest, grid: GridSettings) -> list[NetVolume]:
+    """Simulated tissue of all kinds, and cells in real tissue where there is any; made once, in the work folder."""
+    number, settings = request.settings.rehearsal, request.settings
+    if not number:
+        return []
+    third = number // 3
+    pool = PoolConfig(
+        volumes=number - 2 * third, faint=third, sections=third, inserted=third * bool(settings.backgrounds),
+        backgrounds=settings.backgrounds, background_voxel_um=settings.background_voxel_um,
+    )  # fmt: skip
+    return load_pool(prepare_pool(request.work_folder / "pool", pool, grid), pool).volumes
 
-    A bare checkpoint has none: it gets them from the tiles that train, which it has never seen.
-    """
-    network, grid = load_network(request.start_path)
-    if request.start_detector is not None:
-        spec = request.start_detector.spec
-        return Candidate(network, grid, spec.calibration, spec.threshold)
-    training = data.take(data.fold != HELD_OUT)
-    found = predict_tiles(network, training.tiles, grid, cell_diameter_um)
-    return Candidate(network, grid, *_calibrate([found], [training]))
 
-
-def _calibrate(found: list[TilePoints], own: list[TruthTiles]) -> tuple[Knots, float]:
-    """Calibration and threshold of detections on tiles that their networks never saw.
+@dataclass(frozen=True)
+class Choice:
+    """Which candidate is kept, by cross-fitting.
 
     Parameters
     ----------
-    found, own : list
-        Detections on some tiles, and those tiles.
+    chosen : str
+    f1 : dict of float
+        Of every candidate on the calibrating tiles.
+    error : dict of float
+        Standard error of the best one's lead over each.
+    units : str
+        What was resampled, for people.
     """
-    slices = np.concatenate([part.tiles.slice_key[f.image] for f, part in zip(found, own, strict=True)])
-    result = tile_calibration(
-        np.concatenate([f.logit for f in found]),
-        np.concatenate([part.correct(f) for f, part in zip(found, own, strict=True)]),
-        np.unique(slices.astype(str), return_inverse=True)[1],
-        sum(part.extent["cells"] for part in own),
-    )
-    log.info("calibrated (%s): ECE %.3f on left-out slices", result.method, result.ece)
-    return result.knots, result.threshold
+
+    chosen: str
+    f1: dict[str, float]
+    error: dict[str, float]
+    units: str
+
+    def record(self) -> dict[str, object]:
+        """As plain values."""
+        return {"chosen": self.chosen, "f1": self.f1, "error_of_lead": self.error, "resampled": self.units}
+
+
+def choose(crossed: dict[str, Crossed], data: TruthTiles, seed: int) -> Choice:
+    """The simplest candidate that is not worse than the best by more than a standard error.
+
+    Parameters
+    ----------
+    crossed : dict of Crossed
+        On `data`; `START` is compared but never chosen, because it is what is there already.
+    data : TruthTiles
+        The calibrating tiles.
+    seed : int
+    """
+    tiles = data.tiles
+    units = Units.of(tiles.slice_key, tiles.columns["width"], tiles.columns["height"])
+    rng = np.random.default_rng(seed)
+    weight = rng.multinomial(units.count, np.full(units.count, 1 / units.count), _RESAMPLES).astype(float)
+    counts = {
+        name: crossed[name].counts(data, units)
+        for name in (START, RECALIBRATED, FINETUNED)
+        if name in crossed
+    }
+    if not next(iter(counts.values())).true.sum():
+        raise DataError("the tiles that calibrate hold no accepted cell; annotate more, or set another seed")
+    f1 = {name: float(part.f1(np.ones((1, units.count)))[0]) for name, part in counts.items()}
+    best = max(f1, key=lambda name: f1[name])
+    lead = {name: counts[best].f1(weight) - part.f1(weight) for name, part in counts.items()}
+    error = {name: float(values.std()) for name, values in lead.items()}
+    near = [name for name in f1 if name != START and f1[best] - f1[name] <= error[name]]
+    simplest = near[0] if near else max((n for n in f1 if n != START), key=lambda name: f1[name])
+    return Choice(simplest, f1, error, f"{units.count} {units.kind}")

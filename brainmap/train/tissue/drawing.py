@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-if TYPE_CHECKING:
-    from brainmap.train.tissue.tissue import TissueConfig
+from brainmap.train.tissue.config import TissueConfig
 
 __all__ = ["draw_background", "draw_cells", "extent_um", "smooth_field"]
 

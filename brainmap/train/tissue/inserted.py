@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from brainmap.errors import DataError, NotFoundError
+from brainmap.train.tissue.config import TissueConfig
 from brainmap.train.tissue.drawing import draw_cells
 from brainmap.train.tissue.optics import blur
-from brainmap.train.tissue.tissue import Tissue, TissueConfig, place_cells
+from brainmap.train.tissue.tissue import Tissue, place_cells
 
 __all__ = ["Background", "insert_cells"]
 

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from brainmap.train.tissue.config import TissueConfig
 from brainmap.train.tissue.drawing import extent_um, smooth_field
-
-if TYPE_CHECKING:
-    from brainmap.train.tissue.tissue import TissueConfig
 
 __all__ = ["add_camera", "blur", "draw_edge", "draw_light"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from zarr.codecs import (
     ZstdCodec,
 )
 
+from brainmap.errors import DataError
+from brainmap.image.storage.layout import ArrayLayout, NotKnownHereError
 from brainmap.image.storage.local import LocalChunks
 from brainmap.image.volume import Volume
 
@@ -52,11 +55,35 @@ KNOWN: dict[str, dict[str, Any]] = {
     "v2 lz4": {"zarr_format": 2, "compressors": numcodecs.LZ4()},
     "v2 zstd": {"zarr_format": 2, "compressors": numcodecs.Zstd()},
     "v2 big endian": {"zarr_format": 2, "dtype": ">u2"},
+    "v2 big endian blosc": {"zarr_format": 2, "dtype": ">u2", "compressors": numcodecs.Blosc(blocksize=256)},
+    "v2 F order": {"zarr_format": 2, "order": "F"},
+    "v2 F order, blosc of many blocks": {
+        "zarr_format": 2,
+        "order": "F",
+        "compressors": numcodecs.Blosc(blocksize=256),
+    },
+    "F order": {"filters": TransposeCodec(order=(2, 1, 0))},
+    "transposed": {"filters": TransposeCodec(order=(1, 2, 0)), "compressors": BloscCodec(blocksize=256)},
+    "twice transposed": {"filters": [TransposeCodec(order=(1, 2, 0)), TransposeCodec(order=(0, 2, 1))]},
+    "transposed in shards": {
+        "serializer": sharded(TransposeCodec(order=(2, 0, 1)), BytesCodec(), ZstdCodec()),
+        "compressors": None,
+    },
+    "big endian in shards": {
+        "serializer": sharded(BytesCodec(endian="big"), BloscCodec()),
+        "compressors": None,
+    },
+    "checksum": {"compressors": [ZstdCodec(), Crc32cCodec()]},
+    "keys of Zarr 2": {"chunk_key_encoding": {"name": "v2", "separator": "."}},
 }
 UNKNOWN: dict[str, dict[str, Any]] = {
-    "transposed": {"filters": TransposeCodec(order=(2, 1, 0))},
-    "checksum": {"compressors": [ZstdCodec(), Crc32cCodec()]},
-    "v2 order": {"zarr_format": 2, "order": "F"},
+    "transposed shards": {
+        "filters": TransposeCodec(order=(2, 1, 0)),
+        "serializer": sharded(BytesCodec()),
+        "chunks": (8, 16, 16),
+        "compressors": None,
+    },
+    "blosc with checksum": {"compressors": [BloscCodec(), Crc32cCodec()]},
     "v2 filter": {"zarr_format": 2, "filters": numcodecs.Delta(dtype="u2")},
 }
 
@@ -73,14 +100,15 @@ def make(path: Path, pixels: NDArray[np.uint16], **options: Any) -> Any:
     return array
 
 
-def identity(key: str) -> str:
-    return key
+def reader_of(folder: Path) -> LocalChunks | None:
+    names = [name for name in ("zarr.json", ".zarray") if (folder / name).is_file()]
+    return LocalChunks.of(json.loads((folder / names[0]).read_text()), folder, lambda key: key)
 
 
 @pytest.mark.parametrize("name", KNOWN)
 def test_same_values_as_zarr(name: str, pixels: NDArray[np.uint16], tmp_path: Path) -> None:
     array = make(tmp_path / "a.zarr", pixels, **KNOWN[name])
-    reader = LocalChunks.of(array, tmp_path / "a.zarr", identity)
+    reader = reader_of(tmp_path / "a.zarr")
     assert reader is not None
     for region in REGIONS:
         values = reader.read(region)
@@ -94,7 +122,8 @@ def test_the_unit_of_decoding_is_a_chunk_or_some_of_its_sections(
     pixels: NDArray[np.uint16], tmp_path: Path
 ) -> None:
     def unit(name: str, **options: Any) -> tuple[int, ...]:
-        reader = LocalChunks.of(make(tmp_path / name, pixels, **options), tmp_path / name, identity)
+        make(tmp_path / name, pixels, **options)
+        reader = reader_of(tmp_path / name)
         assert reader is not None
         return reader.unit
 
@@ -102,32 +131,40 @@ def test_the_unit_of_decoding_is_a_chunk_or_some_of_its_sections(
     # A section of a chunk has 256 bytes.
     for block, depth in {128: 1, 256: 1, 512: 2, 1024: 4}.items():
         assert unit(f"{block}", compressors=BloscCodec(cname="zstd", blocksize=block)) == (depth, 8, 16)
-    empty = zarr.create_array(
+    assert unit(
+        "F order", compressors=BloscCodec(blocksize=256), filters=TransposeCodec(order=(2, 1, 0))
+    ) == (
+        4,
+        8,
+        4,
+    )
+    zarr.create_array(
         tmp_path / "empty", shape=SHAPE, chunks=(4, 8, 16), dtype="u2", compressors=BloscCodec(blocksize=256)
     )
-    reader = LocalChunks.of(empty, tmp_path / "empty", identity)
+    reader = reader_of(tmp_path / "empty")
     assert reader is not None
     assert reader.unit == (4, 8, 16)
     (tmp_path / "damaged").mkdir()
-    array = make(tmp_path / "damaged", pixels, shards=(8, 16, 32), compressors=BloscCodec(blocksize=256))
+    make(tmp_path / "damaged", pixels, shards=(8, 16, 32), compressors=BloscCodec(blocksize=256))
     for shard in (tmp_path / "damaged").rglob("c/*/*/*"):
         shard.write_bytes(b"nothing of a shard")
-    reader = LocalChunks.of(array, tmp_path / "damaged", identity)
+    reader = reader_of(tmp_path / "damaged")
     assert reader is not None
     assert reader.unit == (4, 8, 16)
 
 
+@pytest.mark.filterwarnings("ignore:Combining a `sharding_indexed` codec:UserWarning")
 @pytest.mark.parametrize("name", UNKNOWN)
 def test_other_codecs_are_left_to_zarr(name: str, pixels: NDArray[np.uint16], tmp_path: Path) -> None:
     array = make(tmp_path / "a.zarr", pixels, **UNKNOWN[name])
-    assert LocalChunks.of(array, tmp_path / "a.zarr", identity) is None
+    assert reader_of(tmp_path / "a.zarr") is None
     volume = Volume.open(tmp_path / "a.zarr", voxel_um=(1, 1, 1))
     np.testing.assert_array_equal(volume.read(*REGIONS[1]), array[REGIONS[1]])
 
 
 def test_a_damaged_shard_index_is_noticed(pixels: NDArray[np.uint16], tmp_path: Path) -> None:
-    array = make(tmp_path / "a.zarr", pixels, **KNOWN["shards"])
-    reader = LocalChunks.of(array, tmp_path / "a.zarr", identity)
+    make(tmp_path / "a.zarr", pixels, **KNOWN["shards"])
+    reader = reader_of(tmp_path / "a.zarr")
     assert reader is not None
     file = tmp_path / "a.zarr" / "c" / "0" / "0" / "0"
     data = bytearray(file.read_bytes())
@@ -137,3 +174,50 @@ def test_a_damaged_shard_index_is_noticed(pixels: NDArray[np.uint16], tmp_path: 
         reader.read(REGIONS[0])
     with pytest.raises(ValueError, match="index of the shard is damaged"):
         reader.read((slice(0, 1), slice(0, 1), slice(0, 1)))
+
+
+def test_damage_behind_a_checksum_is_noticed(pixels: NDArray[np.uint16], tmp_path: Path) -> None:
+    make(tmp_path / "a.zarr", pixels, compressors=Crc32cCodec())
+    chunk = tmp_path / "a.zarr" / "c" / "0" / "0" / "0"
+    data = bytearray(chunk.read_bytes())
+    data[100] ^= 1
+    chunk.write_bytes(data)
+    with pytest.raises(DataError, match=r"chunk 0/0/0 .* is damaged .*checksum"):
+        Volume.open(tmp_path / "a.zarr", voxel_um=(1, 1, 1)).read(*REGIONS[0])
+
+
+FILLS = {"NaN": np.nan, "Infinity": np.inf, "-Infinity": -np.inf, "0x3f800000": 1.0, 2.5: 2.5, 0: 0.0}
+
+
+@pytest.mark.parametrize("stored", FILLS)
+def test_fill_values(stored: Any, tmp_path: Path) -> None:
+    zarr.create_array(tmp_path / "a.zarr", shape=(3, 3, 3), chunks=(2, 2, 2), dtype="f4", fill_value=0)
+    document = json.loads((tmp_path / "a.zarr" / "zarr.json").read_text()) | {"fill_value": stored}
+    reader = LocalChunks.of(document, tmp_path / "a.zarr", lambda key: key)
+    assert reader is not None
+    values = reader.read((slice(0, 3), slice(0, 3), slice(0, 3)))
+    np.testing.assert_array_equal(values, np.full((3, 3, 3), FILLS[stored], np.float32))
+
+
+PLAIN: dict[str, Any] = {
+    "zarr_format": 3, "shape": [4, 4, 4], "data_type": "uint16", "fill_value": 0,
+    "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [2, 2, 2]}},
+    "chunk_key_encoding": {"name": "default"}, "codecs": ["bytes"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"data_type": "string"}, {"data_type": {"name": "numpy.datetime64"}}, {"fill_value": "nothing"},
+        {"chunk_grid": {"name": "rectilinear"}}, {"chunk_key_encoding": {"name": "fanout"}}, {"codecs": []},
+        {"codecs": ["bytes", "lzma"]}, {"codecs": ["vlen-utf8"]}, {"storage_transformers": [{"name": "x"}]},
+        {"codecs": [{"name": "transpose", "configuration": {"order": [0, 0, 1]}}, "bytes"]},
+        {"codecs": [{"name": "bytes", "configuration": {"endian": "middle"}}]}, {"zarr_format": None},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_is_not_known_is_not_guessed(change: dict[str, Any]) -> None:
+    assert ArrayLayout.parse(PLAIN).key((1, 2, 3)) == "c/1/2/3"
+    with pytest.raises(NotKnownHereError):
+        ArrayLayout.parse(PLAIN | change)

@@ -16,12 +16,12 @@ from brainmap.errors import DataError, MissingExtraError, NotFoundError, UsageEr
 from brainmap.infer.engine.cluster import (
     _worker_exports,
     connect,
-    cores,
     in_this_process,
     read_slurm_file,
     visible_gpus,
 )
 from brainmap.infer.engine.progress import Progress
+from brainmap.machine import usable_cores
 
 if TYPE_CHECKING:
     from distributed import Worker
@@ -32,7 +32,7 @@ def test_default_is_threads_of_this_process() -> None:
 
     level = logging.getLogger("distributed").level
     with connect() as client:
-        assert list(client.nthreads().values()) == [cores()]
+        assert list(client.nthreads().values()) == [usable_cores()]
         assert client.submit(sum, [1, 2], pure=False).result() == 3
         assert client.cluster.scheduler.address.startswith("inproc://")
     assert logging.getLogger("distributed").level == level

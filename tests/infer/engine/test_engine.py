@@ -29,6 +29,7 @@ from brainmap.infer.engine.engine import RunOptions, run_detection
 from brainmap.infer.engine.results import finished, iter_results
 from brainmap.infer.peaks import suppress
 from brainmap.infer.plan.layout import make_layout
+from brainmap.machine import usable_cores
 from brainmap.points.matching import match_points
 from brainmap.points.table import Points
 from brainmap.run_folder import RunRecord
@@ -493,7 +494,7 @@ def test_no_more_than_a_window_of_tasks_is_in_flight(
 
     monkeypatch.setattr(dispatch.Dispatcher, "_show", spy)
     result = run_detection(volume, intensity, toy, run_dir, RunOptions(block=(8, 64, 64)))
-    window = 2 * engine.cores()
+    window = 2 * usable_cores()
     assert len(most) == result.blocks > 5 * window
     assert max(active for active, _ in most) <= window
     assert max(held for _, held in most) <= window + 1
@@ -541,7 +542,7 @@ def test_a_missing_backend_stops_the_run_at_once(
     monkeypatch.setattr(process, "_backends", process._Once())
     with pytest.raises(MissingExtraError, match="openvino"):
         run_detection(brain[0], brain[1], toy, run_dir, RunOptions(block=(8, 64, 64)))
-    assert len(calls) <= 2 * engine.cores() + 2
+    assert len(calls) <= 2 * usable_cores() + 2
 
 
 def test_results_that_cannot_be_written_stop_the_run(

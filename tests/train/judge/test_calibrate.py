@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -9,9 +11,15 @@ torch = pytest.importorskip("torch", reason="training needs torch")
 
 from brainmap.errors import DataError  # noqa: E402
 from brainmap.gt.truth import GroundTruth  # noqa: E402
-from brainmap.infer.detector import Detector  # noqa: E402
+from brainmap.infer.detector import PLAIN_PROMINENCE, Detector  # noqa: E402
 from brainmap.tiles.tiles import Tiles, write_tiles  # noqa: E402
-from brainmap.train.judge.calibrate import calibrate_on_tiles, tile_calibration  # noqa: E402
+from brainmap.train.judge.calibrate import (  # noqa: E402
+    Judged,
+    best_threshold,
+    calibrate_on_tiles,
+    prominence_weights,
+    tile_calibration,
+)
 from brainmap.train.judge.predict import calibrated, predict_tiles  # noqa: E402
 from brainmap.train.judge.scores import reliability  # noqa: E402
 
@@ -123,3 +131,27 @@ def test_calibrate_a_detector_on_tiles(spotted: tuple[Tiles, GroundTruth]) -> No
     strange = GroundTruth.from_points([], np.zeros((0, 2)), {"other": (5, 5)})
     with pytest.raises(DataError, match="none of the 3 tiles"):
         calibrate_on_tiles(detector, tiles, strange)
+
+
+def test_prominence_is_used_where_brains_differ_in_texture() -> None:
+    rng = np.random.default_rng(0)
+
+    def brain(texture: int) -> list[Judged]:
+        """Cells of one look, and blobs of texture that the network likes the more there is of it."""
+        right = np.arange(400 + texture) < 400
+        logit = np.where(right, rng.normal(1, 0.7, len(right)), rng.normal(0.6, 0.7, len(right)))
+        stands_out = np.where(right, rng.normal(2.8, 0.3, len(right)), rng.normal(1.2, 0.3, len(right)))
+        prominence = np.sinh(stands_out).astype(np.float32)
+        return [Judged(logit.astype(np.float32), right, 400, prominence=prominence)]
+
+    clean, textured = brain(20), brain(3000)
+    weight, enough = prominence_weights(clean, textured)
+    assert weight >= 0.5
+    lowered = [[j.lowered((weight, enough)) for j in group] for group in (clean, textured)]
+    assert best_threshold(*lowered)[1] > best_threshold(clean, textured)[1] + 0.2
+    assert all((a.logit <= b.logit).all() for (a,), (b,) in zip(lowered, (clean, textured), strict=True))
+    blind = [
+        [replace(j, prominence=np.full(len(j.logit), 50.0)) for j in group] for group in (clean, textured)
+    ]
+    assert prominence_weights(*blind) == PLAIN_PROMINENCE
+    assert prominence_weights([Judged(clean[0].logit, clean[0].correct, 400)]) == PLAIN_PROMINENCE

@@ -137,3 +137,20 @@ def test_calibration(tiles: Tiles) -> None:
     found = predict_tiles(_network(1), tiles).calibrated(knots)
     np.testing.assert_array_equal(found.score, calibrated(found.logit, knots))
     assert calibrated(np.array([-9, -2.5, 0, 9]), knots).tolist() == [0.0, 0.25, 0.5, 0.9]
+
+
+def test_a_network_lowers_what_hardly_stands_out_as_its_detector_does(tiles: Tiles) -> None:
+    network, weights = _network(1), (1.0, 8.0)
+    plain = predict_tiles(network, tiles, None, CELL_UM, -30.0)
+    found = predict_tiles(network, tiles, None, CELL_UM, -30.0, prominence=weights)
+    same = {(i, round(x, 6), round(y, 6)): v for i, x, y, v in zip(
+        plain.image.tolist(), plain.x.tolist(), plain.y.tolist(), plain.logit.tolist(), strict=True)}  # fmt: skip
+    places = zip(found.image.tolist(), found.x.tolist(), found.y.tolist(), found.logit.tolist(), strict=True)
+    # Which of two near peaks stays depends on their logits, so some places differ.
+    change = np.array(
+        [v - same[place] for *at, v in places if (place := (at[0], *np.round(at[1:], 6))) in same]
+    )
+    assert len(change) > 10
+    assert change.max() <= 1e-5
+    assert change.min() >= -np.arcsinh(8.0) - 1e-5
+    assert np.ptp(change) > 0.1

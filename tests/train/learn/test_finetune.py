@@ -14,9 +14,9 @@ torch = pytest.importorskip("torch")
 from brainmap.errors import DataError, NotFoundError, UsageError  # noqa: E402
 from brainmap.gt.truth import GroundTruth  # noqa: E402
 from brainmap.tiles.tiles import Tiles, write_tiles  # noqa: E402
-from brainmap.train.judge.predict import predict_tiles  # noqa: E402
+from brainmap.train.judge.predict import TilePoints, predict_tiles  # noqa: E402
 from brainmap.train.learn.centernet import CenterNet, CenterNetConfig  # noqa: E402
-from brainmap.train.learn.finetune import FinetuneConfig, finetune, finetune_network  # noqa: E402
+from brainmap.train.learn.finetune import FinetuneConfig, finetune, finetune_network, steps_for  # noqa: E402
 from brainmap.train.learn.loop import CHECKPOINT, load_network  # noqa: E402
 from brainmap.train.learn.pretrain import PretrainConfig  # noqa: E402
 from brainmap.train.learn.samples import GridSettings, net_volume, save_volumes  # noqa: E402
@@ -240,7 +240,17 @@ def test_bad_data_is_one_sentence(data: tuple[Tiles, GroundTruth], tmp_path: Pat
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"steps": 0}, {"doubt": 2.0}, {"scales": ()}, {"rehearsal": 0.6, "unlabelled": 0.5}, {"no_such_key": 1}],
+    [
+        {"steps": 0},
+        {"doubt": 2.0},
+        {"scales": ()},
+        {"rehearsal": 0.6, "unlabelled": 0.5},
+        {"no_such_key": 1},
+        {"target": "maps"},
+        {"epochs": -1.0},
+        {"epochs": 1.0, "steps": 20, "most_steps": 10},
+        {"distil": 1.5},
+    ],
 )
 def test_wrong_settings_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(UsageError):
@@ -254,3 +264,61 @@ def test_the_settings_file_holds_the_defaults(repository: Path) -> None:
     assert FinetuneConfig.from_dict(record["finetune"]) == FinetuneConfig()
     assert set(record["finetune"]) == {f.name for f in fields(FinetuneConfig)}
     assert Recipe.read(repository / "configs" / "pretrain.toml").pretrain == PretrainConfig()
+
+
+def test_exact_centres_teach_in_the_loss_of_pretraining(
+    data: tuple[Tiles, GroundTruth], tmp_path: Path
+) -> None:
+    tiles, truth = data
+    (scales,) = prepare_tiles(tiles.take(np.arange(1)), truth, NETWORK, GRID, 10.0, (1.0,), exact=True)
+    cells = len(truth.accepted(str(tiles.ids[0]))[0])
+    assert np.count_nonzero(scales[0].target == 1) == cells == len(scales[0].points)
+    config = replace(TINY, steps=60, learning_rate=5e-3, target="centres", validation=0.0)
+    torch.manual_seed(0)
+    model = CenterNet(NETWORK)
+    before = predict_tiles(model.eval(), tiles, GRID, 10.0)
+    checkpoint = finetune_network(config, tmp_path, tiles, truth, model, GRID)
+    after = predict_tiles(load_network(checkpoint)[0], tiles, GRID, 10.0)
+    true = [truth.accepted(str(name))[0] for name in tiles.ids]
+
+    def f1(points: TilePoints) -> float:
+        """At a logit that means the same before and after, that of pre-training."""
+        shown = points.take(points.logit > -1)
+        near = [np.hypot(*(true[i] - xy).T).min() < 3 for i, xy in zip(shown.image, shown.xy, strict=True)]
+        return 2 * sum(near) / (len(shown) + sum(map(len, true)))
+
+    assert f1(after) > 0.8
+    assert f1(before) < 0.1
+
+
+def test_what_the_start_said_is_kept(data: tuple[Tiles, GroundTruth], tmp_path: Path) -> None:
+    """On tissue whose truth says nothing (no cells), the heat stays where it was held."""
+    tiles, truth = data
+    volume = net_volume(simulate(TissueConfig(shape=(6, 64, 64), voxel_um=(4.0, 2.0, 2.0)), 1), GRID)
+    stack = torch.from_numpy(volume.stack[None, 1:4].astype(np.float32))
+    moved = {}
+    for weight in (0.0, 20.0):
+        torch.manual_seed(0)
+        model = CenterNet(NETWORK).eval()
+        with torch.no_grad():
+            before = model(stack)[0]
+        config = replace(
+            TINY, steps=40, learning_rate=3e-3, target="centres", validation=0.0, freeze_statistics=True,
+            distil=1.0, rehearsal=0.5, rehearsal_weight=weight,
+        )  # fmt: skip
+        path = finetune_network(config, tmp_path / f"{weight}", tiles, truth, model, GRID, [volume])
+        with torch.no_grad():
+            moved[weight] = float((load_network(path)[0](stack)[0] - before).abs().mean())
+    assert moved[20.0] < 0.5 * moved[0.0]
+
+
+def test_steps_follow_the_data_within_bounds(data: tuple[Tiles, GroundTruth]) -> None:
+    tiles, _ = data
+    config = replace(TINY, epochs=4, steps=1, most_steps=1000)
+    crops = len(tiles) * (SIZE / 32) ** 2
+    assert steps_for(config, tiles, GRID, 2) == np.ceil(4 * crops / 2)
+    # Larger cells make larger pixels, and fewer crops of the same tiles.
+    assert steps_for(replace(config, cell_diameter_um=20.0), tiles, GRID, 2) == np.ceil(crops / 2)
+    assert steps_for(replace(config, steps=600), tiles, GRID, 2) == 600
+    assert steps_for(replace(config, most_steps=30), tiles, GRID, 2) == 30
+    assert steps_for(replace(config, epochs=0.0, steps=7), tiles, GRID, 2) == 7

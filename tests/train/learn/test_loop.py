@@ -14,6 +14,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from brainmap.errors import DataError, NotFoundError, UsageError  # noqa: E402
+from brainmap.train.learn import loop  # noqa: E402
 from brainmap.train.learn.centernet import CenterNet, CenterNetConfig  # noqa: E402
 from brainmap.train.learn.loop import (  # noqa: E402
     CHECKPOINT,
@@ -22,6 +23,7 @@ from brainmap.train.learn.loop import (  # noqa: E402
     Schedule,
     learning_rate,
     load_network,
+    mixed_precision,
     train,
 )
 from brainmap.train.learn.samples import GridSettings  # noqa: E402
@@ -223,3 +225,13 @@ def test_the_learning_rate_rises_and_falls() -> None:
     assert int(np.argmax(rates)) in (9, 10)
     assert (np.diff(rates[10:]) < 0).all()
     assert rates[-1] == pytest.approx(1e-4, rel=0.2)
+
+
+@pytest.mark.parametrize("fast", [False, True])
+def test_half_precision_only_where_the_processor_computes_in_it(
+    monkeypatch: pytest.MonkeyPatch, fast: bool
+) -> None:
+    monkeypatch.setattr(loop, "has_bf16", lambda: fast)
+    layer = torch.nn.Linear(4, 4)
+    with mixed_precision(layer):
+        assert layer(torch.zeros(1, 4)).dtype == (torch.bfloat16 if fast else torch.float32)

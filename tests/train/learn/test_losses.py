@@ -8,6 +8,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from brainmap.train.learn.losses import (  # noqa: E402
+    agreement_loss,
     centernet_loss,
     focal_loss,
     offset_loss,
@@ -97,3 +98,18 @@ def test_offsets_of_confident_cells_count_more() -> None:
     assert float(got) == pytest.approx(0.75 * 0.3 + 0.25 * 0.5)
     none = offset_loss(offsets, index[:0], wanted[:0], torch.zeros(0))
     assert float(none) == 0
+
+
+def test_agreement_is_the_divergence_of_two_heat_maps() -> None:
+    rng = np.random.default_rng(0)
+    mine, theirs = rng.normal(0, 2, (2, 3, 1, 4, 4))
+    p, q = 1 / (1 + np.exp(-theirs)), 1 / (1 + np.exp(-mine))
+    divergence = p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q))
+    expected = (divergence.sum(axis=(1, 2, 3)) / (p.sum(axis=(1, 2, 3)) + 2)).mean()
+    logit = torch.tensor(mine, requires_grad=True)
+    loss = agreement_loss(logit, torch.tensor(theirs))
+    assert loss.item() == pytest.approx(expected, rel=1e-6)
+    same = torch.tensor(theirs, requires_grad=True)
+    agreement_loss(same, torch.tensor(theirs)).backward()
+    assert agreement_loss(same, torch.tensor(theirs)).item() == pytest.approx(0, abs=1e-12)
+    assert float(same.grad.abs().max()) == pytest.approx(0, abs=1e-12)

@@ -238,7 +238,7 @@ def test_slabs_hold_about_the_cells_of_the_whole() -> None:
     lowest = detector.spec.logit_at(detector.spec.threshold)
 
     def count(stack: np.ndarray, face: FaceWeights) -> int:
-        return int((detections(model, replace(whole, stack=stack), grid, face)[1] >= lowest).sum())
+        return int((detections(model, replace(whole, stack=stack), grid, face).logit >= lowest).sum())
 
     slabs = [whole.stack[i : i + 4] for i in range(0, 24, 4)]
     gain = {

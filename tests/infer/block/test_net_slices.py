@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from brainmap.infer.block.ahead import read_ahead
+from brainmap.infer.block.net_slices import read_ahead
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 7])

@@ -1,0 +1,86 @@
+"""`brainmap crowd serve`: refuses what would put passwords on the open network, then serves."""
+
+from __future__ import annotations
+
+import dataclasses
+import ipaddress
+import logging
+import socket
+from pathlib import Path
+
+from brainmap.crowd.site import Site
+from brainmap.crowd.web.app import LOOPBACK, create_app
+from brainmap.errors import UsageError
+
+__all__ = ["check_exposure", "serve"]
+
+log = logging.getLogger(__name__)
+
+
+def serve(folder: str | Path, host: str, port: int, public_url: str = "", *, insecure: bool = False) -> None:
+    """Serve a site until interrupted.
+
+    Raises
+    ------
+    UsageError
+        Another host than loopback without https, or a port that is taken.
+    """
+    import uvicorn
+
+    site = Site.open(folder)
+    if public_url:
+        site = dataclasses.replace(site, settings=dataclasses.replace(site.settings, public_url=public_url))
+    check_exposure(host, site.settings.public_url, insecure=insecure)
+    hosts = {"*"} if insecure and not site.settings.public_url else {*LOOPBACK, host}
+    app = create_app(site, hosts=hosts)
+    listener = _listen(host, port)
+    config = uvicorn.Config(
+        app, log_level="warning", access_log=False, server_header=False, lifespan="on",
+        proxy_headers=bool(site.settings.proxies), forwarded_allow_ips=list(site.settings.proxies),
+        h11_max_incomplete_event_size=32 * 1024, timeout_keep_alive=30, timeout_graceful_shutdown=5,
+    )  # fmt: skip
+    shown = f"[{host}]" if ":" in host else host
+    log.info(
+        "serving %s at %s", folder, site.settings.public_url or f"http://{shown}:{listener.getsockname()[1]}"
+    )
+    uvicorn.Server(config).run(sockets=[listener])
+
+
+def check_exposure(host: str, public_url: str, *, insecure: bool) -> None:
+    """Refuse to be reached from elsewhere without https.
+
+    Raises
+    ------
+    UsageError
+    """
+    if insecure or is_loopback(host) or public_url.startswith("https://"):
+        return
+    raise UsageError(
+        f"--host {host} would let others in without encryption: give --public-url https://... of the proxy in "
+        "front, or --insecure if you mean it"
+    )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address is this machine's own alone."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise UsageError(
+            f"cannot listen on {host}:{port}: {error.strerror}; choose another --port"
+        ) from error
+    listener.listen(2048)
+    return listener
