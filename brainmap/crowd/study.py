@@ -420,7 +420,8 @@ def _claims(study: Study, name: str, values: Floats) -> list[Claim]:
             continue
         base = np.mean([study.mean_of(values, strategy=s) for s in plain], axis=0)
         mean, low, high = study.interval(study.mean_of(values, strategy=strategy) - base)
-        verdict = "contradicted" if low > 0 else "confirmed" if high < _MARGIN else "not decided"
+        # A gain within the margin is as well, however sure it is.
+        verdict = "confirmed" if high < _MARGIN else "contradicted" if low > 0 else "not decided"
         claims.append(
             Claim(text, verdict, f"{name} of {strategy} minus mean of {' and '.join(plain)}", mean, low, high)
         )
