@@ -25,11 +25,11 @@ from brainmap.files import write_json
 from brainmap.image.volume import write_volume
 from brainmap.infer.block.process import CANDIDATE_SCORE, COLUMNS
 from brainmap.infer.engine import results
-from brainmap.points.table import POINTS_PARQUET, Points
+from brainmap.points.table import Points
 from brainmap.registration.grid import SampleGrid
 from brainmap.registration.registered import FORMAT
 from brainmap.registration.transforms import DisplacementField
-from brainmap.run_folder import RunRecord
+from brainmap.run_folder import POINTS_PARQUET, RunRecord
 
 VOXEL_UM = (5.0, 1.8, 1.8)
 BATCH = 100_000
