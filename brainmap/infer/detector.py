@@ -45,15 +45,15 @@ ALIGN = 16
 _MOST_PIXELS, _MOST_CHANNELS, _LARGEST_TILE = 50, 99, 8192
 
 # Of the values that JSON holds as they are.
-_TYPES: dict[str, type | tuple[type, ...]] = (
-    dict.fromkeys(("name", "version", "normalisation", "onnx_sha256", "subpixel"), str)
-    | dict.fromkeys(
-        ("pixel_um", "z_target_um", "offset", "fill", "cell_diameter_um", "threshold", "min_separation"),
-        (int, float),
-    )
-    | dict.fromkeys(("channels", "stride", "halo_px"), int)
-    | {"training": dict}
-)
+_TEXTS = ("name", "version", "normalisation", "onnx_sha256", "subpixel")
+_NUMBERS = ("pixel_um", "z_target_um", "offset", "fill", "cell_diameter_um", "threshold", "min_separation")
+_COUNTS = ("channels", "stride", "halo_px")
+_TYPES: dict[str, type | tuple[type, ...]] = {
+    **{name: str for name in _TEXTS},
+    **{name: (int, float) for name in _NUMBERS},
+    **{name: int for name in _COUNTS},
+    "training": dict,
+}
 
 
 # Weight of a peak's prominence, and how much of it is enough: see `DetectorSpec.weighed`.
