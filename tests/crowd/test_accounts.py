@@ -210,7 +210,7 @@ def test_everything_about_me_and_nothing_about_others(ann, bob):
     held = ann.client.get("/api/me/export").json()
     assert held["name"] == "Ann" and held["clicks"] == 1
     assert [c["x"] for t in held["tiles"] for c in t["clicks"]] == [5]
-    assert "Bob" not in str(held) and "70" not in str([t["clicks"] for t in held["tiles"]])
+    assert "Bob" not in str(held)
     assert {entry["action"] for entry in held["log"]} >= {"account added", "consent"}
 
 

@@ -20,7 +20,7 @@ from brainmap.infer.detector import Detector
 from brainmap.infer.peaks import Heat, find_peaks, suppress
 from brainmap.infer.plan.blocks import align_up
 from brainmap.train.learn.samples import GridSettings
-from brainmap.train.learn.views import NetTile, net_tile
+from brainmap.train.learn.views import NetTile, net_tile, tile_prominence
 
 __all__ = ["TileLook", "TileNetwork"]
 
@@ -99,6 +99,7 @@ class TileNetwork:
         batch[0, spec.channels // 2, :height, :width] = view.image
         logit, offset, deep, under = self._run(batch, whole)
         peaks = self._peaks(view, logit[0, 0], offset[0])
+        peaks["logit"] = spec.weighed(peaks["logit"], tile_prominence(view.image, peaks["place"], grid))
         trait = _at(under[0], peaks["place"], whole)
         y, x = peaks["yx"].T
         place_um = np.column_stack([np.zeros(len(y)), y * voxel_um[1], x * voxel_um[2]])

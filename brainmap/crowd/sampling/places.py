@@ -118,6 +118,11 @@ def find_places(
             raise DataError(
                 f"the region {names[i]} is in no section of the {len(brains)} brains that was looked at"
             )
+        if best[i] >= least_share:
+            raise DataError(
+                f"no tile of {size} px of the region {names[i]} is tissue that a run analysed; leave the region out or "
+                "detect without the mask"
+            )
         raise DataError(
             f"a tile of {size} px ({um:.0f} um) is larger than the region {names[i]}: it fills {best[i]:.0%} of a tile "
             f"at most, {least_share:.0%} are asked for; give a smaller --tile, or leave the region out"

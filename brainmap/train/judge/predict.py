@@ -14,8 +14,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from brainmap.image.intensity import GAIN, KNEE, LEAST_TEXTURE, texture_of
-from brainmap.infer.block.measure import shapes
 from brainmap.infer.detector import (
     ALIGN,
     PLAIN_PROMINENCE,
@@ -30,7 +28,7 @@ from brainmap.infer.plan.layout import MAX_TILE, heat_cells, strips, tile_length
 from brainmap.tiles.tiles import Tiles
 from brainmap.train.learn.centernet import CenterNet
 from brainmap.train.learn.samples import GridSettings
-from brainmap.train.learn.views import net_tile
+from brainmap.train.learn.views import net_tile, tile_prominence
 
 __all__ = ["LOWEST_LOGIT", "Knots", "TilePoints", "calibrated", "grid_of", "predict_tiles"]
 
@@ -236,7 +234,7 @@ def _predict(
         (peaks["column"] + 0.5 + peaks["dx"]) * stride - 0.5,
     ])  # fmt: skip
     if runner.weighed is not None:
-        peaks["logit"] = runner.weighed(peaks["logit"], _prominence(view.image, yx_net, grid))
+        peaks["logit"] = runner.weighed(peaks["logit"], tile_prominence(view.image, yx_net, grid))
     x, y = view.to_px(yx_net).T
     place_um = np.column_stack([np.zeros(len(y)), y * voxel_um[1], x * voxel_um[2]])
     order = np.column_stack([np.zeros(len(y), np.int64), peaks["row"], peaks["column"]])
@@ -246,13 +244,3 @@ def _predict(
     chosen = chosen[keep[chosen]]
     image_column = np.full(len(chosen), index, np.int64)
     return image_column, x[chosen], y[chosen], logit[chosen], runner.score(logit[chosen])
-
-
-def _prominence(
-    image: NDArray[np.float32], yx_net: NDArray[np.float64], grid: GridSettings
-) -> NDArray[np.float32]:
-    """How far places of a tile stand out of its texture, as detection measures it; the tile stands for its brain."""
-    contrast = np.sinh(image / np.float32(GAIN)) * np.float32(KNEE)
-    cell_px = grid.cell_diameter_um / grid.pixel_um
-    _, band = shapes(contrast, yx_net[:, 0], yx_net[:, 1], grid.pixel_um, grid.cell_diameter_um)
-    return band / max(texture_of(contrast, (cell_px, cell_px)), LEAST_TEXTURE)

@@ -13,12 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from brainmap.errors import DataError
-from brainmap.image.intensity import BACKGROUND_VALUE, GAIN
+from brainmap.image.intensity import BACKGROUND_VALUE, GAIN, KNEE, LEAST_TEXTURE, texture_of
+from brainmap.infer.block.measure import shapes
 from brainmap.infer.block.resample import axis_operator, resample_band
 from brainmap.infer.plan.blocks import Grid
 from brainmap.train.learn.samples import GridSettings
 
-__all__ = ["NetTile", "net_tile", "resize_to_grid", "tile_grid"]
+__all__ = ["NetTile", "net_tile", "resize_to_grid", "tile_grid", "tile_prominence"]
 
 # v = 0.3 + GAIN asinh(u / KNEE), of which only the curve matters here (see `brainmap.image.intensity`).
 
@@ -119,3 +120,28 @@ def net_tile(
     view = np.float32(GAIN) * np.arcsinh(resize_to_grid(contrast, over))
     scale_y, scale_x = (over.voxel_um[axis] / over.pixel_um for axis in (1, 2))
     return NetTile(view.astype(np.float32, copy=False), (scale_y, scale_x))
+
+
+def tile_prominence(
+    image: NDArray[np.float32], yx_net: NDArray[np.float64], grid: GridSettings
+) -> NDArray[np.float32]:
+    """How far places of a tile stand out of its texture, as detection measures it; the tile stands for its brain.
+
+    Parameters
+    ----------
+    image : ndarray of float32, shape (H, W)
+        `NetTile.image`.
+    yx_net : ndarray of float64, shape (n, 2)
+        Places y, x, network pixels.
+    grid : GridSettings
+        Of the network.
+
+    Returns
+    -------
+    ndarray of float32, shape (n,)
+        As `DetectorSpec.weighed` takes it.
+    """
+    contrast = np.sinh(image / np.float32(GAIN)) * np.float32(KNEE)
+    cell_px = grid.cell_diameter_um / grid.pixel_um
+    _, band = shapes(contrast, yx_net[:, 0], yx_net[:, 1], grid.pixel_um, grid.cell_diameter_um)
+    return band / max(texture_of(contrast, (cell_px, cell_px)), LEAST_TEXTURE)

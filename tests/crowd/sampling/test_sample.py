@@ -163,8 +163,10 @@ def test_what_a_mask_left_out_is_not_sampled(tmp_path: Path, make_run: Callable[
     model = Intensity.load(path)
     model.tissue[:, :, : model.tissue.shape[2] // 2] = False
     model.save(path)
-    tiles = sample_tiles(request_for((run,), tmp_path / "t", budget=None, qc=1, datasets=1)).tiles
-    assert tiles.columns["x0"].min() >= 104 - 24
+    right = request_for((run,), tmp_path / "t", regions=("HPF", "STR"), budget=None, qc=1, datasets=1)
+    assert sample_tiles(right).tiles.columns["x0"].min() >= 104 - 24
+    with pytest.raises(DataError, match="no tile of 48 px of the region ISO is tissue that a run analysed"):
+        sample_tiles(request_for((run,), tmp_path / "left", budget=None, qc=1, datasets=1))
 
 
 def test_sections_are_two_cells_apart(runs: tuple[Path, ...]) -> None:
