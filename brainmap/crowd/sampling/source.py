@@ -20,9 +20,8 @@ from brainmap.image.volume import Volume
 from brainmap.infer.engine.engine import INTENSITY_FILE
 from brainmap.points.table import iter_points, points_path
 from brainmap.registration.registered import Registration
-from brainmap.run.count import REGISTRATION_DIR
 from brainmap.run.request import Roi
-from brainmap.run_folder import BLOCKS_DIR, RunRecord
+from brainmap.run_folder import BLOCKS_DIR, REGISTRATION_DIR, RunRecord
 
 __all__ = ["SampledBrain", "find_regions", "open_brains"]
 
