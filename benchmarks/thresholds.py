@@ -25,11 +25,11 @@ from brainmap.files import write_json
 from brainmap.image.volume import write_volume
 from brainmap.infer.block.process import CANDIDATE_SCORE, COLUMNS
 from brainmap.infer.engine import results
-from brainmap.points.table import POINTS_PARQUET, Points
+from brainmap.points.table import Points
 from brainmap.registration.grid import SampleGrid
 from brainmap.registration.registered import FORMAT
 from brainmap.registration.transforms import DisplacementField
-from brainmap.run_folder import RunRecord
+from brainmap.run_folder import POINTS_PARQUET, RunRecord
 
 VOXEL_UM = (5.0, 1.8, 1.8)
 BATCH = 100_000
@@ -111,14 +111,18 @@ def count_anew(folder: Path, threshold: float) -> None:
         "    from brainmap.infer.engine.batch import peak_memory; print(peak_memory(), file=sys.stderr)"
     )
     command = [sys.executable, "-c", code, "regions", str(folder), "--threshold", str(threshold), "-q"]
-    began = time.perf_counter()
+    began, spent = time.perf_counter(), _spent()
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    seconds = time.perf_counter() - began
+    seconds, spent = time.perf_counter() - began, _spent() - spent
     peak = int(done.stderr.split()[-1])
-    print(
-        f"--threshold {threshold:g}: {seconds:.1f} s, peak {peak / 2**30:.2f} GiB, {done.stdout.strip()}",
-        flush=True,
-    )
+    used = f"{seconds:.1f} s ({spent:.1f} s of processor), peak {peak / 2**30:.2f} GiB"
+    print(f"--threshold {threshold:g}: {used}, {done.stdout.strip()}", flush=True)
+
+
+def _spent() -> float:
+    """Processor time of all finished child processes, s."""
+    times = os.times()
+    return times.children_user + times.children_system
 
 
 def main() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from brainmap import coords
 from brainmap.errors import UsageError
@@ -105,3 +107,60 @@ def test_mm_round_trip_and_empty_points() -> None:
     assert coords.vox_to_um([], (1, 1, 1)).shape == (0, 3)
     with pytest.raises(UsageError, match=r"\(N, 3\)"):
         coords.vox_to_um([[1, 2]], (1, 1, 1))
+
+
+QUICK = settings(max_examples=60, deadline=None, derandomize=True)
+LETTERS = st.sampled_from(coords.ORIENTATIONS)
+NUMBERS = st.tuples(*[st.floats(-1e5, 1e5)] * 3)
+VOXELS = st.tuples(*[st.floats(0.05, 200)] * 3)
+
+
+@QUICK
+@given(NUMBERS, VOXELS, NUMBERS)
+def test_every_frame_and_back(point, voxel, origin):
+    back = coords.um_to_vox(coords.vox_to_um([point], voxel, origin), voxel, origin)
+    np.testing.assert_allclose(back, [point], atol=1e-6 * (1 + np.abs(origin).max() / min(voxel)))
+    edge = coords.vox_to_edge_um([point], voxel)
+    np.testing.assert_allclose(coords.edge_um_to_vox(edge, voxel), [point], rtol=1e-9, atol=1e-6)
+    np.testing.assert_allclose(coords.mm_to_edge_um(coords.edge_um_to_mm(edge)), edge, rtol=1e-12)
+
+
+@QUICK
+@given(LETTERS, LETTERS, st.tuples(*[st.integers(1, 6)] * 3), st.integers(0, 2**31))
+def test_a_voxel_goes_where_its_value_goes(source, target, shape, seed):
+    """Array and points are turned by one rule, and turning back undoes it."""
+    image = np.random.default_rng(seed).permutation(int(np.prod(shape))).reshape(shape)
+    turned = coords.reorient(image, source, target)
+    np.testing.assert_array_equal(coords.reorient(turned, target, source), image)
+    places = np.argwhere(image >= 0)
+    moved = np.rint(coords.axis_map(source, target).vox(places, shape)).astype(int)
+    np.testing.assert_array_equal(turned[tuple(moved.T)], image[tuple(places.T)])
+
+
+@QUICK
+@given(LETTERS, LETTERS, LETTERS)
+def test_turns_follow_one_another(first, second, third):
+    a, b, whole = (
+        coords.axis_map(*pair).matrix for pair in ((first, second), (second, third), (first, third))
+    )
+    np.testing.assert_array_equal(b @ a, whole)
+    assert abs(np.linalg.det(whole)) == 1
+
+
+@QUICK
+@given(st.text(max_size=5))
+def test_any_text_is_an_orientation_or_refused(text):
+    try:
+        letters = coords.parse_orientation(text)
+    except UsageError:
+        return
+    assert letters in coords.ORIENTATIONS
+
+
+@QUICK
+@given(st.tuples(*[st.integers(1, 30)] * 3), VOXELS, st.integers(0, 2**31))
+def test_the_centre_of_an_atlas_voxel_is_in_it(shape, resolution, seed):
+    index = np.random.default_rng(seed).integers(0, shape, (20, 3))
+    found, inside = coords.atlas_um_to_index(coords.vox_to_edge_um(index, resolution), resolution, shape)
+    assert inside.all()
+    np.testing.assert_array_equal(found, index)

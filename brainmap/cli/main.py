@@ -150,7 +150,11 @@ def detect(
         float | None, typer.Option(help="Least score, 0 to 1 [default: the detector's].", metavar="F")
     ] = None,
     cell_diameter: Annotated[
-        float | None, typer.Option(help="Typical cell diameter [default: the detector's].", metavar="UM")
+        str | None,
+        typer.Option(
+            help="Typical cell diameter; auto measures it on sample patches [default: the detector's].",
+            metavar="UM|auto",
+        ),
     ] = None,
     roi: Annotated[
         str | None, typer.Option(help="Part of the volume, in voxels.", metavar="Z0:Z1,Y0:Y1,X0:X1")

@@ -20,7 +20,7 @@ from brainmap.errors import DataError
 from brainmap.image.intensity import Intensity
 from brainmap.image.overview import Source, pooled
 
-__all__ = ["CellSize", "measure_cell_size"]
+__all__ = ["ENOUGH", "LARGEST_UM", "SMALLEST_UM", "CellSize", "measure_cell_size"]
 
 log = logging.getLogger(__name__)
 

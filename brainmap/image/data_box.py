@@ -87,7 +87,8 @@ def _planes(
 
 def _holds_data(volume: Volume, part: list[tuple[int, int]]) -> NDArray[np.bool_]:
     try:
-        values: NDArray[Any] = volume.read(*(slice(*s) for s in part))
+        z, y, x = (slice(*s) for s in part)
+        values: NDArray[Any] = volume.read(z, y, x)
     except DataError as error:
         log.debug("taken for data: %s", error)
         return np.ones([b - a for a, b in part], bool)

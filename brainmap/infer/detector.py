@@ -45,15 +45,13 @@ ALIGN = 16
 _MOST_PIXELS, _MOST_CHANNELS, _LARGEST_TILE = 50, 99, 8192
 
 # Of the values that JSON holds as they are.
-_TYPES: dict[str, type | tuple[type, ...]] = (
-    dict.fromkeys(("name", "version", "normalisation", "onnx_sha256", "subpixel"), str)
-    | dict.fromkeys(
-        ("pixel_um", "z_target_um", "offset", "fill", "cell_diameter_um", "threshold", "min_separation"),
-        (int, float),
-    )
-    | dict.fromkeys(("channels", "stride", "halo_px"), int)
-    | {"training": dict}
-)
+_TEXTS = ("name", "version", "normalisation", "onnx_sha256", "subpixel")
+_NUMBERS = ("pixel_um", "z_target_um", "offset", "fill", "cell_diameter_um", "threshold", "min_separation")
+_COUNTS = ("channels", "stride", "halo_px")
+_TYPES: dict[str, type | tuple[type, ...]] = {"training": dict}
+_TYPES.update(dict.fromkeys(_TEXTS, str))
+_TYPES.update(dict.fromkeys(_NUMBERS, (int, float)))
+_TYPES.update(dict.fromkeys(_COUNTS, int))
 
 
 # Weight of a peak's prominence, and how much of it is enough: see `DetectorSpec.weighed`.

@@ -23,6 +23,7 @@ from brainmap.coords import parse_known_letters
 from brainmap.errors import BrainmapError, DataError, IncompleteRunError, NotFoundError, UsageError
 from brainmap.export.formats import export_points
 from brainmap.files import fingerprint, now
+from brainmap.image.cell_size import LARGEST_UM, SMALLEST_UM, measure_cell_size
 from brainmap.image.data_box import data_box
 from brainmap.image.intensity import Intensity
 from brainmap.image.level_evidence import placed_by_evidence
@@ -165,7 +166,7 @@ class _Inputs:
         elif needless := sorted({"brainmapper", "brainrender"} & set(request.exports)):
             raise UsageError(f"--export {needless[0]} needs an atlas; leave --no-atlas out")
         detector = Detector.open(request.detector)
-        pixel, diameter = max(volume.voxel_um[1:]), request.cell_diameter_um or detector.spec.cell_diameter_um
+        pixel, diameter = max(volume.voxel_um[1:]), _asked_diameter(request) or detector.spec.cell_diameter_um
         if pixel > _SENSELESS_PIXEL * diameter:
             raise UsageError(
                 f"{volume.name} has pixels of {pixel:g} um, many times wider than cells of {diameter:g} um: no "
@@ -209,6 +210,7 @@ def detect_brain(request: DetectRequest) -> DetectSummary:
         If blocks could not be processed; everything else is done and written.
     """
     inputs = _Inputs.open(request)
+    request = _sized(request, inputs)
     if request.dry_run:
         return _plan(request, inputs)
     try:
@@ -528,7 +530,7 @@ def _options(request: DetectRequest, part: Volume) -> RunOptions:
         roi = (spans[0], spans[1], spans[2])
     return RunOptions(
         threshold=request.threshold,
-        cell_diameter_um=request.cell_diameter_um,
+        cell_diameter_um=_asked_diameter(request),
         roi=roi,
         block=request.block,
         backend=request.backend,
@@ -540,9 +542,35 @@ def _options(request: DetectRequest, part: Volume) -> RunOptions:
     )
 
 
+def _sized(request: DetectRequest, inputs: _Inputs) -> DetectRequest:
+    """The request with the diameter of the cells measured, where that is asked for; equal images give equal ones.
+
+    Where there are too few clear cells to measure, the detector's own diameter stays, with a warning.
+    """
+    if request.cell_diameter_um != "auto":
+        return request
+    own = inputs.detector.spec.cell_diameter_um
+    size = measure_cell_size(inputs.volume, Intensity.fit(inputs.volume, own))
+    if not size.known:
+        log.warning(
+            "--cell-diameter auto: only %d clear cells to measure on sample patches; the detector's %g um is taken",
+            size.blobs, own,
+        )  # fmt: skip
+        return dataclasses.replace(request, cell_diameter_um=None)
+    # A tenth of a micrometre more or less makes no difference.
+    diameter = round(min(max(size.diameter_um, SMALLEST_UM), LARGEST_UM), 1)
+    log.info("--cell-diameter auto: %g um, measured on %d clear cells", diameter, size.blobs)
+    return dataclasses.replace(request, cell_diameter_um=diameter)
+
+
+def _asked_diameter(request: DetectRequest) -> float | None:
+    """The diameter that was given as a number, or measured."""
+    return None if request.cell_diameter_um == "auto" else request.cell_diameter_um
+
+
 def _diameter(request: DetectRequest, inputs: _Inputs) -> float:
     """Expected diameter of a cell, um."""
-    return request.cell_diameter_um or inputs.detector.spec.cell_diameter_um
+    return _asked_diameter(request) or inputs.detector.spec.cell_diameter_um
 
 
 def _foreseen(request: DetectRequest, inputs: _Inputs) -> list[str]:

@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from brainmap.coords import parse_known_letters
 from brainmap.errors import NotFoundError, UsageError, did_you_mean
@@ -168,8 +168,8 @@ class DetectRequest:
         Name or folder.
     threshold : float or None
         Calibrated score; None is the detector's own.
-    cell_diameter_um : float or None
-        None is the detector's own.
+    cell_diameter_um : float, "auto" or None
+        "auto" measures it on sample patches, see `brainmap.image.cell_size`; None is the detector's own.
     roi : Roi or None
         Part of the volume, in level-0 voxels.
     block : (z, y, x) or None
@@ -201,7 +201,7 @@ class DetectRequest:
     registration: Path | None = None
     detector: str = "default"
     threshold: float | None = None
-    cell_diameter_um: float | None = None
+    cell_diameter_um: float | Literal["auto"] | None = None
     roi: Roi | None = None
     block: tuple[int, int, int] | None = None
     backend: str = "auto"
@@ -234,9 +234,9 @@ class DetectRequest:
         if self.threshold is not None and not 0 <= self.threshold <= 1:
             raise UsageError(f"--threshold must lie between 0 and 1, not {self.threshold}")
         diameter = self.cell_diameter_um
-        if diameter is not None and not (math.isfinite(diameter) and diameter > 0):
-            raise UsageError(f"--cell-diameter must be positive micrometres, not {diameter}")
-        if diameter is not None:
+        if diameter is not None and diameter != "auto":
+            if not (math.isfinite(diameter) and diameter > 0):
+                raise UsageError(f"--cell-diameter must be positive micrometres or auto, not {diameter}")
             check_cell_diameter(diameter)
         if self.workers is not None and self.workers < 1:
             raise UsageError(f"--workers must be at least 1, not {self.workers}")
@@ -294,6 +294,16 @@ def _choice(option: str, value: str, allowed: tuple[str, ...]) -> None:
         raise UsageError(f"{option} must be one of {', '.join(allowed)}, not {value!r}{near}")
 
 
+def _parse_cell_diameter(value: Any) -> float | Literal["auto"]:
+    """A diameter in micrometres, or `auto`."""
+    if isinstance(value, str) and value.strip().lower() == "auto":
+        return "auto"
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise UsageError(f"--cell-diameter must be micrometres or auto, not {value!r}") from None
+
+
 # Options of `brainmap detect` by their name on the command line and in TOML -> (field, parser).
 _DETECT_OPTIONS: dict[str, tuple[str, Any]] = {
     "channel": ("channel", int),
@@ -306,7 +316,7 @@ _DETECT_OPTIONS: dict[str, tuple[str, Any]] = {
     "registration": ("registration", Path),
     "detector": ("detector", str),
     "threshold": ("threshold", float),
-    "cell-diameter": ("cell_diameter_um", float),
+    "cell-diameter": ("cell_diameter_um", _parse_cell_diameter),
     "roi": ("roi", Roi.parse),
     "block": ("block", parse_block),
     "backend": ("backend", str),

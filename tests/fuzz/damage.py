@@ -59,7 +59,7 @@ def mutated(draw: st.DrawFn, value: Any) -> Any:
     for _ in range(draw(st.integers(1, 3))):
         places = _places(changed)
         if not places:
-            return draw(odd_values)
+            return copy.deepcopy(draw(odd_values))
         *parents, key = draw(st.sampled_from(places))
         holder = changed
         for step in parents:
@@ -70,7 +70,8 @@ def mutated(draw: st.DrawFn, value: Any) -> Any:
         elif action == "repeat" and isinstance(holder, list):
             holder.append(copy.deepcopy(holder[key]))
         else:
-            holder[key] = draw(odd_values)
+            # A copy: what a strategy gives again must not be changed by the next edit.
+            holder[key] = copy.deepcopy(draw(odd_values))
     return changed
 
 

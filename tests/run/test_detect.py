@@ -386,3 +386,26 @@ finally:
     )
     assert result.stdout.splitlines()[-1] == "[]"
     assert (tmp_path / "run" / "report.html").is_file()
+
+
+def test_cells_are_measured_where_that_is_asked_for(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rng = np.random.default_rng(2)
+    image = 1000 + 20 * rng.standard_normal((6, 240, 240))
+    rows, columns = np.mgrid[:240, :240] * 2.0
+    for y, x in rng.uniform(0, 480, (90, 2)):
+        image[:, np.hypot(rows - y, columns - x) < 8] += 500
+    brain = write_volume(tmp_path / "discs.zarr", image.astype(np.uint16), (4.0, 2.0, 2.0)).url
+    asked = DetectRequest(str(brain), tmp_path / "run", atlas=None, cell_diameter_um="auto", progress=False)
+    detect_brain(asked)
+    found = RunRecord.load(tmp_path / "run")
+    assert 13 < found.results["cell_diameter_um"] < 19
+    detect_brain(asked)
+    assert RunRecord.load(tmp_path / "run").results["cell_diameter_um"] == found.results["cell_diameter_um"]
+    empty = write_volume(
+        tmp_path / "empty.zarr",
+        (1000 + 20 * rng.standard_normal((4, 90, 90))).astype(np.uint16),
+        (4.0, 2.0, 2.0),
+    )
+    detect_brain(replace(asked, brain=str(empty.url), out=tmp_path / "none"))
+    assert RunRecord.load(tmp_path / "none").results["cell_diameter_um"] == 10.0
+    assert "clear cells to measure" in caplog.text

@@ -256,3 +256,16 @@ def test_several_brains_get_a_run_folder_each(tmp_path: Path) -> None:
     other = str(make_volume(tmp_path / "other" / "a.zarr"))
     with pytest.raises(UsageError, match="same run folder"):
         detect_requests([brains[0], other], None, {}, tmp_path / "runs")
+
+
+def test_cell_diameter_is_micrometres_or_auto() -> None:
+    def asked(value: object) -> object:
+        return detect_request(
+            "b.zarr", {"cell-diameter": value, "no-atlas": True}, {}, Path("out")
+        ).cell_diameter_um
+
+    assert asked("12.5") == asked(12.5) == 12.5
+    assert asked("auto") == asked("AUTO") == "auto"
+    for wrong in ("wide", "-3", "nan", 0):
+        with pytest.raises(UsageError, match="--cell-diameter must be"):
+            asked(wrong)

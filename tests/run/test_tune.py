@@ -20,11 +20,11 @@ from brainmap.infer.block.process import COLUMNS
 from brainmap.infer.detector import Detector
 from brainmap.infer.engine import results
 from brainmap.points.recalibration import logit
-from brainmap.points.table import POINTS_PARQUET, Points
+from brainmap.points.table import Points
 from brainmap.run.cells import ImageFrame
 from brainmap.run.marks import match_marks, read_marks
 from brainmap.run.tune import tune_run
-from brainmap.run_folder import RunRecord
+from brainmap.run_folder import POINTS_PARQUET, RunRecord
 
 SHAPE, VOXEL_UM = (400, 800, 800), (5.0, 2.0, 2.0)
 PRESENT = 0.5

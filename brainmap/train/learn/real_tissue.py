@@ -97,8 +97,11 @@ class RealStacks:
     def from_dict(cls, record: dict[str, Any]) -> RealStacks:
         """From TOML; an unknown key is an error."""
         check_keys(cls, record, "real stacks")
-        lists = {k: tuple(record[k]) for k in ("images", "voxel_um", "diameters_um") if k in record}
-        return cls(**(record | lists))
+        values: dict[str, Any] = dict(record)
+        for name in ("images", "voxel_um", "diameters_um"):
+            if name in values:
+                values[name] = tuple(values[name])
+        return cls(**values)
 
     def files(self, data: Path) -> list[Path]:
         """The images, in order of their names."""

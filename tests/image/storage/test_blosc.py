@@ -6,6 +6,8 @@ import itertools
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numcodecs import Blosc, blosc
 
 from brainmap.image.storage.blosc import block_bytes, read
@@ -109,3 +111,22 @@ def test_damaged_places_are_refused() -> None:
     frame[20:24] = (3).to_bytes(4, "little")
     with pytest.raises(ValueError, match="places of its blocks"):
         decode(bytes(frame), 0, 100)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    st.integers(1, 40_000), st.sampled_from([0, 256, 1024, 5000]), st.sampled_from(["zstd", "lz4", "blosclz"]),
+    st.sampled_from([Blosc.NOSHUFFLE, Blosc.SHUFFLE, Blosc.BITSHUFFLE]), st.booleans(), st.data(),
+)  # fmt: skip
+def test_any_part_of_any_frame(count, block, name, shuffle, noise, data):
+    rng = np.random.default_rng(count)
+    array = (rng.integers(0, 65536, count) if noise else np.arange(count) // 3).astype("u2")
+    whole, frame = array.tobytes(), bytes(Blosc(name, 5, shuffle, block).encode(array))
+    first = data.draw(st.integers(0, len(whole) - 1))
+    stop = data.draw(st.integers(first + 1, len(whole)))
+    part, begins = decode(frame, first, stop, len(whole))
+    assert begins <= first
+    assert bytes(part) == whole[begins : begins + len(part)]
+    assert begins + len(part) >= stop
+    with pytest.raises((ValueError, RuntimeError)):
+        decode(frame[: data.draw(st.integers(0, len(frame) - 1))], first, stop, len(whole))

@@ -6,6 +6,8 @@ import itertools
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from brainmap.errors import UsageError
 from brainmap.infer.plan.blocks import Grid, align_up, block_in_net, partition
@@ -87,3 +89,50 @@ def test_block_option_is_in_voxels() -> None:
 def test_align_up() -> None:
     assert [align_up(n) for n in (0, 1, 16, 17)] == [0, 16, 16, 32]
     assert align_up(7, 5) == 10
+
+
+QUICK = settings(max_examples=60, deadline=None, derandomize=True)
+SHAPES = st.tuples(st.integers(1, 70), st.integers(1, 400), st.integers(1, 400))
+SIZES = st.tuples(st.integers(1, 90), st.integers(1, 500), st.integers(1, 500))
+
+
+@QUICK
+@given(SHAPES, SIZES, st.integers(1, 4), st.floats(0.3, 6.0), st.floats(0.3, 6.0))
+def test_any_blocks_cover_any_grid_once(shape, size, group, voxel, pixel):
+    blocks = partition(Grid(shape, (2.0, voxel, 1.1 * voxel), pixel, group, 1), size)
+    for axis in range(3):
+        spans = {(b.k, b.y, b.x)[axis] for b in blocks}
+        edges = [n for span in sorted(spans) for n in span]
+        assert edges[0] == 0
+        assert edges[-1] == blocks.grid.net_shape[axis]
+        assert edges[1:-1:2] == edges[2:-1:2]
+    assert len({(b.k, b.y, b.x) for b in blocks}) == len(blocks)
+
+
+@QUICK
+@given(SHAPES, SIZES, st.integers(1, 4), st.data())
+def test_blocks_of_a_region_are_blocks_of_the_whole_and_hold_it(shape, size, group, data):
+    whole = Grid(shape, (2.0, 1.8, 2.0), 2.0, group, 1)
+    roi = []
+    for n in shape:
+        start = data.draw(st.integers(0, n - 1))
+        roi.append((start, data.draw(st.integers(start + 1, n))))
+    every = {(b.k, b.y, b.x) for b in partition(whole, size)}
+    part = [(b.k, b.y, b.x) for b in partition(whole, size, tuple(roi))]
+    assert set(part) <= every
+    for axis in range(3):
+        low, high = whole.net_span(roi[axis], axis)
+        assert min(spans[axis][0] for spans in part) <= low
+        assert max(spans[axis][1] for spans in part) >= high
+
+
+@QUICK
+@given(SHAPES, st.integers(1, 4), st.floats(0.3, 6.0), st.data())
+def test_spans_of_voxels_and_of_the_net_hold_each_other(shape, group, pixel, data):
+    net = Grid(shape, (2.0, 1.3, 1.7), pixel, group, 1)
+    axis = data.draw(st.integers(0, 2))
+    start = data.draw(st.integers(0, shape[axis] - 1))
+    stop = data.draw(st.integers(start + 1, shape[axis]))
+    again = net.voxel_span(net.net_span((start, stop), axis), axis)
+    assert again[0] <= start
+    assert again[1] >= stop
