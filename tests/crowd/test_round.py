@@ -221,6 +221,31 @@ def test_an_export_without_clicks_file_is_refused(exported: Path, tmp_path: Path
     assert not (tmp_path / "round" / "export").exists()
 
 
+def test_a_site_exports_what_a_round_needs(exported: Path, tmp_path: Path) -> None:
+    pytest.importorskip("sqlalchemy")
+    from brainmap.crowd.import_clicks import import_clicks
+    from brainmap.crowd.projects import ProjectSpec, add_project
+    from brainmap.crowd.site import init_site
+    from brainmap.gt.clicks import read_clicks
+    from brainmap.tiles.tiles import Tiles
+
+    given, out = exported / "export", tmp_path / "out"
+    site = init_site(tmp_path / "site")
+    add_project(site, ProjectSpec("cells", given / "tiles", redundancy=3))
+    import_clicks(site, "cells", given / "clicks.csv", given / "assignments.csv")
+    site.close()
+    module.export_site(tmp_path / "site", "cells", out)
+    clicks, before = (
+        read_clicks(f / "clicks.csv", tiles=f / "tiles", assignments=f / "assignments.csv")
+        for f in (out, given)
+    )
+    np.testing.assert_allclose(np.sort(clicks.xy, axis=0), np.sort(before.xy, axis=0))
+    assert len(clicks.worker_ids) == 3 and clicks.seen_complete.all()
+    tiles = Tiles.open(out / "tiles")
+    assert list(tiles.ids) == [f"tile{z}" for z in range(5)]
+    assert tiles.ids[tiles.columns["is_qc"]].tolist() == ["tile0"]
+
+
 def test_too_little_to_learn_from_leaves_a_report_that_says_so(exported: Path, tmp_path: Path) -> None:
     def export(site: Path, project: str, out: Path) -> None:
         copy_export(site, project, out)
