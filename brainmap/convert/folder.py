@@ -106,7 +106,9 @@ def _ome_set(folder: Path, files: list[Path], reading: Reading, opened: ExitStac
                 "in a folder every file must be one plane: convert one file at a time, or name planes with --planes"
             )
     stack = tiff_stack(files[0], reading, opened)
-    others = sorted({file.absolute() for file in files} - set(stack.files))
+    # The reader of sets follows links.
+    known = {Path(file).resolve() for file in stack.files}
+    others = sorted(file for file in files if file.resolve() not in known)
     if others:
         raise DataError(
             f"{folder}: {files[0].name} is an image of its own ({size_text(stack.shape)}: c, z, y, x) that "
