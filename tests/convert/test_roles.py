@@ -298,7 +298,6 @@ def test_the_cases(cases: Path, tmp_path: Path) -> None:
 
 def test_a_set_is_found_through_a_link(pixels: NDArray[np.uint16], tmp_path: Path) -> None:
     real = tmp_path / "real"
-    real.mkdir()
     ome_set(real, pixels, 2)
     (tmp_path / "link").symlink_to(real)
     made = convert(tmp_path / "link", tmp_path / "brain.zarr", voxel_um=VOXEL)
