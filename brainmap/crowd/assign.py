@@ -124,7 +124,7 @@ def _neediest(connection: Connection, row: Any) -> str:
         .where(membership.c.project_id == row.id, schema.worker.c.role == "worker")
         .group_by(membership.c.dataset)
     )
-    members: dict[str, int] = {name: count for name, count in joined}  # noqa: C416 (rows are no pairs to a checker)
+    members = {str(found[0]): int(found[1]) for found in joined}
     if not needs:
         return ""
     # A member who has just joined will answer about one for each tile: he counts for that.
