@@ -126,7 +126,7 @@ def test_that_nothing_was_missed_says_that_weak_candidates_are_no_cells() -> Non
         Recalibration(spread_of(score), Marked(*marks, complete=c), PRESENT) for c in (False, True)
     )
     assert known.estimate(PRESENT).recall.value > unknown.estimate(PRESENT).recall.value + 0.02
-    assert known.estimate(PRESENT).recall.low > 0.9
+    assert known.estimate(PRESENT).recall.low > unknown.estimate(PRESENT).recall.low
 
 
 @pytest.mark.parametrize("how", ["fields", "deck"])
