@@ -24,7 +24,11 @@ from brainmap.infer.block.resample import axis_operator, resample_band  # noqa: 
 from brainmap.infer.detector import Detector  # noqa: E402
 from brainmap.infer.engine.engine import RunOptions, make_job, run_detection  # noqa: E402
 from brainmap.infer.engine.results import iter_results  # noqa: E402
-from brainmap.infer.peaks import Heat, find_peaks  # noqa: E402
+from brainmap.infer.peaks import (  # noqa: E402
+    Heat,
+    find_peaks,
+    reaches,
+)
 from brainmap.infer.plan.blocks import Grid  # noqa: E402
 from brainmap.infer.plan.layout import make_layout  # noqa: E402
 from brainmap.points.table import Points  # noqa: E402
@@ -54,7 +58,7 @@ def both_ways(job: Job, monkeypatch: pytest.MonkeyPatch) -> int:
             np.testing.assert_allclose(device[name], host[name], rtol=1e-4, atol=2e-3, err_msg=name)
         assert device_stages.net_pixels == host_stages.net_pixels
         assert device_stages.raw_voxels == host_stages.raw_voxels
-        cells += len(host["z"])
+        cells += int(np.count_nonzero(reaches(host["score"], job.threshold)))
     return cells
 
 
