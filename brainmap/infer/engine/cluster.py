@@ -278,7 +278,7 @@ def read_slurm_file(path: Path) -> dict[str, Any]:
     jobs = options.setdefault("jobs", [1, 1])
     if not (isinstance(jobs, list) and len(jobs) == 2 and 0 <= jobs[0] <= jobs[1] and jobs[1] > 0):
         raise UsageError(f"{path}: jobs is {jobs!r}; give [minimum, maximum]")
-    for name in "memory":
+    for name in ("cores", "memory"):
         if name not in options:
             raise UsageError(f"{path} lacks {name!r}, which SLURM needs for each job")
     if options.setdefault("gpus", 0) not in (0, 1):

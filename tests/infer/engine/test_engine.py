@@ -158,11 +158,11 @@ def test_streams_are_for_threads_of_this_process_and_the_default_backend(
             brain[0], Detector.open(), tmp_path, RunOptions(device="cpu", **options)
         ).streams
 
-    monkeypatch.setattr(engine, "cores", lambda: 4)
+    monkeypatch.setattr(engine, "usable_cores", lambda: 4)
     assert streams(backend="openvino") == 2
     assert streams(backend="openvino", workers=1) == 1
     assert streams(backend="torch") == 1
-    monkeypatch.setattr(engine, "cores", lambda: 1)
+    monkeypatch.setattr(engine, "usable_cores", lambda: 1)
     assert streams(backend="openvino") == 1
 
 
