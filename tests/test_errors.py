@@ -41,8 +41,7 @@ def test_a_missing_extra_says_how_to_install_it() -> None:
 
 
 def test_names_that_were_nearly_right() -> None:
-    assert did_you_mean("alen_mouse_50um", ["allen_mouse_50um", "kim_mouse_25um"]).endswith(
-        "allen_mouse_50um?"
-    )
+    found = did_you_mean("alen_mouse_50um", ["kim_mouse_25um", "allen_mouse_50um"])
+    assert found.startswith("; did you mean allen_mouse_50um")
     assert did_you_mean("ctx", ["CTX", "TH"]) == "; did you mean CTX?"
     assert did_you_mean("qqq", ["CTX"]) == ""
