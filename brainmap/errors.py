@@ -22,11 +22,13 @@ __all__ = [
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """The end of a sentence about a name that does not exist: "; did you mean A or B?", empty where none is near."""
     # Takes a while to load, and only errors need it.
-    from difflib import get_close_matches
+    from difflib import SequenceMatcher
 
-    by_lower = {name.lower(): name for name in known}
-    near = get_close_matches(word.lower(), list(by_lower), n=2, cutoff=0.6)
-    return f"; did you mean {' or '.join(by_lower[name] for name in near)}?" if near else ""
+    likeness = {name: SequenceMatcher(None, word.lower(), name.lower()).ratio() for name in known}
+    best = sorted(likeness, key=lambda name: -likeness[name])[:2]
+    # A second name only where it is about as near as the first.
+    near = [name for name in best if likeness[name] >= max(0.6, likeness[best[0]] - 0.1)]
+    return f"; did you mean {' or '.join(near)}?" if near else ""
 
 
 class BrainmapError(Exception):

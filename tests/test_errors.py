@@ -41,7 +41,9 @@ def test_a_missing_extra_says_how_to_install_it() -> None:
 
 
 def test_names_that_were_nearly_right() -> None:
-    found = did_you_mean("alen_mouse_50um", ["kim_mouse_25um", "allen_mouse_50um"])
-    assert found.startswith("; did you mean allen_mouse_50um")
+    atlases = ["kim_mouse_25um", "allen_mouse_50um"]
+    assert did_you_mean("alen_mouse_50um", atlases) == "; did you mean allen_mouse_50um?"
+    assert did_you_mean("mask", ["tasks", "masks"]) == "; did you mean masks?"
+    assert did_you_mean("ca2", ["CA1", "CA3", "TH"]) == "; did you mean CA1 or CA3?"
     assert did_you_mean("ctx", ["CTX", "TH"]) == "; did you mean CTX?"
     assert did_you_mean("qqq", ["CTX"]) == ""
