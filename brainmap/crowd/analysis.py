@@ -16,7 +16,7 @@ import numpy as np
 from sqlalchemy import Connection, delete, func, insert, select
 
 from brainmap.crowd import schema
-from brainmap.crowd.certain import undecided
+from brainmap.crowd.certainty import count_undecided
 from brainmap.crowd.gathered import gather, qc_images
 from brainmap.crowd.projects import find_project
 from brainmap.crowd.site import Site
@@ -58,7 +58,7 @@ def analyse(site: Site, name: str) -> dict[str, Any] | None:
             "workers": int(seen[row]),
             "cells": int(cells.sum()),
             "candidates": len(cells),
-            "undecided": undecided(found.posterior),
+            "undecided": count_undecided(found.posterior),
             "agreement": float(share.mean()) if len(share) else None,
         }
     table = consensus.workers

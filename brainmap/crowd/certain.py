@@ -10,27 +10,19 @@ from __future__ import annotations
 import logging
 import threading
 
-import numpy as np
 from sqlalchemy import select, update
 
 from brainmap.crowd import schema
+from brainmap.crowd.certainty import count_undecided
 from brainmap.crowd.gathered import gather, qc_images
 from brainmap.crowd.site import Site
 
-__all__ = ["DOUBT", "judge", "judge_pending", "undecided"]
+__all__ = ["judge", "judge_pending"]
 
 log = logging.getLogger(__name__)
 
-# A candidate between these posteriors is undecided.
-DOUBT = (0.1, 0.9)
-
 # Aggregation takes a core: one tile at a time.
 _turn = threading.Lock()
-
-
-def undecided(posterior: np.ndarray) -> int:
-    """How many candidates are neither cells nor none."""
-    return int(((posterior > DOUBT[0]) & (posterior < DOUBT[1])).sum())
 
 
 def judge_pending(site: Site, project_id: int) -> int:
@@ -74,7 +66,7 @@ def judge(site: Site, project_id: int, tile_id: int) -> int:
             seen = set(clicks.image_ids)
             images = [name for _, name in qc if name in seen]
             consensus = aggregate_clicks(clicks, GtSettings(), qc=images)
-            found = undecided(consensus.images[clicks.image_ids.index(here.image_id)].posterior)
+            found = count_undecided(consensus.images[clicks.image_ids.index(here.image_id)].posterior)
         with site.database.write() as connection:
             # Only if nobody finished the tile meanwhile: then it is judged anew.
             connection.execute(

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from brainmap.errors import UsageError
 from brainmap.gt.aggregate import aggregate_clicks
@@ -19,10 +20,15 @@ from brainmap.gt.clicks import Clicks
 from brainmap.gt.consensus import Consensus
 from brainmap.gt.settings import GtSettings
 
-__all__ = ["HIGH", "LOW", "CertaintyRule", "TileState", "judge_tiles", "undecided"]
+__all__ = ["HIGH", "LOW", "CertaintyRule", "TileState", "count_undecided", "judge_tiles", "undecided"]
 
 # A candidate whose posterior lies between these is undecided (crowd.md, rules of assignment).
 LOW, HIGH = 0.1, 0.9
+
+
+def count_undecided(posterior: NDArray[np.floating], low: float = LOW, high: float = HIGH) -> int:
+    """How many candidates are neither cells nor none."""
+    return int(((posterior > low) & (posterior < high)).sum())
 
 
 @dataclass(frozen=True)
@@ -139,7 +145,7 @@ def judge_tiles(
     found = {}
     for name, image, workers in zip(clicks.image_ids, consensus.images, completed, strict=True):
         cells = int((image.posterior >= 0.5).sum())
-        doubtful = int(((image.posterior > rule.low) & (image.posterior < rule.high)).sum())
+        doubtful = count_undecided(image.posterior, rule.low, rule.high)
         if workers < rule.least:
             more, why = True, "few"
         elif doubtful <= math.floor(rule.tolerated * cells):

@@ -8,7 +8,8 @@ from sqlalchemy import select
 
 from brainmap.crowd import schema
 from brainmap.crowd.analysis import analyse, heat_of_tile, stored_analysis
-from brainmap.crowd.certain import judge, undecided
+from brainmap.crowd.certain import judge
+from brainmap.crowd.certainty import count_undecided
 from brainmap.crowd.progress import site_status
 from brainmap.crowd.projects import ProjectSpec, add_project
 from brainmap.crowd.web.app import create_app
@@ -75,8 +76,8 @@ def test_what_is_not_judged_yet_waits(certain):
 
 
 def test_the_posterior_decides():
-    assert undecided(np.array([0.05, 0.1, 0.11, 0.5, 0.89, 0.9, 0.99])) == 3
-    assert undecided(np.zeros(0)) == 0
+    assert count_undecided(np.array([0.05, 0.1, 0.11, 0.5, 0.89, 0.9, 0.99])) == 3
+    assert count_undecided(np.zeros(0)) == 0
 
 
 def test_a_tile_on_which_nobody_clicked_is_certain(certain):
