@@ -251,13 +251,17 @@ def read_clicks(
 
 
 def _check_ids(images: list[Any], tiles: Mapping[str, Any], path: Path, folder: Path) -> None:
-    """Refuse clicks on images that are no tiles of the folder: they were made on others."""
+    """Refuse clicks of which none is on a tile of the folder; say which are not."""
     strange = sorted(str(image) for image in images if image is not None and str(image) not in tiles)
-    if strange:
+    if not strange:
+        return
+    example = f"such as {strange[0]!r} (the tiles' ids are like {next(iter(tiles), '')!r})"
+    if len(strange) == len(images):
         raise DataError(
-            f"{path}: {len(strange)} of {len(images)} images, such as {strange[0]!r}, are no tiles of {folder} "
-            f"(whose ids are like {next(iter(tiles), '')!r}); give the tiles that were clicked on"
+            f"none of the {len(images)} images of {path}, {example}, is a tile of {folder}; give the tiles that were "
+            "clicked on"
         )
+    log.warning("%d of %d images of %s are no tiles of %s, %s", len(strange), len(images), path, folder, example)
 
 
 def read_point_table(path: str | Path) -> tuple[list[str], list[str], Floats]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
 from brainmap.errors import DataError, NotFoundError
 from brainmap.gt.clicks import Clicks, check_image_ids, read_clicks
+from brainmap.tiles.tiles import write_tiles
 
 
 def write(path, text):
@@ -128,3 +130,16 @@ def test_without_workers():
     clicks = Clicks.build(["a", "b", "a"], ["w", "w", "v"], [1, 2, 3], [4, 5, 6]).without_workers({"v"})
     assert clicks.worker_ids == ("w",) and clicks.image_ids == ("a", "b") and len(clicks) == 2
     assert clicks.seen_worker.tolist() == [0, 0]
+
+
+def test_clicks_beside_the_tiles(tmp_path, caplog):
+    image = np.full((8, 8), 0.3, np.float32)
+    tiles = write_tiles(
+        tmp_path / "tiles", {"image_id": ["a"], "brain": ["m"], "z": [0], "voxel_um": [(4, 2, 2)]}, [image]
+    )
+    some = write(tmp_path / "some.csv", "image_id,worker_id,x,y\na,w,1,1\nb,w,1,1\n")
+    assert read_clicks(some, tiles=tiles.folder).image_ids == ("a", "b")
+    assert "1 of 2 images" in caplog.text and "such as 'b'" in caplog.text
+    none = write(tmp_path / "none.csv", "image_id,worker_id,x,y\nb,w,1,1\n")
+    with pytest.raises(DataError, match=r"none of the 1 images .* is a tile of"):
+        read_clicks(none, tiles=tiles.folder)

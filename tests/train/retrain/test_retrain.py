@@ -340,7 +340,7 @@ HEAD = "image_id,worker_id,x,y\n"
     ("keep", "clicks", "sentence"),
     [
         (1, None, "come from 1 slice; retraining needs at least 2"),
-        (4, HEAD + "elsewhere,a,1,1\nelsewhere,b,1,1\n", "none of the 1 images .* is a tile"),
+        (4, HEAD + "elsewhere,a,1,1\nelsewhere,b,1,1\n", "none of the 1 images .* is a tile of"),
         (4, HEAD + "".join(f"tile{i},w{i},5,5\n" for i in range(4)), "too few|agree on no cell"),
     ],
 )
