@@ -261,7 +261,9 @@ def _check_ids(images: list[Any], tiles: Mapping[str, Any], path: Path, folder: 
             f"none of the {len(images)} images of {path}, {example}, is a tile of {folder}; give the tiles that were "
             "clicked on"
         )
-    log.warning("%d of %d images of %s are no tiles of %s, %s", len(strange), len(images), path, folder, example)
+    log.warning(
+        "%d of %d images of %s are no tiles of %s, %s", len(strange), len(images), path, folder, example
+    )
 
 
 def read_point_table(path: str | Path) -> tuple[list[str], list[str], Floats]:
