@@ -16,6 +16,7 @@ FLOORS = (
     {"brainmap"},
     {"errors"},
     {"coords", "files", "settings", "machine"},
+    {"lock"},
     {"run_folder"},
     {"image", "points"},
     {"atlas", "tiles", "convert"},
