@@ -128,7 +128,7 @@ def _remove(path: Path) -> None:
 
 
 def clone_tree(source: Path, target: Path) -> None:
-    """A copy of a folder of finished files, which are shared where the disk can: no file of ours is changed in place."""
+    """Copy a folder of finished files; where the disk can, both share them, as no file of ours is changed in place."""
     shutil.copytree(source, target, copy_function=_link_or_copy)
 
 

@@ -200,9 +200,7 @@ def _refusal(path: Path, what: Path, there: Holder | None) -> str:
     way_on = "wait until it has ended"
     if not there.is_here:
         way_on += f"; if it was killed, {what} is free {DEAD_S / 60:g} minutes after its last sign of life"
-    return (
-        f"{what} is in use by {there.command} (process {there.pid} on {there.host}, since {there.since}): {way_on}"
-    )
+    return f"{what} is in use by {there.command} (process {there.pid} on {there.host}, since {there.since}): {way_on}"
 
 
 def _create(path: Path, mine: Holder) -> bool:
@@ -255,7 +253,9 @@ def _clear_away(path: Path, dead: Holder | None) -> None:
 
 
 def _told(dead: Holder) -> str:
-    return f"{dead.command} (process {dead.pid} on {dead.host}, since {dead.since}), which ended without a word"
+    return (
+        f"{dead.command} (process {dead.pid} on {dead.host}, since {dead.since}), which ended without a word"
+    )
 
 
 def _give_back(path: Path, mine: Holder) -> None:

@@ -140,7 +140,9 @@ def test_of_many_only_one_takes_over(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_it_is_seen_to_live_and_stops_when_taken_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_seen_to_live_and_stops_when_taken_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(lock, "BEAT_S", 0.05)
     other = elsewhere()
     with pytest.raises(DataError, match="taken over"), held(tmp_path, "x"):

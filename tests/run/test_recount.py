@@ -74,7 +74,7 @@ def request_of(brain: Path, mask: Path) -> DetectRequest:
 def quick_report(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pictures take longer than all the rest; one test draws them by itself."""
 
-    def write(folder: Path, staged: Path | None = None) -> None:
+    def write(folder: Path, staged: Path | None = None, **_: object) -> None:
         ((staged or folder) / "report.html").write_text("report")
 
     monkeypatch.setattr("brainmap.report.run_report.write_run_report", write)
@@ -224,7 +224,7 @@ def test_a_failure_leaves_the_run_as_it_was(run: Path, monkeypatch: pytest.Monke
     def fail(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(module, "_write_report", fail)
+    monkeypatch.setattr(module, "write_pages", fail)
     with pytest.raises(OSError, match="No space"):
         recount(run, threshold=0.9)
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
