@@ -24,7 +24,6 @@ __all__ = [
     "POINTS_PARQUET",
     "REGIONS_CSV",
     "REGISTRATION_DIR",
-    "REPLACEMENT_DIR",
     "REPORT_HTML",
     "RUN_FILES",
     "RUN_JSON",
@@ -49,8 +48,6 @@ RUN_FILES = (
     BLOCKS_DIR, REGISTRATION_DIR, EXPORTS_DIR, POINTS_PARQUET, REGIONS_CSV, SUMMARY_CSV, THRESHOLDS_CSV, REPORT_HTML,
     RUN_JSON,
 )  # fmt: skip
-# Where a run is made that will take the place of another.
-REPLACEMENT_DIR = ".replacement"
 
 STATUSES = ("running", "complete", "incomplete")
 # Parameters that name a file or folder -> the fingerprint of what is in it, which says more than where it lies.

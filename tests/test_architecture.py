@@ -16,7 +16,7 @@ FLOORS = (
     {"brainmap"},
     {"errors"},
     {"coords", "files", "settings", "machine"},
-    {"lock"},
+    {"lock", "swap", "children"},
     {"run_folder"},
     {"image", "points"},
     {"atlas", "tiles", "convert"},

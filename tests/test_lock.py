@@ -89,7 +89,7 @@ def test_other_hosts_are_judged_by_their_last_sign_of_life(tmp_path: Path, age: 
     write(tmp_path / LOCK_FILE, elsewhere())
     aged(tmp_path / LOCK_FILE, age)
     if lives:
-        with pytest.raises(UsageError, match="on node7, since .* 3 minutes after"), held(tmp_path, "x"):
+        with pytest.raises(UsageError, match=r"on node7, since .* 3 minutes after"), held(tmp_path, "x"):
             pass
     else:
         with held(tmp_path, "x"):

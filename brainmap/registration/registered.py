@@ -28,7 +28,7 @@ __all__ = ["FORMAT", "PARTS", "REGISTRATION_JSON", "Registration"]
 REGISTRATION_JSON = "registration.json"
 FORMAT = 1
 # Images of a registration, and all by which its folder is known.
-IMAGES = ("annotation.ome.zarr", "hemispheres.ome.zarr", "sample_in_atlas.ome.zarr")
+IMAGES = ("annotation.ome.zarr", "hemispheres.ome.zarr")
 PARTS = (REGISTRATION_JSON, *IMAGES)
 _ANEW = "register the brain anew with --overwrite"
 

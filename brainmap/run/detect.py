@@ -35,16 +35,18 @@ from brainmap.run.inputs import Inputs, foreseen, looked_for, options_for, part_
 from brainmap.run.pages import write_pages
 from brainmap.run.place import RunPlace, require_free
 from brainmap.run.request import DetectRequest
-from brainmap.run.swap import staged
 from brainmap.run.threshold_counts import count_over_thresholds
 from brainmap.run_folder import (
     BLOCKS_DIR,
+    EXPORTS_DIR,
     INTENSITY_FILE,
     POINTS_PARQUET,
     REGISTRATION_DIR,
     REPORT_HTML,
+    RUN_JSON,
     RunRecord,
 )
+from brainmap.swap import staged
 
 if TYPE_CHECKING:
     from brainmap.registration.register import Registration
@@ -170,7 +172,7 @@ class _Run:
             threading.Thread(target=self._load_ahead, name="brainmap-load-ahead").start()
         intensity = self._stage("overview", self._fit_intensity)
         result = self._stage("detection", lambda: self._detect(intensity))
-        with staged(self.folder) as new:
+        with staged(self.folder, RUN_JSON, [EXPORTS_DIR]) as new:
             outside = self._stage("regions", lambda: self._assemble(registration, new))
             self._look_for_chunks(intensity)
             self._finish(result, outside, new)

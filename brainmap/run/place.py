@@ -13,16 +13,17 @@ from brainmap.errors import BrainmapError, NotFoundError, UsageError
 from brainmap.files import sweep_inside
 from brainmap.infer.engine.results import stored_from
 from brainmap.run.request import DetectRequest
-from brainmap.run.swap import finish_swap, put_in_place
 from brainmap.run_folder import (
+    EXPORTS_DIR,
     POINTS_PARQUET,
     REGISTRATION_DIR,
-    REPLACEMENT_DIR,
     RUN_FILES,
+    RUN_JSON,
     RunRecord,
     holds_parts_of_a_run,
     other_parameters,
 )
+from brainmap.swap import REPLACEMENT_DIR, finish_swap, put_in_place
 
 __all__ = ["RunPlace", "require_free"]
 
@@ -144,7 +145,7 @@ class RunPlace:
     def publish(self) -> None:
         """Give the finished run its place."""
         if self.replaces:
-            put_in_place(self.home, self.folder)
+            put_in_place(self.home, self.folder, RUN_JSON, [EXPORTS_DIR], RUN_FILES)
 
 
 def _readable(folder: Path) -> RunRecord | None:

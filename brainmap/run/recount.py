@@ -21,16 +21,18 @@ from brainmap.run.cells import ImageFrame, located, mask_of
 from brainmap.run.count import count_in_regions, write_points
 from brainmap.run.pages import write_pages
 from brainmap.run.request import Roi
-from brainmap.run.swap import finish_swap, staged
 from brainmap.run.threshold_counts import count_over_thresholds
 from brainmap.run_folder import (
+    EXPORTS_DIR,
     POINTS_PARQUET,
     REGIONS_CSV,
     REGISTRATION_DIR,
+    RUN_JSON,
     SUMMARY_CSV,
     THRESHOLDS_CSV,
     RunRecord,
 )
+from brainmap.swap import finish_swap, staged
 
 if TYPE_CHECKING:
     from brainmap.atlas.atlas import Atlas
@@ -115,7 +117,7 @@ def _recount(
         _check_threshold(folder, record, threshold)
     meta = next((piece.meta for piece in iter_points(table, 1)), None) or Points.read(table, ["z"]).meta
     used = _atlas_of(folder, record, meta, registration_dir, level, needed=threshold is None)
-    with staged(folder) as new:
+    with staged(folder, RUN_JSON, [EXPORTS_DIR]) as new:
         record, found = _write_tables(folder, new, record, meta, used, threshold)
         if (folder / THRESHOLDS_CSV).is_file() and registration_dir is None:
             shutil.copyfile(folder / THRESHOLDS_CSV, new / THRESHOLDS_CSV)
@@ -248,7 +250,7 @@ def summarise_run(run: str | Path, level: str | None = None, out: str | Path | N
     if out is not None:
         write_regions(summarise(read_region_table(folder / REGIONS_CSV), level), Path(out))
         return Path(out)
-    with held(folder, f"{folder} is as it was before"), staged(folder) as new:
+    with held(folder, f"{folder} is as it was before"), staged(folder, RUN_JSON, [EXPORTS_DIR]) as new:
         record = RunRecord.load(folder)
         write_regions(summarise(read_region_table(folder / REGIONS_CSV), level), new / SUMMARY_CSV)
         record.updated(execution=record.execution | {"level": level}).save(new)
