@@ -99,8 +99,9 @@ def report_error(error: BaseException, verbose: int) -> int:
         where = f" {error.filename}" if error.filename else ""
         sentence = f"cannot read or write{where}: {error.strerror}"
     elif isinstance(error, MemoryError):
-        said = str(error)
-        sentence = said if said.startswith("out of memory") else "out of memory: use fewer --workers or a smaller --block"
+        sentence = str(error)
+        if not sentence.startswith("out of memory"):
+            sentence = "out of memory: use fewer --workers or a smaller --block"
     else:
         sentence = f"unexpected {type(error).__name__}: {error} (a bug in brainmap; -vv shows where)"
     typer.echo(f"brainmap: {' '.join(sentence.split())}", err=True)
