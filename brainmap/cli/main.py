@@ -106,7 +106,7 @@ def demo(
     if serve and not with_crowd:
         raise UsageError("--serve belongs to --crowd")
     if with_crowd:
-        from brainmap.crowd.demo import run_crowd_demo, serve_demo
+        from brainmap.crowd.loop.demo import run_crowd_demo, serve_demo
 
         typer.echo(run_crowd_demo(out))
         if serve:

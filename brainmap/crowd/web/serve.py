@@ -8,7 +8,7 @@ import logging
 import socket
 from pathlib import Path
 
-from brainmap.crowd.site import Site
+from brainmap.crowd.store.site import Site
 from brainmap.crowd.web.app import LOOPBACK, create_app
 from brainmap.errors import UsageError
 
