@@ -16,6 +16,7 @@ FLOORS = (
     {"brainmap"},
     {"errors"},
     {"coords", "files", "settings", "machine"},
+    {"lock", "swap", "children"},
     {"run_folder"},
     {"image", "points"},
     {"atlas", "tiles", "convert"},

@@ -14,7 +14,9 @@ from brainmap.cohort.study import CompareSettings, Comparison, Study
 from brainmap.cohort.table import SIDES
 from brainmap.errors import UsageError
 from brainmap.files import atomic_path, cell_text, now, to_jsonable, write_json
+from brainmap.lock import held
 from brainmap.machine import versions
+from brainmap.swap import staged
 
 __all__ = ["COMPARISON_COLUMNS", "TABLE_COLUMNS", "compare", "study_record", "write_study"]
 
@@ -79,8 +81,8 @@ def write_study(study: Study, out: str | Path) -> None:
     """Write a comparison's folder, complete or not at all."""
     from brainmap.cohort.report import write_report
 
-    with atomic_path(out) as folder:
-        folder.mkdir()
+    out = Path(out)
+    with held(out, "what was there before stays"), staged(out, RECORD) as folder:
         _write_csv(folder / "table.csv", TABLE_COLUMNS, _table_rows(study))
         _write_csv(folder / "comparison.csv", COMPARISON_COLUMNS, _comparison_rows(study))
         write_report(study, folder / "report.html")

@@ -13,15 +13,18 @@ import logging
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from brainmap.errors import DataError, MissingExtraError, UsageError
+from brainmap.errors import DataError, MissingExtraError, NotFoundError, UsageError
 from brainmap.files import atomic_path, fingerprint, now, read_json, to_jsonable, write_json
 from brainmap.gt.aggregate import aggregate
+from brainmap.lock import held
+from brainmap.swap import REPLACEMENT_DIR, finish_swap, put_in_place
 from brainmap.tiles.tiles import Tiles
 
 if TYPE_CHECKING:
@@ -168,7 +171,29 @@ def run_round(request: RoundRequest, export: Export = export_site) -> RoundResul
         The export lacks a file; too little was clicked to learn from. What was done so far is kept, and the report
         says what is missing.
     """
-    journal = _Journal.open(request)
+    _require_free(request.out)
+    kept = f"finished stages are kept in {request.out}, and the same command goes on from them"
+    with held(request.out, kept):
+        home = request.out
+        journal = _Journal.open(request)
+        result = _run_stages(journal, export)
+        if journal.request.out == home:
+            return result
+        own = [path.name for path in home.iterdir() if not path.name.startswith(".")]
+        put_in_place(home, journal.request.out, RECORD, own=own)
+        return dataclasses.replace(result, out=home)
+
+
+def _require_free(out: Path) -> None:
+    """Refuse a folder with anything but a round, or what a killed first moment of one leaves."""
+    if (out / RECORD).is_file():
+        return
+    if out.exists() and (not out.is_dir() or any(not path.name.startswith(".") for path in out.iterdir())):
+        raise UsageError(f"{out} exists and holds no round; give another --out")
+
+
+def _run_stages(journal: _Journal, export: Export) -> RoundResult:
+    request = journal.request
     journal.stage("export", lambda: _export(request, export))
     journal.stage("gt", lambda: _aggregate(request))
     try:
@@ -192,11 +217,11 @@ class _Journal:
 
     @classmethod
     def open(cls, request: RoundRequest) -> _Journal:
+        """Go on with the round in the folder, or begin one: beside another, until that can be replaced."""
         out, parameters = request.out, request.parameters()
+        finish_swap(out)
         path = out / RECORD
         if not path.is_file():
-            if out.exists() and (not out.is_dir() or any(out.iterdir())):
-                raise UsageError(f"{out} exists and holds no round; give another --out")
             journal = cls(request)
             journal.save()
             return journal
@@ -209,7 +234,12 @@ class _Journal:
             raise UsageError(
                 f"{out} holds a round with other parameters ({', '.join(changed)}); give another --out, or --overwrite"
             )
-        shutil.rmtree(out)
+        request = dataclasses.replace(request, out=out / REPLACEMENT_DIR)
+        with suppress(NotFoundError, DataError):
+            record = read_json(request.out / RECORD)
+            if record.get("parameters") == parameters:
+                return cls(request, dict(record.get("stages", {})))
+        shutil.rmtree(request.out, ignore_errors=True)
         journal = cls(request)
         journal.save()
         return journal

@@ -17,7 +17,7 @@ import numpy as np
 from brainmap.errors import BrainmapError, DataError
 from brainmap.infer.block import process
 from brainmap.infer.block.process import Job
-from brainmap.infer.engine import results
+from brainmap.infer.engine import chunks, results
 from brainmap.infer.peaks import reaches
 from brainmap.machine import keep_freed_memory
 
@@ -68,6 +68,8 @@ def process_batch(job: Job, indices: tuple[int, ...]) -> BatchReport:
     failed: dict[int, str] = {}
     done: dict[int, dict[str, Any]] = {}
     read_voxels = net_pixels = 0
+    # Before the first of them is read: what changes meanwhile is noticed by the next command.
+    stamps = {index: chunks.stamps_of(job, index) for index in indices}
     for index in indices:
         try:
             done[index], stages = process.process_block(job, job.blocks[index])
@@ -82,7 +84,7 @@ def process_batch(job: Job, indices: tuple[int, ...]) -> BatchReport:
         for stage, value in stages.seconds.items():
             seconds[stage] += value
     started = time.perf_counter()
-    cells = _write(job, done)
+    cells = _write(job, done, stamps)
     seconds["write"] += time.perf_counter() - started
     return BatchReport(
         tuple(done), failed, cells, read_voxels, net_pixels, dict(seconds), process_name(), peak_memory()
@@ -90,10 +92,12 @@ def process_batch(job: Job, indices: tuple[int, ...]) -> BatchReport:
 
 
 def _reason(error: Exception) -> str:
+    if isinstance(error, MemoryError):
+        return "out of memory: use fewer --workers or a smaller --block"
     return str(error) if isinstance(error, BrainmapError) else f"{type(error).__name__}: {error}"
 
 
-def _write(job: Job, done: dict[int, dict[str, Any]]) -> int:
+def _write(job: Job, done: dict[int, dict[str, Any]], stamps: dict[int, chunks.Stamps | None]) -> int:
     cells = 0
     for span in results.ranges(sorted(done)):
         parts = [done[i] for i in range(*span)]
@@ -101,7 +105,8 @@ def _write(job: Job, done: dict[int, dict[str, Any]]) -> int:
         columns[results.BLOCK_COLUMN] = np.repeat(np.arange(*span), [len(p["z"]) for p in parts])
         reaching = int(np.count_nonzero(reaches(columns["score"], job.threshold)))
         try:
-            results.write_batch(Path(job.run_dir), span, columns, reaching)
+            note = chunks.note_of(job, range(*span), stamps)
+            results.write_batch(Path(job.run_dir), span, columns, reaching, note)
         except OSError as error:
             raise DataError(f"cannot write results to {job.run_dir}: {error.strerror or error}") from error
         cells += reaching
