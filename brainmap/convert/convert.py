@@ -21,6 +21,7 @@ from brainmap.image.plausible import check_voxel_um
 from brainmap.image.volume import Volume, parse_voxel_um
 from brainmap.image.writer import VolumeWriter
 from brainmap.machine import usable_cores
+from brainmap.progress import task
 
 __all__ = ["convert"]
 
@@ -134,8 +135,12 @@ def convert(
             pool = opened.enter_context(ThreadPoolExecutor(workers or usable_cores()))
             if writer.planes_taken:
                 log.info("%s: going on after %d of %d planes", dest, writer.planes_taken, stack.shape[1])
+            planes = opened.enter_context(
+                task(f"converting {stack.name}", stack.shape[1], "planes", writer.planes_taken)
+            )
             for slab in _slabs(stack, writer.planes_taken, writer.slab_depth, pool):
                 writer.append(slab)
+                planes.update(writer.planes_taken)
                 if on_progress is not None:
                     on_progress(writer.planes_taken, stack.shape[1])
     return Volume.open(dest, channel=0)

@@ -8,6 +8,8 @@ from concurrent.futures import ProcessPoolExecutor
 from types import TracebackType
 from typing import Any
 
+from brainmap.progress import tracked
+
 __all__ = ["Runner"]
 
 LEAST = 16  # tasks below which starting processes costs more than it saves
@@ -33,14 +35,17 @@ class Runner:
             self._pool.shutdown(cancel_futures=True)
             self._pool = None
 
-    def map(self, function: Callable[..., Any], tasks: Sequence[tuple[Any, ...]]) -> list[Any]:
-        """`[function(*task) for task in tasks]`."""
+    def map(
+        self, function: Callable[..., Any], tasks: Sequence[tuple[Any, ...]], what: str = "reading clicks"
+    ) -> list[Any]:
+        """`[function(*task) for task in tasks]`; `what` is the name under which progress is reported."""
         if self.workers == 1 or len(tasks) < LEAST:
-            return [function(*task) for task in tasks]
+            return [function(*task) for task in tracked(tasks, what, unit="images")]
         if self._pool is None:
             self._pool = ProcessPoolExecutor(self.workers, mp_context=multiprocessing.get_context("spawn"))
         size = max(1, len(tasks) // (8 * self.workers))
-        return list(self._pool.map(_call, [function] * len(tasks), tasks, chunksize=size))
+        found = self._pool.map(_call, [function] * len(tasks), tasks, chunksize=size)
+        return list(tracked(found, what, len(tasks), "images"))
 
 
 def _call(function: Callable[..., Any], task: tuple[Any, ...]) -> Any:

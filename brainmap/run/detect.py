@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -36,6 +36,7 @@ from brainmap.infer.engine.estimate import estimate
 from brainmap.infer.engine.results import iter_results, stored_from
 from brainmap.machine import keep_freed_memory
 from brainmap.points.table import Points
+from brainmap.progress import task
 from brainmap.run.cells import ImageFrame, located
 from brainmap.run.count import count_in_regions, write_points
 from brainmap.run.request import DetectRequest
@@ -66,6 +67,13 @@ _CLEAR_SNR, _ENOUGH_CELLS, _SIZE_RATIO = 10.0, 20, 1.45
 _COARSEST_PIXEL = 0.5
 # Pixels larger than so many cells are a mistake, and a grid made for cells would fill the memory.
 _SENSELESS_PIXEL = 5.0
+
+# What stages are called while they go on.
+_SAID = {
+    "overview": "measuring background and tissue",
+    "regions": "counting cells per region",
+    "report": "writing the report",
+}
 
 T = TypeVar("T")
 
@@ -252,7 +260,8 @@ class _Run:
         self._finish(result, outside)
         self._stage("report", self._report)
         for kind in self.request.exports:
-            log.info("exported %s", export_points(self.folder, kind))
+            with task(f"exporting {kind}"):
+                log.info("exported %s", export_points(self.folder, kind))
         if result.failed:
             first = next(iter(result.failed.items()))
             raise IncompleteRunError(
@@ -323,7 +332,9 @@ class _Run:
 
     def _stage(self, name: str, work: Callable[[], T]) -> T:
         start = time.perf_counter()
-        result = work()
+        # Registration and detection report themselves.
+        with task(_SAID[name]) if name in _SAID else nullcontext():
+            result = work()
         self.seconds[name] = round(time.perf_counter() - start, 3)
         return result
 
