@@ -15,7 +15,7 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
 
@@ -125,7 +125,7 @@ def task(what: str, total: float | None = None, unit: str = "", done: float = 0.
 
 def tracked(items: Iterable[T], what: str, total: float | None = None, unit: str = "") -> Iterator[T]:
     """The items, one after another, as a task that is done with the last of them."""
-    if total is None and hasattr(items, "__len__"):
+    if total is None and isinstance(items, Sized):
         total = len(items)
     with task(what, total, unit) as work:
         for item in items:
