@@ -164,9 +164,13 @@ class Page:
         scale : (text, text, colours), optional
             A colour scale under the pictures: what its two ends mean, and colours evenly along it.
         kind : {"", "map", "pair"}
-            Where the pictures stand: "map" beside what follows, "pair" two abreast also on a small page.
+            How the pictures stand: "map" equally high in a row, "pair" as one of two in a row of the page.
         """
-        shown = [(_picture(figure, format, dpi), title) for figure, title in pictures]
+        shown = []
+        for figure, title in pictures:
+            drawn = not isinstance(figure, (str, bytes, Path))
+            ratio = figure.get_figwidth() / figure.get_figheight() if drawn else 1.0
+            shown.append((_picture(figure, format, dpi), title, ratio))
         if scale is not None:
             scale = (scale[0], scale[1], ", ".join(scale[2]))  # type: ignore[assignment]
         self._add(kind="gallery", pictures=shown, caption=caption, scale=scale, place=kind)

@@ -108,7 +108,7 @@ def write_run_report(
     page.add_numbers(key_numbers(run, registration, precision, expected_precision(run)))
     _cell_map(page, run, atlas)
     page.add_checks("Can it be trusted?", [(c.name, c.verdict, c.sentence) for c in verdicts])
-    page.add_steps("What to do next", next_steps(run, verdicts, precision))
+    page.add_steps("What to do next (RUN is the folder of this page)", next_steps(run, verdicts, precision))
     ranges, error_um = _ranges(run, atlas, registration)
     add_regions(page, run, ranges, error_um)
     evaluation = add_truth(page, run)

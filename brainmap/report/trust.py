@@ -16,7 +16,7 @@ from brainmap.points.table import iter_points
 from brainmap.report.run_facts import Run, lookup
 
 __all__ = [
-    "Check", "Precision", "checks", "expected_precision", "key_numbers", "marked_precision", "next_steps", "quoted",
+    "Check", "Precision", "checks", "expected_precision", "key_numbers", "marked_precision", "next_steps",
 ]  # fmt: skip
 
 GOOD, LOOK, BAD, UNKNOWN = "good", "look", "bad", "unknown"
@@ -230,44 +230,42 @@ def _regions(run: Run) -> list[Check]:
 
 
 def next_steps(run: Run, verdicts: list[Check], precision: Precision | None) -> list[tuple[str, str]]:
-    """What to do with this run, most needed first: a sentence, and a command or an empty text."""
-    folder, record = quoted(str(run.registration.parent)), run.record
-    brain = quoted(str(record.parameters.get("brain") or "BRAIN"))
+    """What to do with this run, most needed first: a sentence, and a command or an empty text.
+
+    Commands say RUN and BRAIN, not where they lie: folders are moved, and reports sent.
+    """
+    record = run.record
     steps: list[tuple[str, str]] = []
     by_name = {check.name: check.verdict for check in verdicts}
     if record.status == "running" or record.blocks.get("failed"):
         steps.append(
-            ("Finish the run: the same command goes on where it stopped.", f"brainmap detect {brain} ...")
+            (
+                "Finish the run: the same command goes on where it stopped.",
+                "brainmap detect BRAIN --out RUN ...",
+            )
         )
     if by_name.get("Does the atlas fit?") in (BAD, LOOK):
         steps.append((
             "Look at the outlines under Registration. If they are off: check orientation and voxel size, or give pairs "
             "of points that belong together.",
-            f"brainmap register {brain} --out {folder}/registration --landmarks landmarks.csv --overwrite",
+            "brainmap register BRAIN --out RUN/registration --landmarks landmarks.csv --overwrite",
         ))  # fmt: skip
     if run.summary is not None and run.summary.n and precision is None:
         steps.append((
             "Look at cells in the image and mark some fifty of them; the marks fit score and threshold to your tissue.",
-            f"brainmap tune {folder}",
+            "brainmap tune RUN",
         ))  # fmt: skip
     threshold = lookup(record, "threshold")
     if run.summary is not None and isinstance(threshold, (int, float)):
         other = min(0.95, round(float(threshold) + 0.2, 1))
         steps.append((
             "Too many false cells, or too few cells? Count anew at another threshold, in moments.",
-            f"brainmap regions {folder} --threshold {other:g}",
+            f"brainmap regions RUN --threshold {other:g}",
         ))  # fmt: skip
     if run.regions is not None:
         steps.append(("With several animals: compare groups, region by region.",
                       "brainmap compare groups.csv --out comparison"))  # fmt: skip
     elif run.summary is not None:
         steps.append(("Count per region: detect with an atlas.",
-                      f"brainmap detect {brain} --orientation LETTERS --out {folder} --overwrite"))  # fmt: skip
+                      "brainmap detect BRAIN --orientation LETTERS --out RUN --overwrite"))  # fmt: skip
     return steps
-
-
-def quoted(path: str) -> str:
-    """A path as it is typed in a shell."""
-    import shlex
-
-    return shlex.quote(path)
