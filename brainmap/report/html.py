@@ -168,8 +168,9 @@ class Page:
         """
         shown = []
         for figure, title in pictures:
-            drawn = not isinstance(figure, (str, bytes, Path))
-            ratio = figure.get_figwidth() / figure.get_figheight() if drawn else 1.0
+            ratio = 1.0
+            if not isinstance(figure, (str, bytes, Path)):
+                ratio = figure.get_figwidth() / figure.get_figheight()
             shown.append((_picture(figure, format, dpi), title, ratio))
         if scale is not None:
             scale = (scale[0], scale[1], ", ".join(scale[2]))  # type: ignore[assignment]
