@@ -274,7 +274,7 @@ def _tiles(
         return
     page.add_section(
         "Clicks and cells",
-        "The images with most clicks, at most 300 px of each: every click, the cells they add up to, and how sure a cell "
+        "The images with most clicks, at most 300 px of each: every click, the cells they make, and how sure a cell "
         "is there." + ("" if tiles else " The tissue itself is drawn where --tiles names the images."),
     )
     for image in chosen:

@@ -47,7 +47,8 @@ for (const tools of document.querySelectorAll(".tools")) {
       if (row.hidden) continue;
       lines.push(Array.from(row.cells, (cell) => {
         const text = cell.dataset.key.trim();
-        return !cell.classList.contains("number") && formula.test(text) ? "'" + text : text;
+        if (cell.classList.contains("number")) return text && String(Number(text));
+        return formula.test(text) ? "'" + text : text;
       }));
     }
     const text = lines.map((line) => line.map(quoted).join(",")).join("\n") + "\n";
