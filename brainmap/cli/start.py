@@ -27,7 +27,9 @@ class _CtrlC:
             self.first = now
             raise KeyboardInterrupt
         if now - self.first > _PATIENCE_S:
-            os.write(2, b"brainmap: stopped at once; what is finished is kept, and the same command goes on\n")
+            os.write(
+                2, b"brainmap: stopped at once; what is finished is kept, and the same command goes on\n"
+            )
             os._exit(_INTERRUPTED)
 
 
