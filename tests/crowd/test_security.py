@@ -19,9 +19,9 @@ from brainmap.crowd import accounts, schema
 from brainmap.crowd.passwords import Passwords
 from brainmap.crowd.settings import Rates, read_secret, read_site_settings
 from brainmap.crowd.web.app import create_app
-from brainmap.crowd.web.guards import CONTENT_SECURITY_POLICY
 from brainmap.crowd.web.serve import check_exposure
 from brainmap.errors import UsageError
+from brainmap.web.guards import CONTENT_SECURITY_POLICY
 
 from .conftest import ORIGIN, PASSWORD, Person, quick_passwords
 
