@@ -198,7 +198,7 @@ def _write_neuroglancer(run: Path, path: Path) -> None:
                 values["region_id"] = piece["region_id"].astype(np.uint32)
             yield piece.zyx_um, values
 
-    write_layer(path, cells, properties)
+    write_layer(path, cells(), properties)
 
 
 def _write_brainmapper(run: Path, path: Path) -> None:

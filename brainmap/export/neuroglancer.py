@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -81,12 +81,12 @@ def write_annotations(
         About the most points per grid cell and level.
     """
     kinds = [Property(name, array.dtype.name) for name, array in properties.items()]
-    write_layer(folder, lambda: [(zyx_um, properties)], kinds, limit)
+    write_layer(folder, [(zyx_um, properties)], kinds, limit)
 
 
 def write_layer(
     folder: Path,
-    cells: Callable[[], Iterable[Cells]],
+    cells: Iterable[Cells],
     properties: Sequence[Property],
     limit: int = LIMIT,
     keep: Path | None = None,
@@ -97,8 +97,8 @@ def write_layer(
     ----------
     folder : Path
         Folder to create.
-    cells : callable
-        Gives the cells piece by piece, three times the same. Micrometres are `index * scale + translation` as
+    cells : iterable
+        Pieces of the cells, read once. Micrometres are `index * scale + translation` as
         everywhere: neuroglancer puts the centre of an OME-Zarr voxel where its transformations put it. The id of a
         cell is its number in this order.
     properties : sequence of Property
@@ -111,12 +111,9 @@ def write_layer(
     folder.mkdir(parents=True)
     dtype = _record_type(properties)
 
-    def records() -> Iterable[npt.NDArray[Any]]:
-        return (_records(piece, dtype, properties) for piece in cells())
-
     by_id = _ById(folder / "by_id")
     scratch = keep or folder / "order"
-    order = sort_in_space(scratch, records, by_id.add)
+    order = sort_in_space(scratch, (_records(piece, dtype, properties) for piece in cells), by_id.add)
     sharding = by_id.finish()
     spatial = _write_spatial(folder, order, limit)
     upper = np.array(spatial[0]["grid_shape"]) * spatial[0]["chunk_size"] + np.array(order.lower_um[::-1])
@@ -199,7 +196,9 @@ def _cuts(order: SpatialOrder, limit: int) -> list[float]:
 def _write_spatial(folder: Path, order: SpatialOrder, limit: int) -> list[dict[str, Any]]:
     """Write the levels from coarse to fine; return their entries of `info`."""
     cuts = np.array(_cuts(order, limit))
-    levels = [_Level(folder / f"spatial{number}", 3 * (order.bits - number)) for number in range(len(cuts) - 1)]
+    levels = [
+        _Level(folder / f"spatial{number}", 3 * (order.bits - number)) for number in range(len(cuts) - 1)
+    ]
     for start in range(0, order.n, _PIECE):
         stop = min(start + _PIECE, order.n)
         records = np.asarray(order.records[start:stop])
@@ -259,7 +258,7 @@ class _ById:
         self._left: list[npt.NDArray[np.uint8]] = []
         self._rows = 0
 
-    def add(self, records: npt.NDArray[Any], _first: int) -> None:
+    def add(self, records: npt.NDArray[Any]) -> None:
         self._left.append(_stored(records))
         self._rows += len(records)
         while self._rows >= PER_SHARD:

@@ -7,7 +7,7 @@ curve, so that the cells of any box of any coarser division, ``2**level`` along 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,13 +22,14 @@ from brainmap.files import read_json, write_json
 __all__ = ["SpatialOrder", "box_of", "code_of", "sort_in_space"]
 
 Records = NDArray[Any]
-#: Gives the records from the first to the last, as often as it is called; fields x, y, z (float32, um) and others.
-Pieces = Callable[[], Iterable[Records]]
+#: Gives the records from the first to the last; fields x, y, z (float32, um), others, and row, which is filled in.
+Pieces = Iterable[Records]
 
 RECORDS, STARTS, ABOUT = "records.npy", "starts.npy", "order.json"
 ROW = "row"
 # 2 million boxes of 8 bytes are the most; 64 records are about a look.
 _MOST_BITS, _RECORDS_A_BOX = 7, 64
+_PIECE = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,9 @@ class SpatialOrder:
         """First record of each box along the curve, and the end (8**bits + 1,), mapped from the file."""
         return np.asarray(np.load(self.folder / STARTS, mmap_mode="r"))
 
-    def within(self, low_um: NDArray[np.float64], high_um: NDArray[np.float64], most: int | None = None) -> Records:
+    def within(
+        self, low_um: NDArray[np.float64], high_um: NDArray[np.float64], most: int | None = None
+    ) -> Records:
         """Records in a box.
 
         Parameters
@@ -95,7 +98,9 @@ class SpatialOrder:
         record array (m,), copied; in no order that means anything
         """
         first, last = (
-            np.clip(np.floor((end - np.array(self.lower_um)) / self.box_um), 0, 2**self.bits - 1).astype(np.int64)
+            np.clip(np.floor((end - np.array(self.lower_um)) / self.box_um), 0, 2**self.bits - 1).astype(
+                np.int64
+            )
             for end in (low_um, high_um)
         )
         axes = [np.arange(a, b + 1) for a, b in zip(first, last, strict=True)]
@@ -152,7 +157,7 @@ def box_of(code: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def sort_in_space(
-    folder: Path, pieces: Pieces, also: Callable[[Records, int], None] | None = None
+    folder: Path, pieces: Pieces, also: Callable[[Records], None] | None = None
 ) -> SpatialOrder:
     """Bring records into spatial order, with as much memory as a piece of them takes.
 
@@ -160,24 +165,25 @@ def sort_in_space(
     ----------
     folder : Path
         Folder to create.
-    pieces : callable
-        Iterated three times.
+    pieces : iterable
+        Read once.
     also : callable, optional
-        Called once with every piece, with `row` filled in, and the number of its first row.
+        Called with every piece in turn, its `row` filled in.
 
     Raises
     ------
     DataError
-        If a place is not finite.
+        If a place is not finite, or there are more records than 32 bits can count.
     """
     folder.mkdir(parents=True)
-    n, low, high, dtype = _bounds(pieces)
-    bits = min(max(1, math.ceil(math.log(max(n, 1) / _RECORDS_A_BOX, 8))), _MOST_BITS) if n else 1
+    spool = folder / "spool"
+    n, low, high, dtype = _spool(spool, pieces, also)
+    bits = min(max(1, math.ceil(math.log(max(n, 1) / _RECORDS_A_BOX, 8))), _MOST_BITS)
     # The upper faces are exclusive; whole numbers and room for rounding.
     side = float(max(np.ceil((high - low).max()) + 1, 2.0))
     lower, box_um = np.floor(low), side / 2**bits
     counts = np.zeros(8**bits, np.int64)
-    for piece in pieces():
+    for piece in _spooled(spool, n, dtype):
         counts += np.bincount(_codes(piece, lower, box_um, bits), minlength=len(counts))
     starts = np.concatenate([[0], np.cumsum(counts)])
     np.save(folder / STARTS, starts)
@@ -185,40 +191,51 @@ def sort_in_space(
         records = np.lib.format.open_memmap(folder / RECORDS, mode="w+", dtype=dtype, shape=(n,))
     else:
         np.save(folder / RECORDS, np.empty(0, dtype))
-    after, row = starts[:-1].copy(), 0
-    for piece in pieces():
-        piece = piece.copy()
-        piece[ROW] = np.arange(row, row + len(piece))
-        if also is not None:
-            also(piece, row)
+    after = starts[:-1].copy()
+    for piece in _spooled(spool, n, dtype):
         code = _codes(piece, lower, box_um, bits)
         order = np.argsort(code, kind="stable")
         boxes, first, number = np.unique(code[order], return_index=True, return_counts=True)
         rank = np.arange(len(code)) - np.repeat(first, number)
         records[np.repeat(after[boxes], number) + rank] = piece[order]
         after[boxes] += number
-        row += len(piece)
     if n:
         records.flush()
+    spool.unlink()
     write_json(folder / ABOUT, {"lower_um": lower, "box_um": box_um, "bits": bits, "n": n})
     return SpatialOrder.open(folder)
 
 
-def _bounds(pieces: Pieces) -> tuple[int, NDArray[np.float64], NDArray[np.float64], np.dtype[Any]]:
+def _spool(
+    path: Path, pieces: Pieces, also: Callable[[Records], None] | None
+) -> tuple[int, NDArray[np.float64], NDArray[np.float64], np.dtype[Any]]:
+    """Write records one after another; their number, the ends of their places, and their type."""
     n, low, high = 0, np.full(3, np.inf), np.full(3, -np.inf)
     dtype = np.dtype([*((axis, "<f4") for axis in "xyz"), (ROW, "<u4")])
-    for piece in pieces():
-        dtype = piece.dtype
-        if not len(piece):
-            continue
-        places = np.stack([piece[axis].astype(np.float64) for axis in "zyx"])
-        low, high = np.minimum(low, places.min(axis=1)), np.maximum(high, places.max(axis=1))
-        n += len(piece)
-    if n and not (np.isfinite(low).all() and np.isfinite(high).all()):
-        raise DataError("a cell has no finite place in um")
-    if n >= 2**32:
-        raise DataError(f"{n} cells are more than can be shown: {2**32 - 1} are the most")
+    with path.open("wb") as file:
+        for piece in pieces:
+            dtype = piece.dtype
+            if not len(piece):
+                continue
+            if n + len(piece) >= 2**32:
+                raise DataError(f"more cells than {2**32 - 1} cannot be shown")
+            piece = piece.copy()
+            piece[ROW] = np.arange(n, n + len(piece))
+            places = np.stack([piece[axis].astype(np.float64) for axis in "zyx"])
+            low, high = np.minimum(low, places.min(axis=1)), np.maximum(high, places.max(axis=1))
+            if not (np.isfinite(low).all() and np.isfinite(high).all()):
+                raise DataError("a cell has no finite place in um")
+            if also is not None:
+                also(piece)
+            file.write(piece.tobytes())
+            n += len(piece)
     return (n, low, high, dtype) if n else (0, np.zeros(3), np.zeros(3), dtype)
+
+
+def _spooled(path: Path, n: int, dtype: np.dtype[Any]) -> Iterator[Records]:
+    with path.open("rb") as file:
+        for start in range(0, n, _PIECE):
+            yield np.fromfile(file, dtype, min(_PIECE, n - start))
 
 
 def _codes(piece: Records, lower: NDArray[np.float64], box_um: float, bits: int) -> NDArray[np.int64]:
