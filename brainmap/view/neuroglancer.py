@@ -6,6 +6,7 @@ address, so that nothing of Neuroglancer's own server is needed.
 
 from __future__ import annotations
 
+import math
 import re
 from functools import cache
 from importlib import resources
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from brainmap.errors import MissingExtraError, NotFoundError
+from brainmap.image.volume import Volume
 from brainmap.view.crops import brightness_window
 from brainmap.view.run_data import ViewedRun
 
@@ -39,7 +41,7 @@ _KINDS = {
 
 # Colours of channels, the first one grey.
 _TINTS = ("vec3(1.0, 1.0, 1.0)", "vec3(0.2, 0.9, 0.4)", "vec3(0.9, 0.3, 0.9)", "vec3(0.2, 0.7, 1.0)")
-_IMAGE_SHADER = """#uicontrol invlerp normalized
+_IMAGE_SHADER = """#uicontrol invlerp normalized(range=%s)
 #uicontrol float gamma slider(min=0.2, max=2, default=0.8)
 void main() {
   emitRGB(%s * pow(normalized(), gamma));
@@ -134,8 +136,8 @@ def viewer_state(run: ViewedRun, origin: str) -> dict[str, Any]:
         "layers": layers,
         "layout": "4panel-alt",
         "showSlices": True,
-        "selection": {"layers": {}},
-        "statistics": {"visible": False},
+        "crossSectionBackgroundColor": "#000000",
+        "selection": {"visible": False},
     }
 
 
@@ -145,7 +147,6 @@ def _image_layers(run: ViewedRun, origin: str) -> list[dict[str, Any]]:
     shown = volume.channel or 0
     for channel in range(volume.n_channels):
         names = volume.channel_names
-        low, high = brightness_window(volume.with_channel(channel)) if channel == shown else (0.0, 0.0)
         layer = {
             "type": "image",
             # Never the name of another layer.
@@ -153,16 +154,25 @@ def _image_layers(run: ViewedRun, origin: str) -> list[dict[str, Any]]:
                 ["image", *([str(channel), *names[channel : channel + 1]] if volume.n_channels > 1 else [])]
             ),
             "source": f"zarr3://{origin}/image/{channel}/",
-            "shader": _IMAGE_SHADER % _TINTS[0 if channel == shown else 1 + channel % 3],
+            "shader": _IMAGE_SHADER % (
+                _ends(volume.with_channel(channel)),
+                _TINTS[0 if channel == shown else 1 + channel % 3],
+            ),
             "blend": "additive",
             "opacity": 1,
             "visible": channel == shown,
             "tab": "rendering",
         }
-        if channel == shown:
-            layer["shaderControls"] = {"normalized": {"range": [low, high], "window": [low, high]}}
         found.append(layer)
     return found
+
+
+def _ends(volume: Volume) -> str:
+    """Grey levels of black and white; integer images want integers."""
+    low, high = brightness_window(volume)
+    if volume.dtype.kind == "f":
+        return f"[{low:g}, {high:g}]"
+    return f"[{math.floor(low)}, {math.ceil(high)}]"
 
 
 def _region_layers(run: ViewedRun, origin: str) -> list[dict[str, Any]]:
@@ -172,8 +182,9 @@ def _region_layers(run: ViewedRun, origin: str) -> list[dict[str, Any]]:
         "type": "segmentation",
         "name": "regions",
         "source": [f"zarr3://{origin}/atlas/"],
-        "selectedAlpha": 0.5,
-        "notSelectedAlpha": 0.16,
+        # Faint, until one is chosen.
+        "selectedAlpha": 0.2,
+        "notSelectedAlpha": 0.05,
         "hideSegmentZero": True,
         "segments": [],
         "tab": "segments",

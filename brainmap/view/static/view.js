@@ -52,18 +52,47 @@ function drawMarks() {
   })));
 }
 
+// What every view of this run has, whatever a link says: where data are, and what is drawn from the server.
+const OURS = ["source", "segmentColors", "annotations", "annotationProperties"];
+
+/** The state behind the # of a link, over the present one of the run; null where there is none. */
+function linked(state) {
+  if (!location.hash.startsWith("#!")) return null;
+  let own;
+  try { own = JSON.parse(decodeURIComponent(location.hash.slice(2))); } catch { return null; }
+  const known = new Map(state.layers.map((one) => [one.name, one]));
+  const layers = (own.layers ?? []).filter(({ name }) => known.has(name)).map((one) => {
+    const base = known.get(one.name);
+    return { ...one, ...Object.fromEntries(OURS.filter((key) => key in base).map((key) => [key, base[key]])) };
+  });
+  return { ...state, ...own, layers: layers.length ? layers : state.layers };
+}
+
+/** The address of the present view. */
+function address() {
+  const state = viewer().state.toJSON();
+  const layers = state.layers.map((one) => Object.fromEntries(Object.entries(one).filter(([key]) => !OURS.includes(key))));
+  const text = JSON.stringify({ ...state, layers }, (_, value) => typeof value === "bigint" ? String(value) : value);
+  return `${location.origin}/#!${encodeURIComponent(text)}`;
+}
+
 async function openViewer() {
-  // A link to a view holds the state behind the #, a link from a report a place.
   const state = await get("/api/state");
-  const own = location.hash.startsWith("#!") ? location.hash : null;
+  // A link from a report names a place.
   const place = new URLSearchParams(location.search).get("at")?.split(",").map(Number);
   if (place?.length === 3 && place.every(Number.isFinite)) {
     state.position = [place[2], place[1], place[0]];
     state.crossSectionScale = facts.diameter_um / 20;
   }
-  frame.src = "/v/brainmap/" + (own ?? "#!" + encodeURIComponent(JSON.stringify(state)));
-  await new Promise((done) => frame.addEventListener("load", done, { once: true }));
-  while (!viewer() || !layer("cells") || !layer("marks")?.localAnnotations) await new Promise((done) => setTimeout(done, 100));
+  frame.src = "/v/brainmap/";
+  while (!viewer()?.layerManager) await new Promise((done) => setTimeout(done, 50));
+  // The state is ours: its client would send it to Neuroglancer's own server with every move. It is not given behind
+  // the # of the frame either, since the client writes there while it reads, and then loses layers on slow machines.
+  const inside = frame.contentWindow, real = inside.fetch.bind(inside);
+  inside.fetch = (what, ...rest) => String(what).endsWith("/state/brainmap")
+    ? Promise.resolve(new Response('{"g": "0"}')) : real(what, ...rest);
+  viewer().state.restoreState(linked(state) ?? state);
+  while (!layer("cells") || !layer("marks")?.localAnnotations) await new Promise((done) => setTimeout(done, 50));
   listen();
 }
 
@@ -171,6 +200,8 @@ function showTree(regions) {
 
 function visit(region) {
   fly(region.zyx_um);
+  const shown = layer("regions")?.displayState;
+  if (shown) shown.selectedAlpha.value = 0.35;
   const groups = layer("regions")?.displayState.segmentationGroupState.value;
   if (groups) {
     groups.visibleSegments.clear();
@@ -272,8 +303,9 @@ async function start() {
   element("apply").addEventListener("click", apply);
   element("tune").addEventListener("click", tune);
   element("link").addEventListener("click", tried(async () => {
-    const address = location.origin + "/" + frame.contentWindow.location.hash;
-    await navigator.clipboard.writeText(address);
+    const link = address();
+    history.replaceState(null, "", link);
+    await navigator.clipboard.writeText(link);
     say("the link is copied");
   }));
   await openViewer();
