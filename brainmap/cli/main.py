@@ -19,6 +19,7 @@ from brainmap.cli import crowd as crowd_cli
 from brainmap.cli import crowd_loop
 from brainmap.cli import gt as gt_cli
 from brainmap.cli import train as train_cli
+from brainmap.cli import view as view_cli
 from brainmap.cli.console import (
     EXIT_FAILED,
     EXIT_INTERRUPTED,
@@ -342,12 +343,7 @@ def tune(
         print_pairs(result.lines())
 
 
-@command(app, "view")
-def view(run: Annotated[Path, typer.Argument(help="Run folder.", metavar="RUN")]) -> None:
-    """Open a run in napari: the volume, its cells and the warped atlas."""
-    from brainmap.view.napari import view_run
-
-    view_run(run)
+view_cli.register(app)
 
 
 @command(app, "convert")

@@ -18,11 +18,11 @@ from sqlalchemy import select
 from brainmap.crowd.store import schema
 from brainmap.crowd.store.settings import Rates, read_secret, read_site_settings
 from brainmap.crowd.web.app import create_app
-from brainmap.crowd.web.guards import CONTENT_SECURITY_POLICY
 from brainmap.crowd.web.serve import check_exposure
 from brainmap.crowd.work import accounts
 from brainmap.crowd.work.passwords import Passwords
 from brainmap.errors import UsageError
+from brainmap.web.guards import CONTENT_SECURITY_POLICY
 
 from ..conftest import ORIGIN, PASSWORD, Person, quick_passwords
 

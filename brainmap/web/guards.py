@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-__all__ = ["CONTENT_SECURITY_POLICY", "HostCheck", "SafeHeaders", "SameOrigin", "is_same_origin"]
+__all__ = [
+    "CONTENT_SECURITY_POLICY",
+    "HostCheck",
+    "OwnPagesOnly",
+    "SafeHeaders",
+    "SameOrigin",
+    "is_same_origin",
+]
 
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
@@ -92,6 +99,40 @@ def is_same_origin(fetch_site: str | None, origin: str | None, own: set[str]) ->
     return True
 
 
+class OwnPagesOnly:
+    """Lets a browser's requests come from the site's own pages alone, reading too.
+
+    For a site without passwords on one's own machine: a page from elsewhere in the same browser reaches loopback,
+    so it must neither change nor read nor embed anything. Only a person may come from elsewhere, by a link to a
+    page. A request that names no origin comes from no page of a browser.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            headers = Headers(scope=scope)
+            own = {f"{scope['scheme']}://{headers.get('host', '')}".lower()}
+            origin = headers.get("origin")
+            ours = is_same_origin(headers.get("sec-fetch-site"), origin, own)
+            ours &= origin is None or origin.lower() in own
+            if not ours and not self._by_link(scope, headers):
+                answer = JSONResponse({"error": "this is for its own pages only"}, 403)
+                await answer(scope, receive, send)
+                return
+        await self.app(scope, receive, send)
+
+    @staticmethod
+    def _by_link(scope: Scope, headers: Headers) -> bool:
+        return (
+            scope["method"] == "GET"
+            and headers.get("origin") is None
+            and headers.get("sec-fetch-mode") == "navigate"
+            and headers.get("sec-fetch-dest") == "document"
+        )
+
+
 class SafeHeaders:
     """Adds the headers that make browsers careful; what is private is not stored by caches.
 
@@ -99,26 +140,43 @@ class SafeHeaders:
     ----------
     secure : bool
         People reach the site by https: browsers shall never try anything else.
+    policy : str
+        The content security policy, for paths that have none of their own.
+    policies : dict
+        Policies of the paths that start with a prefix.
+    frames : bool
+        Pages of the site may show each other in frames.
     """
 
-    def __init__(self, app: ASGIApp, secure: bool = False) -> None:
-        self.app, self.secure = app, secure
+    def __init__(
+        self,
+        app: ASGIApp,
+        secure: bool = False,
+        policy: str = CONTENT_SECURITY_POLICY,
+        policies: Mapping[str, str] | None = None,
+        frames: bool = False,
+    ) -> None:
+        self.app, self.secure, self.policy, self.frames = app, secure, policy, frames
+        self.policies = dict(policies or {})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
 
+        own = (policy for prefix, policy in self.policies.items() if scope["path"].startswith(prefix))
+        policy = next(own, self.policy)
+
         async def add(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
-                headers["Content-Security-Policy"] = CONTENT_SECURITY_POLICY
+                headers["Content-Security-Policy"] = policy
                 headers["X-Content-Type-Options"] = "nosniff"
                 headers["Referrer-Policy"] = "same-origin"
                 headers["Cross-Origin-Opener-Policy"] = "same-origin"
                 headers["Cross-Origin-Resource-Policy"] = "same-origin"
                 headers["Permissions-Policy"] = "camera=(), geolocation=(), microphone=(), payment=()"
-                headers["X-Frame-Options"] = "DENY"
+                headers["X-Frame-Options"] = "SAMEORIGIN" if self.frames else "DENY"
                 if self.secure:
                     headers["Strict-Transport-Security"] = "max-age=31536000"
                 headers.setdefault("Cache-Control", "no-store")
