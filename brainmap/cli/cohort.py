@@ -58,7 +58,13 @@ Unit = Annotated[
     typer.Option(help="Add up the animals of each litter or cage, and compare these.", metavar="NAME"),
 ]
 Relative = Annotated[
-    bool, typer.Option("--relative", help="Divide out each animal's level over the whole brain.")
+    bool | None,
+    typer.Option(
+        "--relative/--absolute",
+        help="Divide out each animal's level over the whole brain, or keep it [default: divide out where "
+        "animals of one "
+        "group differ by it].",
+    ),
 ]
 Control = Annotated[
     str | None,
@@ -84,7 +90,7 @@ def compare(
     contrast: Contrasts = None,
     paired: Paired = None,
     unit: Unit = None,
-    relative: Relative = False,
+    relative: Relative = None,
     control: Control = None,
     family: Annotated[
         str,

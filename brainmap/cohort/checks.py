@@ -6,18 +6,17 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 from brainmap.atlas.region_sets import Selection
 from brainmap.cohort.groups import Groups
 from brainmap.cohort.missing import BAD, LEFT_OUT, NOT_THERE, ODD, OUTLIER, Missing
 from brainmap.cohort.model.design import Design
 from brainmap.cohort.model.dispersion import Scatter
-from brainmap.cohort.model.levels import Levels
+from brainmap.cohort.model.statistics import RegionTest
 from brainmap.cohort.study import CompareSettings
 from brainmap.cohort.table import SIDES, CohortTable
 
-__all__ = ["notes", "of_animals", "of_design", "of_missing", "of_selection"]
+__all__ = ["notes", "of_animals", "of_design", "of_levels", "of_missing", "of_selection"]
 
 # Cells outside all regions compared that deserve a word.
 _MUCH_OUTSIDE = 0.2
@@ -26,10 +25,11 @@ _UNUSUAL = 1 / 3
 # An animal that stands out in more than this share of its regions is doubtful as a whole.
 _MANY_OUTLIERS = 0.1
 _NAMED = 6
+_NOTABLE_P = 0.05
 
 
-def of_animals(table: CohortTable, levels: Levels | None, settings: CompareSettings) -> Iterator[str]:
-    """Animals with far fewer or more cells than the others; registrations; levels that differ by group."""
+def of_animals(table: CohortTable) -> Iterator[str]:
+    """Animals with far fewer or more cells than the others; doubtful registrations."""
     groups = table.groups
     density = overall_density(table)
     for i, label in enumerate(groups.labels):
@@ -47,15 +47,16 @@ def of_animals(table: CohortTable, levels: Levels | None, settings: CompareSetti
             label for label, v in zip(groups.labels, table.verdicts, strict=True) if v == "doubtful"
         )
         yield f"the registration of {doubtful} is doubtful: its regions may lie elsewhere"
-    if levels is not None and (settings.relative or settings.control):
-        kinds = [np.log(levels.factor[groups.rows(name)]) for name in groups.names]
-        if all(len(kind) > 1 for kind in kinds) and len(kinds) > 1:
-            p = float(stats.f_oneway(*kinds).pvalue)
-            if p < 0.05:
-                yield (
-                    f"the animals' levels, which are divided out, differ between the groups themselves (p = {p:.2g}): "
-                    "a change of the whole brain would look like this and is now invisible"
-                )
+
+
+def of_levels(design: Design, overall: Sequence[RegionTest], divided_out: bool) -> Iterator[str]:
+    """Levels that differ between the groups themselves."""
+    for contrast, test in zip(design.contrasts, overall, strict=False):
+        if test.p[0] < _NOTABLE_P and divided_out:
+            yield (
+                f"the animals' levels, which are divided out, differ by {contrast.name} (p = {test.p[0]:.2g}): a "
+                "change of the whole brain looks like this, and is not seen in any region (--absolute keeps the levels)"
+            )
 
 
 def overall_density(table: CohortTable) -> NDArray[np.float64]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +13,12 @@ from brainmap.atlas.region_sets import Selection
 from brainmap.cohort import checks
 from brainmap.cohort.groups import Groups, read_groups
 from brainmap.cohort.missing import OUTLIER, Missing, exclude, find_missing, hierarchy_of, read_exclusions
-from brainmap.cohort.model.densities import contrast_densities, find_outliers, log_density
+from brainmap.cohort.model.densities import contrast_densities, find_outliers, log_density, residuals
 from brainmap.cohort.model.design import Contrast, Design, build_design
 from brainmap.cohort.model.levels import Levels, control_levels, median_levels
-from brainmap.cohort.model.shrinkage import Shrunk, shrink
+from brainmap.cohort.model.shrinkage import Shrunk, shared_in_divisions, shrink
 from brainmap.cohort.model.statistics import (
+    LEAST_CELLS,
     CountModel,
     RegionTest,
     adjust,
@@ -32,10 +33,13 @@ from brainmap.cohort.table import SIDES, CohortTable, read_cohort
 from brainmap.cohort.units import Units, make_units
 from brainmap.errors import DataError
 
-__all__ = ["compare_groups"]
+__all__ = ["LEVEL_SD", "add_up_divisions", "compare_groups", "contrast_error"]
 
 Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]
+
+#: Levels that animals of one group differ in by more than this are divided out, unless one says otherwise.
+LEVEL_SD = 0.15
 
 
 def compare_groups(groups: str | Path | Groups, settings: CompareSettings | None = None) -> Study:
@@ -66,6 +70,8 @@ def compare_groups(groups: str | Path | Groups, settings: CompareSettings | None
         contrasts=settings.contrasts,
         paired=settings.paired,
     )
+    level, level_sd, overall = _divided_out(animals, units, design, settings)
+    animals = replace(animals, level=level)
     count, volume, effective, missing = animals.subjects(units)
     divisions = find_divisions(hierarchy_of(animals.table), animals.selection)
     comparisons: list[Comparison] = []
@@ -86,15 +92,16 @@ def compare_groups(groups: str | Path | Groups, settings: CompareSettings | None
         scatters.append(family.model.scatter)
     warnings = [
         *animals.table.warnings,
-        *checks.of_animals(animals.table, animals.levels, settings),
+        *checks.of_animals(animals.table),
         *checks.of_selection(animals.table, animals.selection, animals.count),
         *checks.of_design(subjects, design, scatters),
+        *checks.of_levels(design, overall, bool((level != 1).any())),
         *checks.of_missing(missing, subjects, animals.selection, settings.sides),
     ]
     notes = checks.notes(subjects, design, settings)
     return Study(
         settings, animals.table, subjects, design, animals.selection, divisions, count, volume, missing,
-        animals.levels, animals.level if units is None else np.ones(len(subjects)), tuple(comparisons),
+        animals.levels, level if units is None else np.ones(len(subjects)), level_sd, overall, tuple(comparisons),
         tuple(dict.fromkeys(warnings)), tuple(notes),
     )  # fmt: skip
 
@@ -119,15 +126,12 @@ class _Animals:
         count = selection.add_up(table.count).astype(np.int64)
         volume, missing = find_missing(table, whole, selection, settings.coverage)
         levels = _levels(table, settings)
-        level = np.ones(len(groups))
-        if settings.control or settings.relative:
-            if levels is None:
-                raise DataError(
-                    "--relative needs ten structures with cells in every animal to find each animal's level; compare "
-                    "without it, or name --control structures"
-                )
-            level = levels.factor
-        return cls(table, selection, count, volume, missing, levels, level)
+        if settings.relative and levels is None:
+            raise DataError(
+                "--relative needs ten structures with cells in every animal to find each animal's level; compare "
+                "without it, or name --control structures"
+            )
+        return cls(table, selection, count, volume, missing, levels, np.ones(len(groups)))
 
     def subjects(self, units: Units | None) -> tuple[NDArray[np.int64], Floats, Floats, Missing]:
         """Counts, volumes, volumes times level, and what is missing, of animals or units."""
@@ -140,6 +144,29 @@ class _Animals:
         code = np.stack([self.missing.code[rows].min(axis=0) for rows in units.members])
         volume, together = units.add_up(self.volume), units.add_up(effective)
         return count, volume.astype(float), together.astype(float), Missing(code, np.full(code.shape, np.nan))
+
+
+def _divided_out(
+    animals: _Animals, units: Units | None, design: Design, settings: CompareSettings
+) -> tuple[Floats, float, tuple[RegionTest, ...]]:
+    """What is divided out of each animal, how much animals of one group differ, and the tests of the level itself.
+
+    Decided by the scatter within groups alone, which knows nothing of any difference between them.
+    """
+    levels = animals.levels
+    if levels is None:
+        return animals.level, float("nan"), ()
+    log = np.log(levels.factor)
+    own = log if units is None else np.array([log[rows].mean() for rows in units.members])
+    error = levels.error if units is None else np.array([levels.error[rows].mean() for rows in units.members])
+    x = design.matrix
+    residual = own - x @ np.linalg.lstsq(x, own, rcond=None)[0]
+    sd = float(np.sqrt(max(residual @ residual / design.spare - np.mean(error**2), 0.0)))
+    overall = tuple(
+        contrast_densities(own[:, None] / np.log(2.0), x, contrast, None) for contrast in design.contrasts
+    )
+    out = bool(settings.control) or (sd > LEVEL_SD if settings.relative is None else settings.relative)
+    return (levels.factor if out else animals.level), sd, overall
 
 
 def _levels(table: CohortTable, settings: CompareSettings) -> Levels | None:
@@ -235,11 +262,24 @@ class _Side:
         of = np.full(len(result.p), -1) if self.divisions is None else self.divisions.of
         x = self.design.matrix
         vector = contrast.matrix[:, 0]
-        spread = float(vector @ np.linalg.inv(x.T @ x) @ vector)
-        shared = float(np.sqrt(result.scatter.shared * spread) / np.log(2.0))
+        shared = contrast_error(result.scatter.shared, x, vector)
         enough = in_family(result.p, self.cells)
         ratio = np.where(enough, result.log2_ratio, np.nan)
-        return shrink(ratio, result.error, result.freedom, of, shared)
+        own = contrast_error(shared_in_divisions(self._residual(), x, of), x, vector)
+        return shrink(ratio, result.error, result.freedom, of, shared, own)
+
+    def _residual(self) -> Floats:
+        """Of log densities (natural) from the design, the animals' levels in it; NaN where a region is missing."""
+        values = log_density(self.count, self.volume) * np.log(2.0)
+        return residuals(
+            np.where(self.there & (self.cells >= LEAST_CELLS), values, np.nan), self.design.matrix
+        )
+
+
+def contrast_error(variance: float, design: Floats, vector: Floats) -> float:
+    """Standard error, log2, of a contrast of means whose values have this variance (of natural logarithms)."""
+    spread = float(vector @ np.linalg.inv(design.T @ design) @ vector)
+    return float(np.sqrt(variance * spread) / np.log(2.0))
 
 
 def add_up_divisions(count: Floats, volume: Floats, divisions: Divisions) -> tuple[Floats, Floats]:

@@ -209,6 +209,14 @@ def study_record(study: Study) -> dict[str, Any]:
             "contrasts": {c.name: c.matrix.T.tolist() for c in design.contrasts},
         },
         "columns": {name: list(values) for name, values in animals.columns.items()},
+        "level": {
+            "divided_out": study.levels_divided_out,
+            "sd_within_groups": study.level_sd,
+            "whole_brain": {
+                c.name: {"log2_ratio": float(t.log2_ratio[0]), "p": float(t.p[0])}
+                for c, t in zip(study.design.contrasts, study.overall, strict=False)
+            },
+        },
         "regions": len(study.selection),
         "missing": int((study.missing.code[:, :, [SIDES.index(s) for s in study.settings.sides]] > 0).sum()),
         "families": [_family(one) for one in study.comparisons],

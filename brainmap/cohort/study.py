@@ -19,7 +19,7 @@ from brainmap.cohort.model.tree import Divisions
 from brainmap.cohort.table import CohortTable
 from brainmap.errors import UsageError
 
-__all__ = ["COUNT", "DENSITY", "MEASURES", "CompareSettings", "Comparison", "Study"]
+__all__ = ["COUNT", "DENSITY", "MEASURES", "CompareSettings", "Comparison", "Study", "overall_words"]
 
 Floats = NDArray[np.float64]
 
@@ -48,8 +48,8 @@ class CompareSettings:
         See `build_design`.
     unit : str, optional
         Column whose levels (litters, cages) are compared instead of animals: those of one are added up.
-    relative : bool
-        Divide out each animal's level over the whole brain.
+    relative : bool, optional
+        Divide out each animal's level over the whole brain; by default where animals of one group differ by it.
     control : tuple of str
         Instead: its level in these structures.
     family : str
@@ -72,7 +72,7 @@ class CompareSettings:
     contrasts: tuple[str, ...] = ()
     paired: str | None = None
     unit: str | None = None
-    relative: bool = False
+    relative: bool | None = None
     control: tuple[str, ...] = ()
     family: str = "tree"
     exclude: Path | None = None
@@ -200,6 +200,10 @@ class Study:
         Of the animals over the brain; None where too few regions have cells.
     level : float64 array (animals,)
         What was divided out; ones if nothing was.
+    level_sd : float
+        How much animals of one group differ in level, of its natural logarithm; NaN where it is not known.
+    overall : tuple of RegionTest
+        Of the level itself, the whole brain as one region, one for each contrast; empty where it is not known.
     comparisons : tuple of Comparison
     warnings, notes : tuples of str
         What may be wrong; what one should know.
@@ -216,6 +220,8 @@ class Study:
     missing: Missing
     levels: Levels | None
     level: Floats
+    level_sd: float
+    overall: tuple[RegionTest, ...]
     comparisons: tuple[Comparison, ...]
     warnings: tuple[str, ...]
     notes: tuple[str, ...] = ()
@@ -230,6 +236,11 @@ class Study:
             for coding in self.design.codings
         ]
         rows.append(("regions", f"{len(self.selection)} ({self.selection.level})"))
+        rows.append(("level of each animal", self.level_words()))
+        rows += [
+            (f"whole brain, {contrast.name}", overall_words(test))
+            for contrast, test in zip(self.design.contrasts, self.overall, strict=False)
+        ]
         for one in self.comparisons:
             found = one.found
             name = f"{one.name}, {one.measure}, {one.hemisphere}"
@@ -241,6 +252,33 @@ class Study:
         rows += [("note", note) for note in self.notes]
         return rows + [("warning", warning) for warning in self.warnings]
 
+    @property
+    def levels_divided_out(self) -> bool:
+        """Whether densities are relative to the animal's level."""
+        return (
+            bool((self.level != 1.0).any()) or self.settings.relative is True or bool(self.settings.control)
+        )
+
+    def level_words(self) -> str:
+        """What was done with the animals' levels, and why."""
+        scatter = (
+            f"animals of one group differ by {self.level_sd:.0%}"
+            if np.isfinite(self.level_sd)
+            else "not known"
+        )
+        if self.levels is None:
+            return "kept (too few regions with cells to know it)"
+        what = f"divided out ({self.levels.source})" if self.levels_divided_out else "kept"
+        return f"{what}; {scatter}"
+
     def _short(self, one: Comparison, region: int) -> str:
         acronym = self.selection.acronym[region]
         return f"{acronym} x{2 ** one.result.log2_ratio[region]:.2f}" if one.is_ratio else acronym
+
+
+def overall_words(test: RegionTest) -> str:
+    """The ratio of the whole brain for people."""
+    ratio, low, high = (2.0 ** float(values[0]) for values in (test.log2_ratio, test.low, test.high))
+    if not np.isfinite(ratio):
+        return f"p = {test.p[0]:.2g}"
+    return f"x{ratio:.2f} ({low:.2f} to {high:.2f}), p = {test.p[0]:.2g}"

@@ -17,7 +17,15 @@ from brainmap.cohort.model.negative_binomial import Floats
 from brainmap.cohort.model.prior import fit_prior
 from brainmap.cohort.model.statistics import CONFIDENCE, PSEUDO_CELLS, RegionTest
 
-__all__ = ["DENSITY_TEST", "POOLED_TEST", "Outliers", "contrast_densities", "find_outliers", "log_density"]
+__all__ = [
+    "DENSITY_TEST",
+    "POOLED_TEST",
+    "Outliers",
+    "contrast_densities",
+    "find_outliers",
+    "log_density",
+    "residuals",
+]
 
 Flags = NDArray[np.bool_]
 
@@ -65,6 +73,12 @@ def _least_squares(values: Floats, design: Floats) -> _LeastSquares:
     residual = np.where(there, y - coefficients @ design.T, 0.0)
     leverage = np.where(there, np.einsum("ap,rpq,aq->ra", design, inverse, design), 0.0)
     return _LeastSquares(coefficients, inverse, residual, leverage, there, there.sum(axis=1) - rank)
+
+
+def residuals(values: Floats, design: Floats) -> Floats:
+    """What least squares leave of log densities (animals, regions); NaN where an animal lacks a region."""
+    fit = _least_squares(values, design)
+    return np.where(fit.there, fit.residual, np.nan).T
 
 
 def contrast_densities(

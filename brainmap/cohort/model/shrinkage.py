@@ -1,9 +1,10 @@
 """Effects of all regions pooled: what is likely of each, given those of its division and of all others.
 
-An effect is that of its division plus its own. Own effects come from a mixture of normal distributions around zero
-whose shares are estimated (adaptive shrinkage, Stephens 2017, Biostatistics 18: 275); the division's effect from
-another such mixture; and the measured ratios of all regions share an error, since animals differ in their level.
-The local false sign rate is the chance that an effect is zero or has the other sign.
+A region changes or it does not; the share that changes, and the share of these that goes up, are those of its division.
+Changes come from a mixture of half-normal distributions whose weights are estimated from all regions (adaptive
+shrinkage, Stephens 2017, Biostatistics 18: 275). The measured ratios share errors: one of all regions, since animals
+differ in their level, and one of each division. The local false sign rate is the chance that a region does not
+change, or changes in the other direction.
 """
 
 from __future__ import annotations
@@ -17,12 +18,17 @@ from scipy.special import ndtr
 
 from brainmap.cohort.model.negative_binomial import Floats
 
-__all__ = ["Shrunk", "shrink"]
+__all__ = ["Shrunk", "shared_in_divisions", "shrink"]
 
-_ROUNDS = 60
+_ROUNDS = 40
 _LEAST_REGIONS = 10
-_GRID = 33  # values of a division's effect
-_SHARED = 9  # values of the shared error
+_WIDTHS = 10
+#: Errors are estimates too: so much wider, claimed rates hold in `benchmarks/cohort_power.py` (without, they do not).
+_WIDER = 1.15
+_SHARED_NODES, _DIVISION_NODES = 7, 7  # values of the shared errors
+#: Shares of regions that change, and of these that go up.
+_CHANGED = (0.0, 0.03, 0.1, 0.2, 0.33, 0.5, 0.75, 0.95)
+_UP = (0.05, 0.5, 0.95)
 
 
 @dataclass(frozen=True)
@@ -42,7 +48,12 @@ class Shrunk:
 
 
 def shrink(
-    ratio: Floats, error: Floats, freedom: Floats, division: NDArray[np.intp], shared: float = 0.0
+    ratio: Floats,
+    error: Floats,
+    freedom: Floats,
+    division: NDArray[np.intp],
+    shared: float = 0.0,
+    shared_in_division: float = 0.0,
 ) -> Shrunk:
     """Pool the effects of all regions.
 
@@ -51,119 +62,155 @@ def shrink(
     ratio, error, freedom : float64 arrays (regions,)
         Log ratios, standard errors, degrees of freedom; NaN: left out.
     division : int array (regions,)
-        -1: none, the region by itself.
-    shared : float
-        Standard deviation of the error that all ratios share; part of `error`.
+        -1: none; such regions are one more division.
+    shared, shared_in_division : float
+        Standard deviations of the errors that all ratios share, and those of a division; parts of `error`.
     """
     known = np.isfinite(ratio) & np.isfinite(error) & (error > 0)
     result = Shrunk(np.full(len(ratio), np.nan), np.full(len(ratio), np.nan))
     if known.sum() < _LEAST_REGIONS:
         return result
     b, s = ratio[known], _normal_error(ratio[known], error[known], freedom[known])
-    s = np.sqrt(np.maximum(s**2 - shared**2, 0.05 * s**2))
-    model = _Model(b, s, division[known], _widths(b, s), _shared_nodes(shared))
+    s = np.sqrt(np.maximum(s**2 - shared**2 - shared_in_division**2, 0.5 * s**2))
+    model = _Model(b, s, division[known], _widths(b, s), shared, shared_in_division)
     model.fit()
     result.log2_ratio[known], result.lfsr[known] = model.posterior()
     return result
 
 
+def shared_in_divisions(residual: Floats, design: Floats, division: NDArray[np.intp]) -> float:
+    """Variance that the regions of a division share in an animal, beyond what all regions share.
+
+    Parameters
+    ----------
+    residual : float64 array (animals, regions)
+        Of log densities from the design; NaN where an animal lacks a region.
+    design : float64 array (animals, coefficients)
+    division : int array (regions,)
+        -1: none.
+    """
+    spare = design.shape[0] - np.linalg.matrix_rank(design)
+    centred = residual - np.nanmean(residual, axis=1, keepdims=True)
+    excess, weight = 0.0, 0.0
+    for key in np.unique(division[division >= 0]):
+        own = centred[:, division == key]
+        own = own[:, np.isfinite(own).all(axis=0)]
+        n = own.shape[1]
+        if n < 2:
+            continue
+        mean = own.mean(axis=1)
+        chance = ((own - mean[:, None]) ** 2).sum() / spare / (n - 1) / n
+        excess += n * (mean @ mean / spare - chance)
+        weight += n
+    return max(excess / weight, 0.0) if weight else 0.0
+
+
 def _normal_error(ratio: Floats, error: Floats, freedom: Floats) -> Floats:
-    """Errors with which a normal distribution gives the p-value of Student's."""
+    """Errors with which a normal distribution gives the p-value of Student's, somewhat widened."""
     t = np.abs(ratio / error)
-    z = np.where(
-        np.isfinite(freedom),
-        stats.norm.isf(np.maximum(stats.t.sf(t, np.where(np.isfinite(freedom), freedom, 1.0)), 1e-300)),
-        t,
-    )
-    return np.where(z > 1e-3, np.abs(ratio) / np.maximum(z, 1e-3), error)
+    endless = ~np.isfinite(freedom)
+    tail = np.maximum(stats.t.sf(t, np.where(endless, 1.0, freedom)), 1e-300)
+    z = np.where(endless, t, stats.norm.isf(tail))
+    return _WIDER * np.where(z > 1e-3, np.abs(ratio) / np.maximum(z, 1e-3), error)
 
 
 def _widths(b: Floats, s: Floats) -> Floats:
-    low = float(s.min()) / 10
+    low = float(np.median(s)) / 3
     high = 2.0 * float(np.sqrt(max(np.max(b**2 - s**2), low**2)))
-    return np.concatenate([[0.0], np.geomspace(low, max(high, 2 * low), 12)])
+    return np.geomspace(low, max(high, 3 * low), _WIDTHS)
 
 
-def _shared_nodes(shared: float) -> tuple[Floats, Floats]:
-    """Values and weights of the shared error (Gauss-Hermite)."""
-    if shared <= 0:
+def _nodes(sd: float, count: int) -> tuple[Floats, Floats]:
+    """Values and weights of a normal error (Gauss-Hermite)."""
+    if sd <= 0:
         return np.zeros(1), np.ones(1)
-    nodes, weights = np.polynomial.hermite_e.hermegauss(_SHARED)
-    return nodes * shared, weights / weights.sum()
+    nodes, weights = np.polynomial.hermite_e.hermegauss(count)
+    return nodes * sd, weights / weights.sum()
 
 
 class _Model:
-    """The mixture, fitted by expectation and maximisation over own effects, divisions' effects and shared error.
+    """The mixture, fitted by expectation and maximisation.
 
-    Arrays are over regions r, shared errors e, division's effects m and widths of own effects k.
+    Arrays are over regions r or divisions d, shared errors e, divisions' errors f, their kinds j (share that changes,
+    share that goes up) and widths k of changes.
     """
 
     def __init__(
-        self, b: Floats, s: Floats, division: NDArray[np.intp], widths: Floats, shared: tuple[Floats, Floats]
+        self,
+        b: Floats,
+        s: Floats,
+        division: NDArray[np.intp],
+        widths: Floats,
+        shared: float,
+        in_division: float,
     ) -> None:
-        self.b, self.s, self.widths = b, s, widths
-        self.shared, self.shared_weight = shared
-        # A region without a division is one of its own; without any division there is nothing to share.
-        alone = division < 0
-        division = np.where(alone, division.max(initial=-1) + 1 + np.cumsum(alone), division)
         _, self.of = np.unique(division, return_inverse=True)
-        half = np.empty(0)
-        if not alone.all():
-            reach = max(float(np.quantile(np.abs(b), 0.95)), 1e-3)
-            half = np.geomspace(reach / 30, reach, _GRID // 2)
-        self.mu = np.concatenate([-half[::-1], [0.0], half])
-        self.mu_weight = np.full(len(self.mu), 0.2 / max(len(self.mu) - 1, 1))
-        self.mu_weight[len(half)] = 0.8
-        self.own_weight = np.full(len(widths), 0.5 / (len(widths) - 1))
-        self.own_weight[0] = 0.5
-        centre = b[:, None, None] - self.shared[None, :, None] - self.mu[None, None, :]
-        spread = np.sqrt(s[:, None] ** 2 + widths[None, :] ** 2)[:, None, None, :]
-        self.density = np.exp(-0.5 * (centre[..., None] / spread) ** 2) / spread
+        shared_error, self.shared_weight = _nodes(shared, _SHARED_NODES)
+        own_error, own_weight = _nodes(in_division, _DIVISION_NODES)
+        self.log_own_weight = np.log(own_weight)
+        kinds = [(changed, up) for changed in _CHANGED for up in (_UP if changed else (0.5,))]
+        self.changed, self.up = np.array(kinds).T
+        self.kind_weight = np.full(len(kinds), 1.0 / len(kinds))
+        self.width_weight = np.full(len(widths), 1.0 / len(widths))
+        # What is measured, less the errors that are shared: (r, e, f).
+        x = b[:, None, None] - shared_error[None, :, None] - own_error[None, None, :]
+        s = s[:, None, None]
+        self.none = np.exp(-0.5 * (x / s) ** 2) / s
+        total = np.sqrt(s[..., None] ** 2 + widths**2)
+        both = 2.0 * np.exp(-0.5 * (x[..., None] / total) ** 2) / total
+        place = x[..., None] * widths / (total * s[..., None])
+        self.upward, self.downward = both * ndtr(place), both * ndtr(-place)
+        # Means of changes that go up or down: truncated normal distributions.
+        factor = widths**2 / total**2
+        middle, deviation = x[..., None] * factor, np.sqrt(factor) * s[..., None]
+        height = np.exp(-0.5 * place**2) / np.sqrt(2 * np.pi)
+        self.mean_up = middle + deviation * height / np.maximum(ndtr(place), 1e-300)
+        self.mean_down = middle - deviation * height / np.maximum(ndtr(-place), 1e-300)
 
-    def _responsibilities(self) -> tuple[Floats, Floats]:
-        """Chances of shared error and division's effect for every region (r, e, m), and its density there."""
-        region = np.maximum(self.density @ self.own_weight, 1e-300)
-        log_group = np.zeros((int(self.of.max()) + 1, *region.shape[1:]))
-        np.add.at(log_group, self.of, np.log(region))
-        log_group += np.log(self.mu_weight)
-        top = log_group.max(axis=2, keepdims=True)
-        group = np.exp(log_group - top)
-        total = group.sum(axis=2)
-        log_e = np.log(self.shared_weight) + (np.log(total) + top[..., 0]).sum(axis=0)
+    def _responsibilities(self) -> tuple[Floats, Floats, Floats, Floats]:
+        """Chances (r, e, f, j) and densities: up (r, e, f), down (r, e, f), together (r, e, f, j)."""
+        up, down = self.upward @ self.width_weight, self.downward @ self.width_weight
+        together = np.maximum(
+            (1 - self.changed) * self.none[..., None]
+            + self.changed * (self.up * up[..., None] + (1 - self.up) * down[..., None]),
+            1e-300,
+        )
+        log = np.zeros((int(self.of.max()) + 1, *together.shape[1:]))
+        np.add.at(log, self.of, np.log(together))
+        log += self.log_own_weight[:, None] + np.log(self.kind_weight)
+        top = log.max(axis=(2, 3), keepdims=True)
+        chance = np.exp(log - top)
+        total = chance.sum(axis=(2, 3))
+        log_e = np.log(self.shared_weight) + (np.log(total) + top[..., 0, 0]).sum(axis=0)
         e = np.exp(log_e - log_e.max())
-        chance = (e / e.sum())[None, :, None] * group / total[..., None]
-        return chance[self.of], region
+        chance *= (e / e.sum())[None, :, None, None] / total[..., None, None]
+        return chance, up, down, together
 
     def fit(self) -> None:
-        """Estimate the shares; a weight on zero keeps noise from being taken for effects (as ashr's penalty)."""
-        zero = len(self.mu) // 2
-        _, first = np.unique(self.of, return_index=True)
-        flat = self.density.reshape(-1, len(self.widths))
+        """Estimate the weights; one on no change keeps noise from being taken for changes (as ashr's penalty)."""
         for _ in range(_ROUNDS):
-            chance, region = self._responsibilities()
-            own = (chance / region).ravel() @ flat * self.own_weight
-            own[0] += 10.0
-            before = self.own_weight
-            self.own_weight = np.maximum(own / own.sum(), 1e-12)
-            # Effects of divisions are as likely up as down.
-            mu = chance[first].sum(axis=(0, 1))
-            mu = 0.5 * (mu + mu[::-1])
-            mu[zero] += 2.0
-            self.mu_weight = np.maximum(mu / mu.sum(), 1e-9)
-            if np.abs(self.own_weight - before).max() < 1e-3:
+            chance, _, _, together = self._responsibilities()
+            share = chance[self.of] / together * self.changed
+            weight_up, weight_down = share @ self.up, share @ (1 - self.up)
+            width = np.einsum("ref,refk->k", weight_up, self.upward) + np.einsum(
+                "ref,refk->k", weight_down, self.downward
+            )
+            width = width * self.width_weight + 0.1
+            before = self.width_weight
+            self.width_weight = width / width.sum()
+            kind = chance.sum(axis=(0, 1, 2)) + 0.1
+            kind[0] += 1.0
+            self.kind_weight = kind / kind.sum()
+            if np.abs(self.width_weight - before).max() < 1e-3:
                 break
 
     def posterior(self) -> tuple[Floats, Floats]:
         """Mean and local false sign rate of every region."""
-        chance, region = self._responsibilities()
-        weight = (chance / region)[..., None] * self.density * self.own_weight
-        wide = self.widths > 0
-        factor = self.widths**2 / (self.s[:, None] ** 2 + self.widths**2)
-        centre = self.b[:, None, None] - self.shared[None, :, None] - self.mu[None, None, :]
-        effect = self.mu[None, None, :, None] + centre[..., None] * factor[:, None, None, :]
-        deviation = np.where(wide, np.sqrt(factor) * self.s[:, None], 1.0)[:, None, None, :]
-        below = np.where(wide, ndtr(-effect / deviation), effect < 0)
-        mean = (weight * effect).sum(axis=(1, 2, 3))
-        down = (weight * below).sum(axis=(1, 2, 3))
-        nothing = (weight * (~wide & (effect == 0))).sum(axis=(1, 2, 3))
-        return mean, np.clip(nothing + np.minimum(down, 1.0 - nothing - down), 0.0, 1.0)
+        chance, _, _, together = self._responsibilities()
+        share = chance[self.of] / together
+        nothing = ((share @ (1 - self.changed)) * self.none).sum(axis=(1, 2))
+        weight_up = (share @ (self.changed * self.up))[..., None] * self.upward * self.width_weight
+        weight_down = (share @ (self.changed * (1 - self.up)))[..., None] * self.downward * self.width_weight
+        mean = (weight_up * self.mean_up + weight_down * self.mean_down).sum(axis=(1, 2, 3))
+        up, down = weight_up.sum(axis=(1, 2, 3)), weight_down.sum(axis=(1, 2, 3))
+        return mean, np.clip(nothing + np.minimum(up, down), 0.0, 1.0)

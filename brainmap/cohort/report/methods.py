@@ -37,9 +37,11 @@ def methods_text(study: Study) -> str:
         f"and compared with brainmap {__version__} by the design {study.design.formula} "
         f"({study.design.matrix.shape[1]} coefficients, {study.design.spare} residual degrees of freedom)."
     ]
-    if settings.relative or settings.control:
-        source = "" if study.levels is None else f" by {study.levels.source}"
-        parts.append(f"Each animal's level over the brain was divided out{source}.")
+    if study.levels is not None:
+        what = f"divided out (by {study.levels.source})" if study.levels_divided_out else "kept"
+        parts.append(
+            f"Each animal's level over the brain was {what}; within groups it scattered by {study.level_sd:.0%}."
+        )
     counts = next((one for one in study.comparisons if one.measure == COUNT and one.result.scatter), None)
     if counts is not None and counts.result.scatter is not None:
         scatter = counts.result.scatter

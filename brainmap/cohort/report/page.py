@@ -12,7 +12,7 @@ from brainmap.cohort.report import charts
 from brainmap.cohort.report.brain import Brain, coronal_series
 from brainmap.cohort.report.charts import Chart, title_of
 from brainmap.cohort.report.methods import CITATIONS, methods_text
-from brainmap.cohort.study import COUNT, Comparison, Study
+from brainmap.cohort.study import COUNT, Comparison, Study, overall_words
 from brainmap.files import atomic_path
 from brainmap.report.html import Page
 
@@ -59,9 +59,6 @@ class _Writer:
             page.add_warning(warning)
         for note in study.notes:
             page.add_note(note)
-        level = "kept"
-        if study.levels is not None and (settings.relative or settings.control):
-            level = f"divided out ({study.levels.source})"
         page.add_facts(
             [
                 *(
@@ -76,7 +73,11 @@ class _Writer:
                 ),
                 ("Regions", f"{settings.level}{f' within {settings.within}' if settings.within else ''}"),
                 ("Hemispheres", settings.hemisphere),
-                ("Level of each animal", level),
+                ("Level of each animal", study.level_words()),
+                *(
+                    (f"Whole brain, {contrast.name}", overall_words(test))
+                    for contrast, test in zip(study.design.contrasts, study.overall, strict=False)
+                ),
                 ("Called different", self._rule()),
             ]
         )
@@ -145,7 +146,7 @@ class _Writer:
             ],
             title="Scatter between animals (coefficient of variation, counting chance apart)",
         )
-        if shared > _NOTABLE_LEVEL and not (self.study.settings.relative or self.study.settings.control):
+        if shared > _NOTABLE_LEVEL and not self.study.levels_divided_out:
             self.page.add_note(
                 "Animals of one group differ much in all regions together (staining, clearing, state). A difference of "
                 "single regions is seen better with --relative, which divides out each animal's level; a difference of "
