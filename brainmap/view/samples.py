@@ -67,7 +67,11 @@ def draw_fields(size: Floats, number: int, rng: np.random.Generator) -> Ints:
 
 
 def hard_cells(
-    score: NDArray[np.floating], threshold: float, place: NDArray[np.integer], number: int, rng: np.random.Generator
+    score: NDArray[np.floating],
+    threshold: float,
+    place: NDArray[np.integer],
+    number: int,
+    rng: np.random.Generator,
 ) -> Ints:
     """Cells and weaker candidates whose scores say least, from many places.
 

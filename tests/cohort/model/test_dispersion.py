@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from brainmap.cohort.dispersion import LEAST_REGIONS, Scatter, _log_f, estimate_scatter
+from brainmap.cohort.model.dispersion import LEAST_REGIONS, Scatter, estimate_scatter
 from brainmap.cohort.simulate import Simulation, simulate
 
 
@@ -44,13 +44,3 @@ def test_few_regions_do_not_borrow() -> None:
     found = scatter_of(regions=LEAST_REGIONS - 1)
     assert found.prior_freedom == 0 and found.shared == 0
     assert (found.freedom <= 6.5).all()
-
-
-def test_log_density_is_that_of_the_f_distribution() -> None:
-    from scipy import stats
-
-    ratio, freedom = np.array([0.2, 1.0, 4.0]), np.array([2.0, 6.0, 5.5])
-    np.testing.assert_allclose(_log_f(ratio, freedom, 7.0), stats.f.logpdf(ratio, freedom, 7.0))
-    np.testing.assert_allclose(
-        _log_f(ratio, freedom, 1e6), stats.chi2.logpdf(ratio * freedom, freedom) + np.log(freedom), rtol=1e-6
-    )

@@ -2,7 +2,7 @@
 
 Arrays are (regions, animals); the design is (animals, coefficients) and the same for all regions. A count has
 mean mu = volume * exp(design @ coefficients) and variance mu + dispersion * mu^2. Where an animal lacks a region,
-its weight is 0.
+its weight is 0; where animals scatter more than others, their weight is less than 1.
 """
 
 from __future__ import annotations
@@ -50,17 +50,24 @@ class Fit:
 
 
 def fit_means(
-    counts: Floats, offset: Floats, design: Floats, dispersion: Floats | float, weight: Floats
+    counts: Floats,
+    offset: Floats,
+    design: Floats,
+    dispersion: Floats | float,
+    weight: Floats,
+    ridge: Floats | float = 0.0,
 ) -> Fit:
     """Maximum-likelihood means at a given dispersion, by Fisher scoring.
 
     Parameters
     ----------
     counts, offset, weight : float64 arrays (regions, animals)
-        Counts (need not be whole), natural log of the volume, 1 or 0.
+        Counts (need not be whole), natural log of the volume, and weights from 0 on.
     design : float64 array (animals, coefficients)
-        Of full rank on the animals with weight.
+        Of full rank on the animals with weight, but where there is a `ridge`.
     dispersion : float64 array broadcastable to (regions, animals)
+    ridge : float64 array broadcastable to (regions,)
+        Holds coefficients near 0 that a region's animals say nothing of, as a share of the mean information.
 
     Notes
     -----
@@ -71,6 +78,7 @@ def fit_means(
     before = np.full(len(counts), np.inf)
     for _ in range(_MAX_ITERATIONS):
         information, score = _normal_equations(counts, offset, design, dispersion, weight, mean, eta)
+        information = _held(information, ridge)
         coefficients = np.linalg.solve(information, score[..., None])[..., 0]
         eta = np.maximum(coefficients @ design.T + offset, np.log(_LEAST_MEAN))
         mean = np.exp(np.minimum(eta, 50.0))
@@ -79,7 +87,15 @@ def fit_means(
             break
         before = now
     information, _ = _normal_equations(counts, offset, design, dispersion, weight, mean, eta)
-    return Fit(np.asarray(coefficients, dtype=np.float64), mean, information)
+    return Fit(np.asarray(coefficients, dtype=np.float64), mean, _held(information, ridge))
+
+
+def _held(information: Floats, ridge: Floats | float) -> Floats:
+    if not np.any(ridge):
+        return information
+    size = information.shape[-1]
+    typical = np.trace(information, axis1=1, axis2=2) / size
+    return information + (typical * ridge)[:, None, None] * np.eye(size)
 
 
 def _pooled_mean(counts: Floats, offset: Floats, weight: Floats) -> Floats:

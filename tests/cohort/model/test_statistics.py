@@ -4,17 +4,12 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from brainmap.cohort.simulate import Simulation, simulate
-from brainmap.cohort.statistics import (
+from brainmap.cohort.model.statistics import (
     adjust,
     count_test,
-    density_ratio,
-    group_means,
-    hedges_interval,
     in_family,
-    relative_levels,
-    welch_test,
 )
+from brainmap.cohort.simulate import Simulation, simulate
 
 IN_B = np.repeat([False, True], 4)
 
@@ -22,36 +17,6 @@ IN_B = np.repeat([False, True], 4)
 def drawn(seed: int = 0, **changes: object) -> tuple[np.ndarray, np.ndarray]:
     cohort = simulate(Simulation(**changes), seed)  # type: ignore[arg-type]
     return cohort.count.astype(float), cohort.volume_mm3
-
-
-def test_welch_is_scipys() -> None:
-    values = np.random.default_rng(1).gamma(3, 10, (9, 30))
-    values[0, 3] = values[7, 5] = np.nan
-    in_b = np.arange(9) >= 4
-    expected = stats.ttest_ind(values[in_b], values[~in_b], equal_var=False, nan_policy="omit").pvalue
-    np.testing.assert_allclose(welch_test(group_means(values, ~in_b, in_b)), expected, rtol=1e-10)
-
-
-def test_welch_where_nothing_scatters() -> None:
-    values = np.array([[0.0, 1], [0, 1], [0, 2], [0, 2]])
-    p = welch_test(group_means(values, np.array([1, 1, 0, 0]) > 0, np.array([0, 0, 1, 1]) > 0))
-    assert p[0] == 1 and np.isnan(p[1])
-
-
-def test_hedges_g_by_hand() -> None:
-    # Means 2 and 5, both variances 1: d = 3, corrected by 1 - 3 / (4 * 4 - 1).
-    values = np.array([1.0, 2, 3, 4, 5, 6])[:, None]
-    means = group_means(values, np.arange(6) < 3, np.arange(6) >= 3)
-    assert means.hedges_g[0] == pytest.approx(3 * (1 - 3 / 15))
-    low, high = hedges_interval(means)
-    error = np.sqrt(6 / 9 + 2.4**2 / 12)
-    assert (low[0], high[0]) == pytest.approx((2.4 - 1.959964 * error, 2.4 + 1.959964 * error), rel=1e-6)
-
-
-def test_effect_without_scatter_is_zero_or_unknown() -> None:
-    values = np.array([[5.0, 1], [5, 1], [5, 2], [5, 2]])
-    g = group_means(values, np.arange(4) < 2, np.arange(4) >= 2).hedges_g
-    assert g[0] == 0 and np.isnan(g[1])
 
 
 def test_q_values_are_scipys_within_the_family() -> None:
@@ -62,15 +27,6 @@ def test_q_values_are_scipys_within_the_family() -> None:
     assert q[2] == 1 and np.isnan(q[4])
     assert in_family(p, cells).tolist() == [True, True, False, True, False, True]
     assert np.isnan(adjust(np.array([np.nan]), np.array([50.0]))).all()
-
-
-def test_few_cells_that_happen_to_lie_evenly_are_not_called() -> None:
-    """Eight cells, two in each animal of one group: Welch's p is tiny only because volumes hardly differ."""
-    volume = np.random.default_rng(0).uniform(0.99, 1.01, (8, 1))
-    counts = np.where(IN_B, 2.0, 0.0)[:, None]
-    p = welch_test(group_means(counts / volume, ~IN_B, IN_B))
-    assert p[0] < 1e-4
-    assert adjust(p, counts.sum(axis=0)).tolist() == [1]
 
 
 def test_score_by_hand() -> None:
@@ -94,12 +50,6 @@ def test_the_other_order_of_groups_changes_signs_only() -> None:
     np.testing.assert_allclose(one.p, other.p, rtol=1e-5)
     np.testing.assert_allclose(one.log2_ratio, -other.log2_ratio, atol=1e-6)
     np.testing.assert_allclose(one.low, -other.high, atol=1e-5)
-    density = counts / volume
-    means, turned = group_means(density, ~IN_B, IN_B), group_means(density, IN_B, ~IN_B)
-    np.testing.assert_allclose(means.hedges_g, -turned.hedges_g)
-    np.testing.assert_allclose(
-        density_ratio(means, volume, ~IN_B, IN_B), -density_ratio(turned, volume, IN_B, ~IN_B), atol=1e-12
-    )
 
 
 def test_unit_of_volume_order_of_regions_and_of_animals_do_not_matter() -> None:
@@ -132,8 +82,7 @@ def test_ratio_is_that_of_the_densities_with_half_a_cell() -> None:
     found = count_test(counts, volume, IN_B)
     expected = np.log2((counts[IN_B].sum(axis=0) + 0.5) / (counts[~IN_B].sum(axis=0) + 0.5))
     np.testing.assert_allclose(found.log2_ratio, expected, atol=1e-6)
-    means = group_means(counts, ~IN_B, IN_B)
-    np.testing.assert_allclose(density_ratio(means, volume, ~IN_B, IN_B), expected)
+    np.testing.assert_allclose(np.log2(found.density_b / found.density_a), expected, atol=1e-6)
 
 
 def test_an_animal_that_lacks_a_region_is_left_out_there() -> None:
@@ -182,12 +131,3 @@ def test_planted_differences_are_found_and_hardly_others() -> None:
         assert signs[cohort.direction[called] != 0].all()
     assert found > 0.8 * 200
     assert false < 0.1 * found
-
-
-def test_levels_of_animals_are_found_whatever_some_regions_do() -> None:
-    level = np.array([0.7, 1.5, 1.0, 1.2, 0.8, 1.1, 0.9, 1.3])
-    counts, volume = drawn(shared_sd=0.0, fewest=500.0, planted=30, dispersion=0.01)
-    found = relative_levels(np.round(counts * level[:, None]), volume)
-    assert found is not None
-    np.testing.assert_allclose(found, level / np.exp(np.log(level).mean()), rtol=0.05)
-    assert relative_levels(np.zeros((8, 300)), volume) is None

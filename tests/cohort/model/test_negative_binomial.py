@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 from scipy.optimize import minimize
 
-from brainmap.cohort.negative_binomial import deviance, deviance_moments, fit_means, leverages
+from brainmap.cohort.model.negative_binomial import deviance, deviance_moments, fit_means, leverages
 
 RNG = np.random.default_rng(5)
 IN_B = np.repeat([0.0, 1.0], 4)
