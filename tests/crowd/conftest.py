@@ -216,8 +216,6 @@ def database(request: pytest.FixtureRequest) -> Iterator[str]:
     if request.param == "sqlite":
         yield ""
         return
-    if not os.environ.get("BRAINMAP_TEST_POSTGRESQL"):
-        pytest.skip("set BRAINMAP_TEST_POSTGRESQL=1: a test of certainty still waits for ever there")
     server = request.getfixturevalue("postgres")
     name = f"crowd_{uuid.uuid4().hex[:12]}"
     engine = create_engine(f"{server}/postgres".replace("://", "+psycopg://"), isolation_level="AUTOCOMMIT")
