@@ -22,6 +22,7 @@ from brainmap.image.volume import Volume, parse_voxel_um
 from brainmap.image.writer import VolumeWriter
 from brainmap.lock import held_beside
 from brainmap.machine import usable_cores
+from brainmap.progress import task
 
 __all__ = ["convert"]
 
@@ -162,8 +163,12 @@ def _write(
         pool = opened.enter_context(ThreadPoolExecutor(workers))
         if writer.planes_taken:
             log.info("%s: going on after %d of %d planes", path, writer.planes_taken, stack.shape[1])
+        planes = opened.enter_context(
+            task(f"converting {stack.name}", stack.shape[1], "planes", writer.planes_taken)
+        )
         for slab in _slabs(stack, writer.planes_taken, writer.slab_depth, pool):
             writer.append(slab)
+            planes.update(writer.planes_taken)
             if on_progress is not None:
                 on_progress(writer.planes_taken, stack.shape[1])
 

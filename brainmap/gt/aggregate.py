@@ -144,7 +144,7 @@ def _write_files(
         (str(maps / f"{name}.npy"), image, (int(clicks.height[row]), int(clicks.width[row])), settings)
         for row, (name, image) in enumerate(zip(clicks.image_ids, consensus.images, strict=True))
     ]
-    confidence = runner.map(_write_map, tasks)
+    confidence = runner.map(_write_map, tasks, "drawing heat maps")
     _write_points(out / "points.csv", clicks, consensus, confidence)
     groups = _write_workers(out / "workers.csv", clicks, consensus, qc)
     posterior = np.concatenate([image.posterior for image in consensus.images] + [np.zeros(0)])

@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any
 
 from brainmap.children import end_with_parent, without_interrupts
+from brainmap.progress import tracked
 
 __all__ = ["Runner"]
 
@@ -38,18 +39,20 @@ class Runner:
             self._pool.shutdown(cancel_futures=True)
             self._pool = None
 
-    def map(self, function: Callable[..., Any], tasks: Sequence[tuple[Any, ...]]) -> list[Any]:
-        """`[function(*task) for task in tasks]`."""
+    def map(
+        self, function: Callable[..., Any], tasks: Sequence[tuple[Any, ...]], what: str = "reading clicks"
+    ) -> list[Any]:
+        """`[function(*task) for task in tasks]`; `what` is the name under which progress is reported."""
         if self.workers == 1 or len(tasks) < LEAST:
-            return [function(*task) for task in tasks]
+            return [function(*task) for task in tracked(tasks, what, unit="images")]
         size = max(1, len(tasks) // (8 * self.workers))
         with without_interrupts():
             if self._pool is None:
                 self._pool = ProcessPoolExecutor(
                     self.workers, multiprocessing.get_context("spawn"), initializer=end_with_parent
                 )
-            results = self._pool.map(_call, [function] * len(tasks), tasks, chunksize=size)
-        return list(results)
+            found = self._pool.map(_call, [function] * len(tasks), tasks, chunksize=size)
+        return list(tracked(found, what, len(tasks), "images"))
 
 
 def _end(pool: ProcessPoolExecutor) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import glob
 import logging
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +17,7 @@ from brainmap.image.level_evidence import placed_by_evidence
 from brainmap.image.plausible import check_voxel_um
 from brainmap.lock import held_beside
 from brainmap.machine import usable_cores
+from brainmap.progress import task
 from brainmap.registration.landmarks import Landmarks
 from brainmap.registration.orientation import brain_size, settle_orientation
 from brainmap.registration.plausible import check_sections
@@ -27,6 +30,9 @@ if TYPE_CHECKING:
 __all__ = ["REGISTRATION_JSON", "Registration", "RegistrationOptions", "register", "register_brain"]
 
 log = logging.getLogger(__name__)
+
+#: Beside an unfinished registration: the transforms of its finished stages, in a folder named after its input.
+_KEPT = ".{name}-stages-"
 
 
 def register(
@@ -103,18 +109,24 @@ def register(
         return Registration.load(out)
     atlas.check()
     check_sections(volume, brain_size(atlas))
-    settled = settle_orientation(volume, atlas, asked, mask)
+    with task("registration: checking the orientation"):
+        settled = settle_orientation(volume, atlas, asked, mask)
     for warning in settled.warnings:
         log.warning("%s", warning)
     parameters = asdict(options) | {
         "threads": options.threads or usable_cores(),
         "orientation": settled.letters,
     }
+    kept = out.with_name(f"{_KEPT.format(name=out.name)}{prints['base_fingerprint'][:12]}")
     with atomic_path(out) as folder:
         folder.mkdir(parents=True)
         aligned = None if landmarks is None else _aligned(out, prints["base_fingerprint"])
-        run = RegistrationRun(volume, atlas, folder, settled, options, parameters, mask, landmarks, aligned)
+        run = RegistrationRun(
+            volume, atlas, folder, settled, options, parameters, mask, landmarks, aligned, kept
+        )
         run.write(prints)
+    for old in out.parent.glob(f"{_KEPT.format(name=glob.escape(out.name))}*"):
+        shutil.rmtree(old)
     return Registration.load(out)
 
 

@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -29,6 +29,7 @@ from brainmap.infer.engine.results import iter_results, stored_from
 from brainmap.lock import held
 from brainmap.machine import keep_freed_memory
 from brainmap.points.table import Points
+from brainmap.progress import task
 from brainmap.run.cells import ImageFrame, located
 from brainmap.run.count import count_in_regions, write_points
 from brainmap.run.inputs import Inputs, foreseen, looked_for, options_for, part_with_data, sized
@@ -61,6 +62,12 @@ _CLEAR_SNR, _ENOUGH_CELLS, _SIZE_RATIO = 10.0, 20, 1.45
 _UNSTORED = 0.05
 # What an interrupted run leaves.
 _KEPT = "finished blocks and the registration are kept in {}, and the same command goes on from them"
+
+# What stages are called while they go on.
+_SAID = {
+    "overview": "measuring background and tissue",
+    "regions": "counting cells per region",
+}
 
 T = TypeVar("T")
 
@@ -213,7 +220,9 @@ class _Run:
 
     def _stage(self, name: str, work: Callable[[], T]) -> T:
         start = time.perf_counter()
-        result = work()
+        # Registration and detection report themselves.
+        with task(_SAID[name]) if name in _SAID else nullcontext():
+            result = work()
         self.seconds[name] = round(time.perf_counter() - start, 3)
         return result
 

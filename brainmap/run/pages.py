@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from brainmap.export import EXPORT_NAMES
+from brainmap.progress import task
 from brainmap.run_folder import EXPORTS_DIR
 
 if TYPE_CHECKING:
@@ -41,6 +42,8 @@ def write_pages(run: Path, new: Path, volume: Volume | None = None, exports: Ite
         if kind in set(exports) or (run / EXPORTS_DIR / EXPORT_NAMES[kind]).exists()
     ]
     for kind in wanted:
-        export_points(new, kind, new / EXPORTS_DIR / EXPORT_NAMES[kind])
+        with task(f"exporting {kind}"):
+            export_points(new, kind, new / EXPORTS_DIR / EXPORT_NAMES[kind])
         log.info("exported %s", run / EXPORTS_DIR / EXPORT_NAMES[kind])
-    write_run_report(run, volume=volume, staged=new)
+    with task("writing the report"):
+        write_run_report(run, volume=volume, staged=new)

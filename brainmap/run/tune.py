@@ -31,7 +31,7 @@ from brainmap.run.recount import roi_of
 from brainmap.run_folder import POINTS_PARQUET, RunRecord
 from brainmap.swap import finish_swap
 
-__all__ = ["TuneResult", "supported", "tune_run"]
+__all__ = ["FEWEST", "TuneResult", "supported", "tune_run", "weigh_marks"]
 
 TUNED_DIR = "tuned_detector"
 # Of fewer marks nothing is concluded; nor of fewer of either kind.
@@ -144,17 +144,10 @@ def _tune(
         raise UsageError(
             f"{folder} holds a run that has not finished: give the same brainmap detect again first"
         )
-    frame, mask = ImageFrame.from_meta(Points.read(table, ["z"]).meta, table), mask_of(record)
     detector = _detector_of(folder, record)
     path = folder / MARKS_CSV if marks is None else Path(marks)
-    if not path.is_file():
-        raise NotFoundError(f"there are no marks {path}: mark cells with brainmap view, or give --marks CSV")
-    given = inside_analysed(read_marks(path, frame), frame, roi_of(record), mask)
-    present = float(record.results.get("threshold", detector.spec.threshold))
-    diameter = float(record.results.get("cell_diameter_um") or detector.spec.cell_diameter_um)
-    marked, lost = match_marks(folder, given, frame, mask, _REACH_CELLS * diameter, present)
-    marked = dataclasses.replace(marked, complete=complete)
-    _check_sense(path, given, marked, lost)
+    heard = _hear(folder, record, detector, path, complete)
+    given, marked, lost, present = heard.given, heard.marked, heard.lost, heard.present
     counts = _counts(given, marked, lost)
     recall_of = (
         "all cells"
@@ -163,7 +156,7 @@ def _tune(
     )
     if reason := _too_few(marked):
         return TuneResult(counts, None, None, None, 0.0, 1.0, reason, recall_of)
-    result = Recalibration(_spread(folder, frame, mask, present), marked, present)
+    result = heard.weigh(folder)
     chosen = result.best
     found = TuneResult(
         counts, result.estimate(present), result.estimate(chosen), result.gain(chosen), *result.shift_and_slope,
@@ -175,6 +168,60 @@ def _tune(
     spec = tuned_spec(detector.spec, result, chosen, training)
     _write(target, detector, spec, found)
     return dataclasses.replace(found, detector=target, detector_threshold=spec.threshold)
+
+
+@dataclass(frozen=True)
+class _Heard:
+    """The marks of a run, held against its candidates; `lost` of them lie at none."""
+
+    given: Marks
+    marked: Marked
+    lost: int
+    present: float
+    frame: ImageFrame
+    mask: Mask | None
+
+    def weigh(self, folder: Path) -> Recalibration:
+        """What follows from them for every threshold."""
+        return Recalibration(_spread(folder, self.frame, self.mask, self.present), self.marked, self.present)
+
+
+def _hear(folder: Path, record: RunRecord, detector: Detector, path: Path, complete: bool) -> _Heard:
+    """Read marks and match them to candidates."""
+    table = folder / POINTS_PARQUET
+    frame, mask = ImageFrame.from_meta(Points.read(table, ["z"]).meta, table), mask_of(record)
+    if not path.is_file():
+        raise NotFoundError(f"there are no marks {path}: mark cells with brainmap view, or give --marks CSV")
+    given = inside_analysed(read_marks(path, frame), frame, roi_of(record), mask)
+    present = float(record.results.get("threshold", detector.spec.threshold))
+    diameter = float(record.results.get("cell_diameter_um") or detector.spec.cell_diameter_um)
+    marked, lost = match_marks(folder, given, frame, mask, _REACH_CELLS * diameter, present)
+    marked = dataclasses.replace(marked, complete=complete)
+    _check_sense(path, given, marked, lost)
+    return _Heard(given, marked, lost, present, frame, mask)
+
+
+def weigh_marks(run: str | Path, *, complete: bool = False) -> Recalibration:
+    """What the marks of a run say of its precision and recall at every threshold; nothing is written.
+
+    Parameters
+    ----------
+    run : path
+        A finished run folder with `marks.csv`.
+    complete : bool
+        Missed cells were looked for around the marks, also if none is marked.
+
+    Raises
+    ------
+    NotFoundError, DataError, UsageError
+        If there are no marks, too few, or they cannot be of this run.
+    """
+    folder = Path(run)
+    record = RunRecord.load(folder)
+    heard = _hear(folder, record, _detector_of(folder, record), folder / MARKS_CSV, complete)
+    if reason := _too_few(heard.marked):
+        raise DataError(reason)
+    return heard.weigh(folder)
 
 
 def supported(result: Recalibration, chosen: float) -> bool:

@@ -20,7 +20,7 @@ from brainmap.infer.detector import SPEC_FILE, Detector
 from brainmap.infer.peaks import PLAIN_FACE
 from brainmap.lock import held_beside
 from brainmap.tiles.tiles import Tiles
-from brainmap.train.judge.calibrate import calibrate_on_tiles
+from brainmap.train.judge.calibrate_tiles import calibrate_on_tiles
 from brainmap.train.judge.evaluate import Evaluation, EvaluationSettings, Truth, evaluate_tiles
 from brainmap.train.judge.evaluate_report import write_evaluation
 from brainmap.train.judge.predict import Knots

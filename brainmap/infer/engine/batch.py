@@ -8,6 +8,7 @@ import re
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,9 @@ from brainmap.machine import keep_freed_memory
 __all__ = ["BatchReport", "process_batch"]
 
 log = logging.getLogger(__name__)
+
+# Between two reports of how far a batch is.
+_TELL_EVERY_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -55,8 +59,8 @@ class BatchReport:
     peak_bytes: int
 
 
-def process_batch(job: Job, indices: tuple[int, ...]) -> BatchReport:
-    """Process neighbouring blocks and write their cells.
+def process_batch(job: Job, indices: tuple[int, ...], topic: str = "") -> BatchReport:
+    """Process neighbouring blocks and write their cells, and tell the listeners of `topic` meanwhile how far it is.
 
     A block that fails is reported and the others are kept. What all blocks would meet is raised: no
     backend, no room on the disk.
@@ -70,9 +74,12 @@ def process_batch(job: Job, indices: tuple[int, ...]) -> BatchReport:
     read_voxels = net_pixels = 0
     # Before the first of them is read: what changes meanwhile is noticed by the next command.
     stamps = {index: chunks.stamps_of(job, index) for index in indices}
-    for index in indices:
+    tell = _teller(topic, indices)
+    for place, index in enumerate(indices):
         try:
-            done[index], stages = process.process_block(job, job.blocks[index])
+            done[index], stages = process.process_block(
+                job, job.blocks[index], lambda share, place=place: tell((place + share) / len(indices))
+            )
         except process.BlockCancelledError:
             raise
         except Exception as error:
@@ -89,6 +96,21 @@ def process_batch(job: Job, indices: tuple[int, ...]) -> BatchReport:
     return BatchReport(
         tuple(done), failed, cells, read_voxels, net_pixels, dict(seconds), process_name(), peak_memory()
     )
+
+
+def _teller(topic: str, indices: tuple[int, ...]) -> Callable[[float], None]:
+    """What tells the listeners of `topic` which share of a batch is done, now and then; nothing without a topic."""
+    told = time.monotonic()
+
+    def tell(share: float) -> None:
+        nonlocal told
+        if topic and time.monotonic() - told > _TELL_EVERY_S:
+            from distributed import get_worker
+
+            told = time.monotonic()
+            get_worker().log_event(topic, {"batch": indices, "share": share})
+
+    return tell
 
 
 def _reason(error: Exception) -> str:
