@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from brainmap.errors import MissingExtraError, NotFoundError
+from brainmap.image.brain_of_run import brain_of_run
 from brainmap.image.volume import Volume
 from brainmap.points.table import Points, points_path
 from brainmap.run_folder import REGISTRATION_DIR, RunRecord
@@ -18,8 +19,8 @@ __all__ = ["view_run"]
 MOST_POINTS = 1_000_000
 
 
-def view_run(run: str | Path) -> None:
-    """Open a run folder in napari and wait until its window is closed.
+def view_run(run: str | Path, brain: str | Path | None = None) -> None:
+    """Open a run folder in napari and wait until its window is closed; `brain` says where its image was moved.
 
     Raises
     ------
@@ -38,14 +39,7 @@ def view_run(run: str | Path) -> None:
         raise MissingExtraError("napari", "napari", "look at a run in a window") from None
 
     points = Points.read(points_path(run))
-    volume = Volume.open(
-        # The table names the volume by its absolute address, the record as it was typed.
-        points.meta.get("brain") or record.parameters["brain"],
-        channel=record.parameters.get("channel"),
-        voxel_um=record.parameters.get("voxel_um"),
-        timepoint=record.parameters.get("timepoint"),
-        axes=record.parameters.get("axes"),
-    )
+    volume = brain_of_run(run, brain)
     viewer = napari.Viewer(title=f"brainmap {run.name}")
     viewer.add_image(
         [_lazy(volume, level) for level in range(len(volume.levels))],
