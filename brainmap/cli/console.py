@@ -97,7 +97,7 @@ def report_error(error: BaseException, verbose: int) -> int:
         traceback.print_exception(error, file=sys.stderr)
     code = EXIT_FAILED
     if isinstance(error, KeyboardInterrupt):
-        sentence, code = "interrupted", EXIT_INTERRUPTED
+        sentence, code = str(error) or "interrupted", EXIT_INTERRUPTED
     elif isinstance(error, BrainmapError):
         sentence, code = str(error), error.exit_code
     elif isinstance(error, BrokenPipeError):
@@ -108,7 +108,9 @@ def report_error(error: BaseException, verbose: int) -> int:
         where = f" {error.filename}" if error.filename else ""
         sentence = f"cannot read or write{where}: {error.strerror}"
     elif isinstance(error, MemoryError):
-        sentence = "out of memory: use fewer --workers or a smaller --block"
+        said = str(error)
+        advice = "out of memory: use fewer --workers or a smaller --block"
+        sentence = said if said.startswith("out of memory") else advice
     else:
         sentence = f"unexpected {type(error).__name__}: {error} (a bug in brainmap; -vv shows where)"
     typer.echo(f"brainmap: {' '.join(sentence.split())}", err=True)

@@ -248,7 +248,7 @@ class Intensity:
         # Whatever zip, zlib, pickle and numpy say about damaged bytes.
         except Exception as error:
             raise DataError(
-                f"{path} is damaged ({type(error).__name__}); remove it, and the same command makes it anew"
+                f"{path} is damaged ({type(error).__name__}); the same brainmap detect makes it anew"
             ) from error
 
     @classmethod

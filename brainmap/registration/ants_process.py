@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from brainmap.children import end_with_starter
 from brainmap.errors import DataError
 from brainmap.progress import Task, task
 
@@ -173,6 +174,7 @@ def run_stage(
         "initial": initial,
         "prefix": str(prefix),
         "seed": seed,
+        "starter": os.getpid(),
     }
     (work / "job.json").write_text(json.dumps(job))
     package_parent = str(Path(__file__).resolve().parents[2])  # also when brainmap runs from a checkout
@@ -251,6 +253,7 @@ def _voxels(stage: Stage, level: int) -> float:
 
 def _main(job_file: str) -> None:
     job = json.loads(Path(job_file).read_text())
+    end_with_starter(job["starter"])
     import ants
     from ants.internal import get_pointer_string
 

@@ -18,7 +18,7 @@ import numpy as np
 from brainmap.errors import BrainmapError, DataError
 from brainmap.infer.block import process
 from brainmap.infer.block.process import Job
-from brainmap.infer.engine import results
+from brainmap.infer.engine import chunks, results
 from brainmap.infer.peaks import reaches
 from brainmap.machine import keep_freed_memory
 
@@ -72,6 +72,8 @@ def process_batch(job: Job, indices: tuple[int, ...], topic: str = "") -> BatchR
     failed: dict[int, str] = {}
     done: dict[int, dict[str, Any]] = {}
     read_voxels = net_pixels = 0
+    # Before the first of them is read: what changes meanwhile is noticed by the next command.
+    stamps = {index: chunks.stamps_of(job, index) for index in indices}
     tell = _teller(topic, indices)
     for place, index in enumerate(indices):
         try:
@@ -89,7 +91,7 @@ def process_batch(job: Job, indices: tuple[int, ...], topic: str = "") -> BatchR
         for stage, value in stages.seconds.items():
             seconds[stage] += value
     started = time.perf_counter()
-    cells = _write(job, done)
+    cells = _write(job, done, stamps)
     seconds["write"] += time.perf_counter() - started
     return BatchReport(
         tuple(done), failed, cells, read_voxels, net_pixels, dict(seconds), process_name(), peak_memory()
@@ -112,10 +114,12 @@ def _teller(topic: str, indices: tuple[int, ...]) -> Callable[[float], None]:
 
 
 def _reason(error: Exception) -> str:
+    if isinstance(error, MemoryError):
+        return "out of memory: use fewer --workers or a smaller --block"
     return str(error) if isinstance(error, BrainmapError) else f"{type(error).__name__}: {error}"
 
 
-def _write(job: Job, done: dict[int, dict[str, Any]]) -> int:
+def _write(job: Job, done: dict[int, dict[str, Any]], stamps: dict[int, chunks.Stamps | None]) -> int:
     cells = 0
     for span in results.ranges(sorted(done)):
         parts = [done[i] for i in range(*span)]
@@ -123,7 +127,8 @@ def _write(job: Job, done: dict[int, dict[str, Any]]) -> int:
         columns[results.BLOCK_COLUMN] = np.repeat(np.arange(*span), [len(p["z"]) for p in parts])
         reaching = int(np.count_nonzero(reaches(columns["score"], job.threshold)))
         try:
-            results.write_batch(Path(job.run_dir), span, columns, reaching)
+            note = chunks.note_of(job, range(*span), stamps)
+            results.write_batch(Path(job.run_dir), span, columns, reaching, note)
         except OSError as error:
             raise DataError(f"cannot write results to {job.run_dir}: {error.strerror or error}") from error
         cells += reaching
