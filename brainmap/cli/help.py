@@ -32,7 +32,7 @@ _TALK_OPTIONS = ("verbose", "quiet", "help")
 #: Groups of commands, in the order shown.
 COMMAND_GROUPS = {
     "First steps": ("demo", "doctor", "atlas"),
-    "One brain": ("convert", "detect", "register", "regions", "view", "tune", "evaluate"),
+    "One brain": ("convert", "detect", "register", "status", "regions", "view", "review", "tune", "evaluate"),
     "Many animals": ("compare",),
     "Many hands": ("crowd", "gt", "retrain", "train"),
 }
@@ -59,6 +59,8 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
     ),
     "tune": (("brainmap tune run --out my_detector", "score and threshold fitted to your marks"),),
     "view": (("brainmap view run", "the brain with its cells and regions"),),
+    "review": (("brainmap review run", "how good the counts are, from a few minutes of your judgement"),),
+    "status": (("brainmap status run --watch", "how far a run is, until it is done"),),
     "convert": (
         ("brainmap convert planes/ brain.zarr --voxel-size 5,2,2", "a folder of TIFF planes, 5 um apart, 2 um pixels"),
         ("brainmap convert planes/ brain.zarr --voxel-size 5,2,2 --planes 'brain_Ch1_#.tif'",
