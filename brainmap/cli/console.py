@@ -21,6 +21,7 @@ import typer
 
 from brainmap.cli.help import EXAMPLES, GroupedCommand, GroupedCommands
 from brainmap.errors import BrainmapError
+from brainmap.progress import shown
 
 __all__ = [
     "EXIT_FAILED",
@@ -82,8 +83,8 @@ def command(app: typer.Typer, name: str) -> Callable[[Callable[..., None]], Call
         run.__annotations__ = hints | {"verbose": Verbose, "quiet": Quiet}
         del run.__wrapped__
         words = name if app.info.name == "brainmap" else f"{app.info.name} {name}"
-        shown = type("Shown", (GroupedCommand,), {"examples": EXAMPLES.get(words, ())})
-        app.command(name, cls=shown)(run)
+        with_examples = type("Shown", (GroupedCommand,), {"examples": EXAMPLES.get(words, ())})
+        app.command(name, cls=with_examples)(run)
         return function
 
     return register

@@ -65,3 +65,9 @@ def test_groups_name_what_exists() -> None:
     assert set(named) <= options
     listed = [command for group in COMMAND_GROUPS.values() for command in group]
     assert sorted(listed) == sorted(ROOT.commands), "every command of the root stands in a group"
+
+
+def test_a_command_still_runs(tmp_path: Any) -> None:
+    """Outside of tests nothing calls a command through its own class."""
+    result = CliRunner().invoke(app, ["convert", str(tmp_path / "none"), str(tmp_path / "a.zarr")])
+    assert result.exit_code == 1 and "none" in result.output and "bug" not in result.output
