@@ -52,10 +52,14 @@ def simulate(rng: np.random.Generator, cells: int, divisions: int, quality: floa
     dense = rng.gamma(0.8, 1 / 0.8, fields)
     found = rng.poisson(dense * cells / fields)
     miss = rng.beta(2, 14, divisions)[field_division] * rng.gamma(2, 0.5, fields)
-    return Brain(division, score, right, field_division, found + 0.1 * cells / fields, rng.poisson(found * miss))
+    return Brain(
+        division, score, right, field_division, found + 0.1 * cells / fields, rng.poisson(found * miss)
+    )
 
 
-def review(brain: Brain, rng: np.random.Generator, cells: int, fields: int) -> tuple[Strata, Fields, np.ndarray]:
+def review(
+    brain: Brain, rng: np.random.Generator, cells: int, fields: int
+) -> tuple[Strata, Fields, np.ndarray]:
     """What a person who judges the first cells and fields of the deck finds; the strata by division."""
     stratum, sizes = strata_of(brain.division, brain.score)
     drawn = order_cells(stratum, rng)[:cells]
@@ -74,7 +78,9 @@ def coverage(repeats: int, seed: int, cells: int = 85, fields: int = 15) -> dict
     for repeat in range(repeats):
         if repeat % 5 == 0:
             # A new brain now and then; each repeat is a new sample.
-            brain = simulate(rng, int(10 ** rng.uniform(3.5, 5)), int(rng.integers(3, 13)), rng.uniform(-0.5, 2.5))
+            brain = simulate(
+                rng, int(10 ** rng.uniform(3.5, 5)), int(rng.integers(3, 13)), rng.uniform(-0.5, 2.5)
+            )
         strata, seen, _ = review(brain, rng, cells, fields)
         for name, found, true in (
             ("precision", precision(strata), brain.precision),
@@ -97,14 +103,18 @@ def coverage(repeats: int, seed: int, cells: int = 85, fields: int = 15) -> dict
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--repeats", type=int, default=500)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     for cells, fields in ((85, 15), (40, 10), (250, 50)):
         start = time.perf_counter()
         found = coverage(given.repeats, given.seed, cells, fields)
-        print(f"{cells} cells and {fields} fields, {given.repeats} repeats, {time.perf_counter() - start:.0f} s")
+        print(
+            f"{cells} cells and {fields} fields, {given.repeats} repeats, {time.perf_counter() - start:.0f} s"
+        )
         for name, value in found.items():
             print(f"  {name:<26}{value:.3f}")
 

@@ -154,7 +154,8 @@ def _image_layers(run: ViewedRun, origin: str) -> list[dict[str, Any]]:
                 ["image", *([str(channel), *names[channel : channel + 1]] if volume.n_channels > 1 else [])]
             ),
             "source": f"zarr3://{origin}/image/{channel}/",
-            "shader": _IMAGE_SHADER % (
+            "shader": _IMAGE_SHADER
+            % (
                 _ends(volume.with_channel(channel)),
                 _TINTS[0 if channel == shown else 1 + channel % 3],
             ),

@@ -57,7 +57,7 @@ def order_cells(stratum: Ints, rng: np.random.Generator) -> Ints:
 def field_sizes(candidates: NDArray[np.integer]) -> Floats:
     """By what fields are drawn: their candidates, and a little, so that empty ones are looked at too."""
     little = _EMPTY * max(int(candidates.sum()), 1) / max(len(candidates), 1)
-    return candidates + little
+    return np.asarray(candidates + little, np.float64)
 
 
 def draw_fields(size: Floats, number: int, rng: np.random.Generator) -> Ints:
@@ -67,7 +67,11 @@ def draw_fields(size: Floats, number: int, rng: np.random.Generator) -> Ints:
 
 
 def hard_cells(
-    score: NDArray[np.floating], threshold: float, place: NDArray[np.integer], number: int, rng: np.random.Generator
+    score: NDArray[np.floating],
+    threshold: float,
+    place: NDArray[np.integer],
+    number: int,
+    rng: np.random.Generator,
 ) -> Ints:
     """Cells and weaker candidates whose scores say least, from many places.
 
