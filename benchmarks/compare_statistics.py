@@ -20,9 +20,9 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
-from brainmap.cohort.negative_binomial import deviance, fit_means
+from brainmap.cohort.model.negative_binomial import deviance, fit_means
+from brainmap.cohort.model.statistics import adjust, count_test, group_means, relative_levels, welch_test
 from brainmap.cohort.simulate import Cohort, Simulation, simulate
-from brainmap.cohort.statistics import adjust, count_test, group_means, relative_levels, welch_test
 
 STUDIES = {
     "no staining factor": Simulation(shared_sd=0.0),

@@ -15,6 +15,7 @@ import typer
 
 from brainmap import __version__
 from brainmap.cli import atlas as atlas_cli
+from brainmap.cli import cohort as cohort_cli
 from brainmap.cli import crowd as crowd_cli
 from brainmap.cli import crowd_loop
 from brainmap.cli import gt as gt_cli
@@ -43,6 +44,7 @@ app.add_typer(train_cli.app)
 crowd_loop.register(crowd_cli.app)
 app.add_typer(crowd_cli.app)
 command(app, "retrain")(train_cli.retrain)
+cohort_cli.register(app)
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Channel = Annotated[int | None, typer.Option(help="Channel, counting from 0.", metavar="N")]
 Timepoint = Annotated[int | None, typer.Option(help="Timepoint, counting from 0.", metavar="N")]
@@ -107,7 +109,7 @@ def demo(
     if serve and not with_crowd:
         raise UsageError("--serve belongs to --crowd")
     if with_crowd:
-        from brainmap.crowd.demo import run_crowd_demo, serve_demo
+        from brainmap.crowd.loop.demo import run_crowd_demo, serve_demo
 
         typer.echo(run_crowd_demo(out))
         if serve:
@@ -422,65 +424,6 @@ def evaluate(
         print_json(result.as_dict())
     else:
         print_pairs(result.lines())
-
-
-@command(app, "compare")
-def compare(
-    groups: Annotated[
-        Path, typer.Argument(help="CSV run,animal,group and covariates.", metavar="GROUPS.csv")
-    ],
-    out: Annotated[Path, typer.Option(help="Folder to write.", metavar="DIR")],
-    level: Annotated[
-        str,
-        typer.Option(
-            help="Regions: summary, divisions, leaf, all, a depth, acronyms separated by commas, "
-            "or a CSV set,structure.",
-            metavar="LEVEL",
-        ),
-    ] = "summary",
-    within: Annotated[
-        str | None, typer.Option(help="Only structures inside this one, e.g. grey.", metavar="STRUCTURE")
-    ] = None,
-    hemisphere: Annotated[
-        str, typer.Option(help="Sides: each tests left and right apart.", metavar="left|right|both|each")
-    ] = "both",
-    measure: Annotated[
-        str,
-        typer.Option(help="Counts (negative binomial), densities (Welch's t).", metavar="count|density|both"),
-    ] = "both",
-    alpha: Annotated[float, typer.Option(help="Rate of false discoveries.", metavar="F")] = 0.05,
-    covariates: Annotated[
-        str | None,
-        typer.Option(
-            help="Columns to adjust counts for, or none [default: all further ones].", metavar="NAMES"
-        ),
-    ] = None,
-    relative: Annotated[
-        bool, typer.Option("--relative", help="Divide out each animal's level over the whole brain.")
-    ] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier comparison.")] = False,
-    as_json: AsJson = False,
-) -> None:
-    """Compare groups of animals region by region."""
-    from brainmap.cohort.results import compare as run
-    from brainmap.cohort.results import study_record
-    from brainmap.cohort.study import CompareSettings
-
-    names = None if covariates is None else tuple(name.strip() for name in covariates.split(","))
-    settings = CompareSettings(
-        level=level,
-        within=within,
-        hemisphere=hemisphere,
-        measure=measure,
-        alpha=alpha,
-        covariates=() if names == ("none",) else names,
-        relative=relative,
-    )
-    study = run(groups, out, settings, overwrite=overwrite)
-    if as_json:
-        print_json(study_record(study))
-    else:
-        print_pairs([*study.lines(), ("report", str(out / "report.html"))])
 
 
 @command(app, "doctor")

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from brainmap.cohort.negative_binomial import Floats
+from brainmap.cohort.model.negative_binomial import Floats
 from brainmap.files import atomic_path
 from brainmap.run_folder import REGIONS_CSV, RunRecord
 

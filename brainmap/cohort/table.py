@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 SIDES = ("left", "right", "both")
 
 # Settings that change how many cells are found: one value for the whole study.
-_SETTINGS = {"threshold": "threshold", "cell_diameter_um": "cell diameter"}
+_SETTINGS = {"threshold": "threshold", "cell_diameter_um": "cell diameter", "channel": "channel"}
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,10 @@ class CohortTable:
         Of each animal's table.
     warnings : tuple of str
         What makes animals hard to compare.
+    verdicts : tuple of str
+        On the registration of each animal: good, doubtful, bad, or empty where it is not known.
+    atlases : tuple of str
+        Name or folder of the atlas of each run, as it was given; empty where it is not known.
     """
 
     groups: Groups
@@ -58,6 +62,8 @@ class CohortTable:
     volume_mm3: NDArray[np.float64]
     fingerprints: tuple[str, ...]
     warnings: tuple[str, ...] = ()
+    verdicts: tuple[str, ...] = ()
+    atlases: tuple[str, ...] = ()
 
     @property
     def present(self) -> NDArray[np.bool_]:
@@ -74,21 +80,24 @@ def read_cohort(groups: Groups) -> CohortTable:
     NotFoundError
         If a folder is not a run folder.
     DataError
-        If a run is not complete or has no table of regions, or runs used different atlases.
+        If a run is not complete or has no table of regions, runs used different atlases, or two animals have the same
+        table.
     """
-    records = [_record(run, animal) for run, animal in zip(groups.run, groups.animal, strict=True)]
+    records = [_record(run, animal) for run, animal in zip(groups.run, groups.labels, strict=True)]
     _require_one_atlas(groups, records)
-    trees = [_tree(run, animal) for run, animal in zip(groups.run, groups.animal, strict=True)]
+    trees = [_tree(run, animal) for run, animal in zip(groups.run, groups.labels, strict=True)]
     first = trees[0].regions
     if not first:
         raise DataError(f"{groups.run[0] / REGIONS_CSV} holds no structures")
     hierarchy = [(region.id, region.parent_id) for region in first]
-    for animal, tree in zip(groups.animal, trees, strict=True):
+    for animal, tree in zip(groups.labels, trees, strict=True):
         if [(region.id, region.parent_id) for region in tree.regions] != hierarchy:
             raise DataError(
-                f"the runs of {groups.animal[0]} and {animal} list different structures: they were counted with "
+                f"the runs of {groups.labels[0]} and {animal} list different structures: they were counted with "
                 "different atlases; count all animals with one"
             )
+    fingerprints = tuple(fingerprint((run / REGIONS_CSV).read_bytes()) for run in groups.run)
+    _require_different(groups, fingerprints, trees)
     warnings = (*_differing_settings(groups, records), *_run_warnings(groups, records))
     for warning in warnings:
         log.warning("%s", warning)
@@ -102,9 +111,23 @@ def read_cohort(groups: Groups) -> CohortTable:
         count=_stack(trees, "count").astype(np.int64),
         count_direct=_stack(trees, "count_direct").astype(np.int64),
         volume_mm3=_stack(trees, "volume_mm3").astype(np.float64),
-        fingerprints=tuple(fingerprint((run / REGIONS_CSV).read_bytes()) for run in groups.run),
+        fingerprints=fingerprints,
         warnings=warnings,
+        atlases=tuple(str(record.parameters.get("atlas") or "") for record in records),
+        verdicts=tuple(str(record.results.get("registration_verdict") or "") for record in records),
     )
+
+
+def _require_different(groups: Groups, fingerprints: tuple[str, ...], trees: list[RegionTree]) -> None:
+    first: dict[str, str] = {}
+    for label, found, tree in zip(groups.labels, fingerprints, trees, strict=True):
+        cells = any(region.count["both"] for region in tree.regions)
+        if cells and found in first:
+            raise DataError(
+                f"{first[found]} and {label} have the same table of regions, to the last cell: it is one run under two "
+                "names; every animal needs its own"
+            )
+        first[found] = label
 
 
 def _stack(trees: list[RegionTree], name: str) -> NDArray[Any]:
@@ -136,14 +159,14 @@ def _tree(run: Path, animal: str) -> RegionTree:
 def _require_one_atlas(groups: Groups, records: list[RunRecord]) -> None:
     known = {
         animal: record.fingerprints["atlas"]
-        for animal, record in zip(groups.animal, records, strict=True)
+        for animal, record in zip(groups.labels, records, strict=True)
         if record.fingerprints.get("atlas")
     }
     if len(set(known.values())) > 1:
         usual = Counter(known.values()).most_common(1)[0][0]
         named = {
             animal: record.parameters.get("atlas")
-            for animal, record in zip(groups.animal, records, strict=True)
+            for animal, record in zip(groups.labels, records, strict=True)
         }
         other = next(animal for animal, atlas in known.items() if atlas != usual)
         same = next(animal for animal, atlas in known.items() if atlas == usual)
@@ -160,7 +183,7 @@ def _differing_settings(groups: Groups, records: list[RunRecord]) -> list[str]:
         values[name] = [record.results.get(key, record.parameters.get(key)) for record in records]
     for name, of_animals in values.items():
         usual = Counter(of_animals).most_common(1)[0][0]
-        others = [animal for animal, value in zip(groups.animal, of_animals, strict=True) if value != usual]
+        others = [animal for animal, value in zip(groups.labels, of_animals, strict=True) if value != usual]
         if others:
             found.append(
                 f"not all cells were detected with the same {name} (different: {', '.join(others)}): their counts "
@@ -172,6 +195,6 @@ def _differing_settings(groups: Groups, records: list[RunRecord]) -> list[str]:
 def _run_warnings(groups: Groups, records: list[RunRecord]) -> list[str]:
     return [
         f"{animal}: {warning}"
-        for animal, record in zip(groups.animal, records, strict=True)
+        for animal, record in zip(groups.labels, records, strict=True)
         for warning in record.warnings
     ]

@@ -15,6 +15,7 @@ from brainmap.files import atomic_path, fingerprint, now
 from brainmap.image.mask import Mask
 from brainmap.infer.detector import CARD_FILE, MODEL_FILE, SPEC_FILE, Detector, DetectorSpec, write_detector
 from brainmap.infer.engine.results import iter_candidates, stored_from
+from brainmap.lock import held
 from brainmap.points.recalibration import (
     Estimate,
     Interval,
@@ -27,8 +28,8 @@ from brainmap.points.table import Points
 from brainmap.run.cells import ImageFrame, located, mask_of
 from brainmap.run.marks import MARKS_CSV, MISSED, NO, YES, Marks, inside_analysed, match_marks, read_marks
 from brainmap.run.recount import roi_of
-from brainmap.run.swap import finish_swap
 from brainmap.run_folder import POINTS_PARQUET, RunRecord
+from brainmap.swap import finish_swap
 
 __all__ = ["FEWEST", "TuneResult", "supported", "tune_run", "weigh_marks"]
 
@@ -127,6 +128,14 @@ def tune_run(
         If there is no run, no marks, or they cannot be of this run.
     """
     folder = Path(run)
+    RunRecord.load(folder)
+    with held(folder, "nothing was changed"):
+        return _tune(folder, marks, out, complete, overwrite)
+
+
+def _tune(
+    folder: Path, marks: str | Path | None, out: str | Path | None, complete: bool, overwrite: bool
+) -> TuneResult:
     finish_swap(folder)
     record = RunRecord.load(folder)
     target = _target(folder, out, overwrite)

@@ -1,19 +1,29 @@
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
+from brainmap.cohort.report import charts
 from brainmap.cohort.simulate import Simulation, simulate, write_runs
-from brainmap.report import html
 
 
 @pytest.fixture(autouse=True)
 def _fast_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Figures at low resolution: their drawing is tested, their size is not."""
-    render = html._render
-    monkeypatch.setattr(html, "_render", lambda figure, format, dpi: render(figure, "png", 20))
-    monkeypatch.setitem(html._MEDIA, "svg", html._MEDIA["png"])
+    """Figures are laid out by nobody and drawn once, coarsely: their drawing is tested, their size is not."""
+
+    def render(figure: Figure) -> bytes:
+        figure.set_layout_engine("none")
+        figure.set_dpi(20)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph .* missing from font")
+            FigureCanvasAgg(figure).draw()
+        return b"<svg xmlns='http://www.w3.org/2000/svg'/>"
+
+    monkeypatch.setattr(charts, "render", render)
 
 
 @pytest.fixture

@@ -65,3 +65,21 @@ def test_other_settings_and_a_runs_own_warnings_are_told(study: Path) -> None:
     warnings = read_cohort(read_groups(study)).warnings
     assert len(warnings) == 2
     assert "same threshold (different: m05)" in warnings[0] and warnings[1] == "m05: the registration is poor"
+
+
+def test_one_run_under_two_names_is_refused(study: Path) -> None:
+    import shutil
+
+    runs = study.parent / "runs"
+    shutil.rmtree(runs / "m05")
+    shutil.copytree(runs / "m02", runs / "m05")
+    with pytest.raises(DataError, match="m02 and m05 have the same table of regions"):
+        read_cohort(read_groups(study))
+
+
+def test_another_channel_is_told(study: Path) -> None:
+    for run in (study.parent / "runs").iterdir():
+        record = RunRecord.load(run)
+        record.updated(parameters=record.parameters | {"channel": 1 if run.name == "m06" else 0}).save(run)
+    (warning,) = read_cohort(read_groups(study)).warnings
+    assert "same channel (different: m06)" in warning

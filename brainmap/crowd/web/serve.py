@@ -7,7 +7,7 @@ import ipaddress
 import logging
 from pathlib import Path
 
-from brainmap.crowd.site import Site
+from brainmap.crowd.store.site import Site
 from brainmap.crowd.web.app import create_app
 from brainmap.errors import UsageError
 from brainmap.web.listening import LOOPBACK, listen
