@@ -30,6 +30,7 @@ FLOORS = (
 SIDEWAYS = {
     ("tiles", "gt"),  # ids of images are checked as those of clicks are
     ("files", "machine"),
+    ("cohort", "run"),  # a study detects the brains that are not done
 }
 MOST_MODULES = 18
 # Still to be put into order: one corridor, and two pairs of modules that know each other's types.

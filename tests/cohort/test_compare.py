@@ -13,9 +13,10 @@ from typer.testing import CliRunner
 
 from brainmap.cli.main import app
 from brainmap.cohort.compare import compare_groups
-from brainmap.cohort.results import COMPARISON_COLUMNS, TABLE_COLUMNS, compare
+from brainmap.cohort.results import compare
 from brainmap.cohort.simulate import Simulation, simulate, write_runs
 from brainmap.cohort.study import CompareSettings
+from brainmap.cohort.tables import COMPARISON_COLUMNS, TABLE_COLUMNS
 from brainmap.errors import DataError, UsageError
 from brainmap.run_folder import RunRecord
 
