@@ -149,7 +149,7 @@ def p_values(study: Study, one: Comparison, name: str) -> Chart:
 def by_division(study: Study, one: Comparison, name: str) -> Chart:
     """Ratios with intervals, division by division, the regions of each in order of their ratio."""
     order = _in_divisions(study, one)
-    figure = style.new_figure(7.6, 0.22 * len(order) + 1.3)
+    figure = style.new_figure(5.8, 0.22 * len(order) + 1.3)
     axes = style.clean(figure.subplots(), x=_ratio_title(one), grid="x")
     result, rows, labels, numbers = one.result, [], [], []
     for y, (i, is_division) in enumerate(order):
@@ -233,7 +233,7 @@ def heat_map(study: Study, one: Comparison, name: str) -> Chart:
     regions = regions[np.argsort(one.result.log2_ratio[regions], kind="stable")] if one.is_ratio else regions
     animals = np.argsort([study.groups.names.index(g) for g in study.groups.group], kind="stable")
     values = _relative_log_density(study, one.hemisphere)[np.ix_(animals, regions)]
-    figure = style.new_figure(7.6, 0.17 * len(regions) + 1.6)
+    figure = style.new_figure(6.0, 0.17 * len(regions) + 1.6)
     axes = figure.subplots()
     limit = (
         float(np.clip(np.nanquantile(np.abs(values), 0.98), 0.5, 3.0)) if np.isfinite(values).any() else 1.0
@@ -307,7 +307,7 @@ def levels(study: Study, name: str) -> Chart | None:
     if found is None:
         return None
     animals = study.table.groups
-    figure = style.new_figure(7.0, 0.26 * len(animals) + 1.2)
+    figure = style.new_figure(6.0, 0.26 * len(animals) + 1.2)
     axes = style.clean(figure.subplots(), x="level over the brain (1: the usual one)", grid="x")
     log = np.log2(found.factor)
     reach = 1.96 * found.error / np.log(2.0)
@@ -344,7 +344,7 @@ def quality(study: Study, name: str) -> Chart:
     side = SIDES.index(study.settings.sides[0])
     off = study.missing.log2_factor[:, :, side]
     labels = study.groups.labels
-    figure = style.new_figure(7.0, 0.3 * len(labels) + 1.2)
+    figure = style.new_figure(6.0, 0.3 * len(labels) + 1.2)
     axes = style.clean(figure.subplots(), x="log2 of density over the other animals' prediction", grid="x")
     rows = []
     for y, label in enumerate(labels):
