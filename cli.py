@@ -1,4 +1,4 @@
-from brainmap.cli.main import main
+from brainmap.cli.start import main
 
 if __name__ == "__main__":
     main()

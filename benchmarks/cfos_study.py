@@ -30,7 +30,7 @@ from brainmap.files import atomic_path, fingerprint, read_json, to_jsonable, wri
 from brainmap.gt.aggregate import aggregate
 from brainmap.gt.truth import GroundTruth
 from brainmap.tiles.tiles import Tiles, import_tiles
-from brainmap.train.judge.calibrate import tile_calibration
+from brainmap.train.judge.calibrate_tiles import tile_calibration
 from brainmap.train.judge.evaluate import EvaluationSettings, evaluate_points, true_points
 from brainmap.train.judge.predict import TilePoints, predict_tiles
 from brainmap.train.judge.scores import Scored, match_truth, reliability

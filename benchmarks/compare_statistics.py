@@ -21,8 +21,8 @@ import numpy as np
 from scipy import stats
 
 from brainmap.cohort.model.negative_binomial import deviance, fit_means
-from brainmap.cohort.simulate import Cohort, Simulation, simulate
 from brainmap.cohort.model.statistics import adjust, count_test, group_means, relative_levels, welch_test
+from brainmap.cohort.simulate import Cohort, Simulation, simulate
 
 STUDIES = {
     "no staining factor": Simulation(shared_sd=0.0),

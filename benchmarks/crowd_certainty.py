@@ -1,7 +1,7 @@
 """What `--until-certain` saves against fixed redundancy, at equal F1: simulated crowds and a real one, replayed.
 
 Every image gets its workers in a random order. Fixed redundancy takes the first r of every image; until-certain
-begins with three and gives one more to every image that `brainmap.crowd.certainty` does not call decided. Both are
+begins with three and gives one more to every image that `brainmap.crowd.work.certainty` does not call decided. Both are
 aggregated by `brainmap gt`. What is saved is read off the curve of fixed redundancy: how many workers an image
 would need for the F1 that until-certain reached, against how many it took.
 
@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from brainmap.crowd.certainty import CertaintyRule, judge_tiles
+from brainmap.crowd.work.certainty import CertaintyRule, judge_tiles
 from brainmap.gt.aggregate import aggregate_clicks
 from brainmap.gt.clicks import Clicks, read_clicks, read_point_table
 from brainmap.gt.settings import GtSettings

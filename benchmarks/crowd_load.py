@@ -32,13 +32,14 @@ import httpx2
 import numpy as np
 from sqlalchemy import insert, select, update
 
-from brainmap.crowd import accounts, schema
-from brainmap.crowd.assign import next_assignment
-from brainmap.crowd.consent import read_consent
-from brainmap.crowd.export import export_project
-from brainmap.crowd.progress import site_status
-from brainmap.crowd.projects import ProjectSpec, add_project
-from brainmap.crowd.site import Site, init_site
+from brainmap.crowd.store import schema
+from brainmap.crowd.store.consent import read_consent
+from brainmap.crowd.store.site import Site, init_site
+from brainmap.crowd.work import accounts
+from brainmap.crowd.work.assign import next_assignment
+from brainmap.crowd.work.export import export_project
+from brainmap.crowd.work.progress import site_status
+from brainmap.crowd.work.projects import ProjectSpec, add_project
 from brainmap.tiles.tiles import write_tiles
 
 LONGEST_S = 600

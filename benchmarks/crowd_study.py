@@ -16,8 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
-from brainmap.crowd.simulate import cells_of_tiles
-from brainmap.crowd.study import StudyRequest, run_study
+from brainmap.crowd.loop.simulate import cells_of_tiles
+from brainmap.crowd.loop.study import run_study
+from brainmap.crowd.loop.study_record import StudyRequest
 from brainmap.gt.clicks import read_point_table
 from brainmap.image.array_source import ArraySource
 from brainmap.image.intensity import Intensity

@@ -1,6 +1,6 @@
 """`python -m brainmap` is the command `brainmap`."""
 
-from brainmap.cli.main import main
+from brainmap.cli.start import main
 
 if __name__ == "__main__":
     main()

@@ -7,6 +7,7 @@ complete.
 from __future__ import annotations
 
 import dataclasses
+import glob
 import hashlib
 import json
 import math
@@ -24,8 +25,12 @@ import numpy as np
 from brainmap.errors import DataError, NotFoundError
 
 __all__ = [
-    "atomic_path", "cell_text", "fingerprint", "now", "plain_text", "read_json", "to_jsonable", "write_json",
+    "atomic_path", "cell_text", "clone_tree", "fingerprint", "now", "plain_text", "read_json", "replace_path",
+    "sweep_beside", "sweep_inside", "to_jsonable", "write_json",
 ]  # fmt: skip
+
+# How names of files on their way in and out begin; only a killed process leaves one behind.
+_COMING, _GOING = ".tmp-", ".old-"
 
 # What a spreadsheet takes for the start of a formula.
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
@@ -59,23 +64,80 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".tmp-{secrets.token_hex(4)}-{path.name}")
+    temporary = path.with_name(f"{_COMING}{secrets.token_hex(4)}-{path.name}")
     try:
         yield temporary
         if not temporary.exists():
             raise DataError(f"nothing was written for {path}")
-        if temporary.is_dir() and path.is_dir():
-            # os.replace does not replace a folder that has content: move the old one out of the way.
-            old = path.with_name(f".old-{secrets.token_hex(4)}-{path.name}")
-            os.replace(path, old)
-            os.replace(temporary, path)
-            shutil.rmtree(old, ignore_errors=True)
-        else:
-            os.replace(temporary, path)
+        replace_path(temporary, path)
     except BaseException:
         with suppress(OSError):
-            shutil.rmtree(temporary) if temporary.is_dir() else temporary.unlink(missing_ok=True)
+            _remove(temporary)
         raise
+
+
+def replace_path(new: Path, path: Path) -> None:
+    """Give a complete file or folder its name; a file or folder of that name goes.
+
+    A process killed at the worst moment leaves the old one under another name: see `sweep_beside`.
+    """
+    if not path.is_dir():
+        os.replace(new, path)
+        return
+    # os.replace does not replace a folder that has content: the old one goes out of the way.
+    old = path.with_name(f"{_GOING}{secrets.token_hex(4)}-{path.name}")
+    os.replace(path, old)
+    try:
+        os.replace(new, path)
+    except BaseException:
+        os.replace(old, path)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def sweep_beside(path: Path) -> None:
+    """Clear away what killed processes left on their way to or from a path; nobody else may be writing it.
+
+    What was moved out of the way and never replaced comes back.
+    """
+    for left in sorted(path.parent.glob(f"{_GOING}????????-{_literal(path.name)}")):
+        if path.exists():
+            _remove(left)
+        else:
+            os.replace(left, path)
+    for left in path.parent.glob(f"{_COMING}????????-{_literal(path.name)}"):
+        _remove(left)
+
+
+def sweep_inside(folder: Path) -> None:
+    """`sweep_beside` for everything that lies directly in a folder."""
+    names = {path.name[14:] for prefix in (_COMING, _GOING) for path in folder.glob(f"{prefix}????????-?*")}
+    for name in names:
+        sweep_beside(folder / name)
+
+
+def _literal(name: str) -> str:
+    return glob.escape(name)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def clone_tree(source: Path, target: Path) -> None:
+    """Copy a folder of finished files; where the disk can, both share them, as no file of ours is changed in place."""
+    shutil.copytree(source, target, copy_function=_link_or_copy)
+
+
+def _link_or_copy(source: str, target: str) -> str:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+    return target
 
 
 def to_jsonable(obj: Any) -> Any:

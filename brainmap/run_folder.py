@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,12 +25,13 @@ __all__ = [
     "REGIONS_CSV",
     "REGISTRATION_DIR",
     "REPORT_HTML",
+    "RUN_FILES",
     "RUN_JSON",
     "SUMMARY_CSV",
     "THRESHOLDS_CSV",
     "RunRecord",
     "changes",
-    "clear_run",
+    "holds_parts_of_a_run",
     "is_run",
     "other_parameters",
 ]
@@ -43,9 +43,22 @@ REPORT_HTML = "report.html"
 REGISTRATION_DIR, EXPORTS_DIR = "registration", "exports"
 # Finished blocks, and what all of them depend on.
 BLOCKS_DIR, PLAN_FILE, INTENSITY_FILE = "blocks", "plan.json", "intensity.npz"
+# All that a run leaves; what else lies in its folder is other people's.
+RUN_FILES = (
+    BLOCKS_DIR, REGISTRATION_DIR, EXPORTS_DIR, POINTS_PARQUET, REGIONS_CSV, SUMMARY_CSV, THRESHOLDS_CSV, REPORT_HTML,
+    RUN_JSON,
+)  # fmt: skip
 
 STATUSES = ("running", "complete", "incomplete")
-
+# Parameters that name a file or folder -> the fingerprint of what is in it, which says more than where it lies.
+_FINGERPRINTED = {
+    "brain": "volume",
+    "detector": "detector",
+    "atlas": "atlas",
+    "registration": "registration",
+    "registration_image": "registration_image",
+    "mask": "mask",
+}
 
 # Fields of a record that are tables.
 _TABLES = ("parameters", "fingerprints", "execution", "versions", "machine", "timings_s", "blocks", "results")
@@ -102,21 +115,25 @@ class RunRecord:
             If the folder has none, or one that is damaged.
         """
         path = Path(run) / RUN_JSON
+        way_on = "make the run anew with --overwrite, or give another --out"
         if not is_run(run):
+            if holds_parts_of_a_run(run):
+                raise DataError(f"{run} has lost its {RUN_JSON}: {way_on}")
             raise NotFoundError(f"{run} is not a run folder: it has no {RUN_JSON}")
-        content = read_json(path)
+        try:
+            content = read_json(path)
+        except DataError as error:
+            raise DataError(f"{error}; {way_on}") from error
         known = {f.name for f in dataclasses.fields(cls)}
         if not isinstance(content, dict) or content.get("status") not in STATUSES:
-            raise DataError(f"{path} is not a run record: it has no valid status")
+            raise DataError(f"{path} is not a run record: it has no valid status; {way_on}")
         # Keys of a newer brainmap are left alone rather than refused.
         values = {key: value for key, value in content.items() if key in known}
         warnings = values.get("warnings", [])
         odd = [key for key in _TABLES if not isinstance(values.get(key, {}), dict)]
         if odd or not isinstance(warnings, list):
             what = odd[0] if odd else "warnings"
-            raise DataError(
-                f"{path} is not a run record: {what} is damaged; use --overwrite or another --out"
-            )
+            raise DataError(f"{path} is not a run record: {what} is damaged; {way_on}")
         return cls(**values | {"warnings": tuple(str(warning) for warning in warnings)})
 
     def save(self, run: str | Path) -> None:
@@ -128,8 +145,22 @@ class RunRecord:
         return dataclasses.replace(self, **changes)
 
     def differences(self, parameters: Mapping[str, Any], fingerprints: Mapping[str, str]) -> list[str]:
-        """What differs from the run that another command asks for, as short phrases."""
-        return changes(self.parameters, parameters) + changes(self.fingerprints, fingerprints)
+        """What differs from the run that another command asks for, as short phrases.
+
+        A file or folder that was moved is the same: what has a fingerprint is compared by that.
+        """
+        known = {
+            name
+            for name, mark in _FINGERPRINTED.items()
+            if mark in self.fingerprints and mark in fingerprints
+        }
+        found = changes(_without(self.parameters, known), _without(parameters, known))
+        for name in sorted(known):
+            if self.fingerprints[_FINGERPRINTED[name]] != fingerprints[_FINGERPRINTED[name]]:
+                other = changes({name: self.parameters.get(name)}, {name: parameters.get(name)})
+                found += other or [f"what is in {name} {_short(parameters.get(name))} has changed"]
+        marks = {_FINGERPRINTED[name] for name in known}
+        return found + changes(_without(self.fingerprints, marks), _without(fingerprints, marks))
 
     def require_same(
         self, run: str | Path, parameters: Mapping[str, Any], fingerprints: Mapping[str, str]
@@ -151,12 +182,9 @@ def is_run(folder: str | Path) -> bool:
     return (Path(folder) / RUN_JSON).is_file()
 
 
-def clear_run(folder: str | Path) -> None:
-    """Remove what a run left; other files in the folder stay."""
-    for name in (BLOCKS_DIR, REGISTRATION_DIR, EXPORTS_DIR):
-        shutil.rmtree(Path(folder) / name, ignore_errors=True)
-    for name in (RUN_JSON, POINTS_PARQUET, REGIONS_CSV, SUMMARY_CSV, THRESHOLDS_CSV, REPORT_HTML):
-        (Path(folder) / name).unlink(missing_ok=True)
+def holds_parts_of_a_run(folder: str | Path) -> bool:
+    """Whether a folder holds what a run leaves, with or without its record."""
+    return any((Path(folder) / name).exists() for name in RUN_FILES)
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -174,6 +202,10 @@ def other_parameters(run: str | Path, found: list[str]) -> UsageError:
     return UsageError(
         f"{run} holds a run with other parameters ({'; '.join(found)}); use --overwrite to replace it, or another --out"
     )
+
+
+def _without(values: Mapping[str, Any], names: set[str]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if name not in names}
 
 
 def _short(value: Any) -> str:

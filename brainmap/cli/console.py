@@ -14,11 +14,13 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from typing import Annotated, Any, get_type_hints
 
 import typer
 
 from brainmap.errors import BrainmapError
+from brainmap.progress import shown
 
 __all__ = [
     "EXIT_FAILED",
@@ -59,7 +61,8 @@ def command(app: typer.Typer, name: str) -> Callable[[Callable[..., None]], Call
         def run(*, verbose: int, quiet: bool, **options: Any) -> None:
             _configure_logging(verbose, quiet)
             try:
-                function(**options)
+                with nullcontext() if quiet else shown():
+                    function(**options)
             except (Exception, KeyboardInterrupt) as error:
                 raise typer.Exit(report_error(error, verbose)) from None
 
@@ -88,7 +91,7 @@ def report_error(error: BaseException, verbose: int) -> int:
         traceback.print_exception(error, file=sys.stderr)
     code = EXIT_FAILED
     if isinstance(error, KeyboardInterrupt):
-        sentence, code = "interrupted", EXIT_INTERRUPTED
+        sentence, code = str(error) or "interrupted", EXIT_INTERRUPTED
     elif isinstance(error, BrainmapError):
         sentence, code = str(error), error.exit_code
     elif isinstance(error, BrokenPipeError):
@@ -99,16 +102,30 @@ def report_error(error: BaseException, verbose: int) -> int:
         where = f" {error.filename}" if error.filename else ""
         sentence = f"cannot read or write{where}: {error.strerror}"
     elif isinstance(error, MemoryError):
-        sentence = "out of memory: use fewer --workers or a smaller --block"
+        said = str(error)
+        advice = "out of memory: use fewer --workers or a smaller --block"
+        sentence = said if said.startswith("out of memory") else advice
     else:
         sentence = f"unexpected {type(error).__name__}: {error} (a bug in brainmap; -vv shows where)"
     typer.echo(f"brainmap: {' '.join(sentence.split())}", err=True)
     return code
 
 
+class _Lines(logging.StreamHandler[Any]):
+    """Log lines on whatever stderr is when they are written: above the progress bars, while there are any."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+
+    @property
+    def stream(self) -> Any:
+        """Where the line goes."""
+        return sys.stderr
+
+
 def _configure_logging(verbose: int, quiet: bool) -> None:
     level = logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _Lines()
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname).1s %(message)s", "%H:%M:%S"))
     ours = logging.getLogger("brainmap")
     ours.handlers[:] = [handler]

@@ -33,7 +33,7 @@ def _need_web() -> None:
 def init(site: SiteFolder, database: Database = "") -> None:
     """Make a site: a folder with settings, tiles and a database."""
     _need_web()
-    from brainmap.crowd.site import init_site
+    from brainmap.crowd.store.site import init_site
 
     made = init_site(site, database)
     made.close()
@@ -63,8 +63,8 @@ def project(
 ) -> None:
     """Add a project: tiles, copied into the site, and how many people shall see each."""
     _need_web()
-    from brainmap.crowd.projects import ProjectSpec, add_project
-    from brainmap.crowd.site import Site
+    from brainmap.crowd.store.site import Site
+    from brainmap.crowd.work.projects import ProjectSpec, add_project
 
     languages = tuple(part.strip() for part in language.split(",") if part.strip())
     spec = ProjectSpec(name, tiles, redundancy, until_certain, practice, title, languages)
@@ -98,8 +98,8 @@ def serve(
 def status(site: SiteFolder, as_json: AsJson = False) -> None:
     """Say how far the projects are: workers, tiles, clicks."""
     _need_web()
-    from brainmap.crowd.progress import site_status
-    from brainmap.crowd.site import Site
+    from brainmap.crowd.store.site import Site
+    from brainmap.crowd.work.progress import site_status
 
     opened = Site.open(site)
     found = site_status(opened)
@@ -125,8 +125,8 @@ def export(
 ) -> None:
     """Write clicks.csv, assignments.csv, workers.csv, experts.csv and tiles/; also while serving."""
     _need_web()
-    from brainmap.crowd.export import export_project
-    from brainmap.crowd.site import Site
+    from brainmap.crowd.store.site import Site
+    from brainmap.crowd.work.export import export_project
 
     opened = Site.open(site)
     done = export_project(opened, name, out)
@@ -149,8 +149,8 @@ def import_(
 ) -> None:
     """Take in clicks collected elsewhere; a second time changes nothing."""
     _need_web()
-    from brainmap.crowd.import_clicks import import_clicks
-    from brainmap.crowd.site import Site
+    from brainmap.crowd.store.site import Site
+    from brainmap.crowd.work.import_clicks import import_clicks
 
     opened = Site.open(site)
     done = import_clicks(opened, name, clicks, assignments)
@@ -165,8 +165,8 @@ def import_(
 def scan(site: SiteFolder, name: ProjectName, as_json: AsJson = False) -> None:
     """Register images that were put into a project's folder; a running site does it by itself."""
     _need_web()
-    from brainmap.crowd.projects import scan_project
-    from brainmap.crowd.site import Site
+    from brainmap.crowd.store.site import Site
+    from brainmap.crowd.work.projects import scan_project
 
     opened = Site.open(site)
     found = scan_project(opened, name)
@@ -185,8 +185,8 @@ def backup(
 ) -> None:
     """Write everything a site is into one file; also while serving."""
     _need_web()
-    from brainmap.crowd.backup import back_up
-    from brainmap.crowd.site import Site
+    from brainmap.crowd.store.backup import back_up
+    from brainmap.crowd.store.site import Site
 
     opened = Site.open(site)
     done = back_up(opened, file)
@@ -205,7 +205,7 @@ def restore(
 ) -> None:
     """Make a site of a backup; everybody logs in anew."""
     _need_web()
-    from brainmap.crowd.backup import restore as run
+    from brainmap.crowd.store.backup import restore as run
 
     run(file, site, database).close()
     typer.echo(str(site))
@@ -224,7 +224,7 @@ def users(
 ) -> None:
     """Add, list, reset or delete accounts; a password is asked for, or read from standard input."""
     _need_web()
-    from brainmap.crowd import manage
+    from brainmap.crowd.work import manage
 
     if action not in ("add", "list", "reset", "delete"):
         raise UsageError(f"what to do is {action!r}; say add, list, reset or delete")

@@ -116,7 +116,8 @@ def study(
     as_json: AsJson = False,
 ) -> None:
     """Test on labelled tiles which to annotate: animals x slices x strategy at equal budget."""
-    from brainmap.crowd.study import StudyRequest, run_study
+    from brainmap.crowd.loop.study import run_study
+    from brainmap.crowd.loop.study_record import StudyRequest
 
     names = tuple(name.strip() for name in strategies.split(","))
     found = run_study(StudyRequest(
@@ -161,7 +162,7 @@ def round_of_clicks(
     for package in ("torch", "onnx", "onnxscript"):
         if importlib.util.find_spec(package) is None:
             raise MissingExtraError(package, "train", "retrain a detector")
-    from brainmap.crowd.round import RoundRequest, run_round
+    from brainmap.crowd.loop.round import RoundRequest, run_round
     from brainmap.train.retrain.request import read_retrain_settings
 
     result = run_round(RoundRequest(

@@ -20,6 +20,7 @@ from brainmap.cli import crowd as crowd_cli
 from brainmap.cli import crowd_loop
 from brainmap.cli import gt as gt_cli
 from brainmap.cli import train as train_cli
+from brainmap.cli import view as view_cli
 from brainmap.cli.console import (
     EXIT_FAILED,
     EXIT_INTERRUPTED,
@@ -108,7 +109,7 @@ def demo(
     if serve and not with_crowd:
         raise UsageError("--serve belongs to --crowd")
     if with_crowd:
-        from brainmap.crowd.demo import run_crowd_demo, serve_demo
+        from brainmap.crowd.loop.demo import run_crowd_demo, serve_demo
 
         typer.echo(run_crowd_demo(out))
         if serve:
@@ -344,12 +345,7 @@ def tune(
         print_pairs(result.lines())
 
 
-@command(app, "view")
-def view(run: Annotated[Path, typer.Argument(help="Run folder.", metavar="RUN")]) -> None:
-    """Open a run in napari: the volume, its cells and the warped atlas."""
-    from brainmap.view.napari import view_run
-
-    view_run(run)
+view_cli.register(app)
 
 
 @command(app, "convert")

@@ -22,8 +22,10 @@ from brainmap.cohort.tables import (
     write_csv,
 )
 from brainmap.errors import UsageError
-from brainmap.files import atomic_path, now, to_jsonable, write_json
+from brainmap.files import now, to_jsonable, write_json
+from brainmap.lock import held
 from brainmap.machine import versions
+from brainmap.swap import staged
 
 __all__ = ["compare", "study_record", "write_study"]
 
@@ -80,12 +82,11 @@ def write_study(study: Study, out: str | Path) -> None:
     """Write a comparison's folder, complete or not at all."""
     from brainmap.cohort.report.page import write_report
 
-    with atomic_path(out) as folder:
-        folder.mkdir()
+    out = Path(out)
+    with held(out, "what was there before stays"), staged(out, RECORD) as folder:
         write_csv(folder / "table.csv", TABLE_COLUMNS, table_rows(study))
         write_csv(folder / "comparison.csv", COMPARISON_COLUMNS, comparison_rows(study))
-        if study.divisions is not None:
-            write_csv(folder / "divisions.csv", DIVISION_COLUMNS, division_rows(study))
+        write_csv(folder / "divisions.csv", DIVISION_COLUMNS, division_rows(study))
         missing = rows_of_missing(study.missing, study.groups.labels, study.selection, study.settings.sides)
         write_csv(folder / "missing.csv", MISSING_COLUMNS, missing)
         write_report(study, folder / "report.html")

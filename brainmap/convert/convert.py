@@ -20,14 +20,16 @@ from brainmap.image.journal import ConversionJournal
 from brainmap.image.plausible import check_voxel_um
 from brainmap.image.volume import Volume, parse_voxel_um
 from brainmap.image.writer import VolumeWriter
+from brainmap.lock import held_beside
 from brainmap.machine import usable_cores
+from brainmap.progress import task
 
 __all__ = ["convert"]
 
 log = logging.getLogger(__name__)
 
 # Part of what an unfinished conversion must agree with: raise it when the same settings give other files.
-_FORMAT = 2
+_FORMAT = 3
 
 
 def convert(
@@ -100,8 +102,6 @@ def convert(
     MissingExtraError
         If the source is of a format that needs bioio.
     """
-    if Path(dest).exists() and not overwrite:
-        raise UsageError(f"{dest} exists already; replace it with --overwrite, or choose another name")
     reading = Reading(
         axes=None if axes is None else parse_axes(axes),
         timepoint=timepoint,
@@ -109,36 +109,68 @@ def convert(
         allow_gaps=allow_gaps,
         voxel_um=None if voxel_um is None else parse_voxel_um(voxel_um),
     )
-    with open_stack(source, reading) as stack:
-        names = channel_names or stack.channel_names
-        if names is not None and len(names) != stack.shape[0]:
-            raise UsageError(
-                f"{len(names)} channel names were given; {stack.name} has {stack.shape[0]} channel(s)"
-            )
-        options: dict[str, Any] = {
-            "shape": stack.shape if names is not None else stack.shape[1:],
-            "dtype": stack.dtype,
-            "voxel_um": _voxel_um(stack, reading.voxel_um),
-            "orientation": None if orientation is None else parse_orientation(orientation),
-            "channel_names": names,
-            "chunks": chunks,
-            "shards": shards or "auto",
-        }
-        settings = {**options, "files": fingerprint([file.name for file in stack.files]), "format": _FORMAT}
-        path = Path(dest).expanduser().absolute()
-        journal = ConversionJournal(path, settings, stack.fingerprint, overwrite)
-        with ExitStack() as opened:
-            opened.enter_context(journal)
-            writer = VolumeWriter(path, **options, overwrite=overwrite, verify=True, journal=journal)
-            opened.enter_context(writer)
-            pool = opened.enter_context(ThreadPoolExecutor(workers or usable_cores()))
-            if writer.planes_taken:
-                log.info("%s: going on after %d of %d planes", dest, writer.planes_taken, stack.shape[1])
-            for slab in _slabs(stack, writer.planes_taken, writer.slab_depth, pool):
-                writer.append(slab)
-                if on_progress is not None:
-                    on_progress(writer.planes_taken, stack.shape[1])
+    path = Path(dest).expanduser().absolute()
+    kept = f"what is finished is kept beside {dest}, and the same command goes on from there"
+    with held_beside(path, kept):
+        if path.exists() and not overwrite:
+            raise UsageError(f"{dest} exists already; replace it with --overwrite, or choose another name")
+        with open_stack(source, reading) as stack:
+            options = _options(stack, reading, channel_names, orientation, chunks, shards)
+            _write(stack, path, options, overwrite, workers or usable_cores(), on_progress)
     return Volume.open(dest, channel=0)
+
+
+def _options(
+    stack: Stack,
+    reading: Reading,
+    channel_names: Sequence[str] | None,
+    orientation: str | None,
+    chunks: Sequence[int] | None,
+    shards: Sequence[int] | None,
+) -> dict[str, Any]:
+    """What the writer must know of the image to come."""
+    names = channel_names or stack.channel_names
+    if names is not None and len(names) != stack.shape[0]:
+        raise UsageError(
+            f"{len(names)} channel names were given; {stack.name} has {stack.shape[0]} channel(s)"
+        )
+    return {
+        "shape": stack.shape if names is not None else stack.shape[1:],
+        "dtype": stack.dtype,
+        "voxel_um": _voxel_um(stack, reading.voxel_um),
+        "orientation": None if orientation is None else parse_orientation(orientation),
+        "channel_names": names,
+        "chunks": chunks,
+        "shards": shards or "auto",
+    }
+
+
+def _write(
+    stack: Stack,
+    path: Path,
+    options: dict[str, Any],
+    overwrite: bool,
+    workers: int,
+    on_progress: Callable[[int, int], None] | None,
+) -> None:
+    """All slabs of planes, from the first that is not finished on."""
+    settings = {**options, "files": fingerprint([file.name for file in stack.files]), "format": _FORMAT}
+    journal = ConversionJournal(path, settings, stack.fingerprint, overwrite)
+    with ExitStack() as opened:
+        opened.enter_context(journal)
+        writer = VolumeWriter(path, **options, overwrite=overwrite, verify=True, journal=journal)
+        opened.enter_context(writer)
+        pool = opened.enter_context(ThreadPoolExecutor(workers))
+        if writer.planes_taken:
+            log.info("%s: going on after %d of %d planes", path, writer.planes_taken, stack.shape[1])
+        planes = opened.enter_context(
+            task(f"converting {stack.name}", stack.shape[1], "planes", writer.planes_taken)
+        )
+        for slab in _slabs(stack, writer.planes_taken, writer.slab_depth, pool):
+            writer.append(slab)
+            planes.update(writer.planes_taken)
+            if on_progress is not None:
+                on_progress(writer.planes_taken, stack.shape[1])
 
 
 def _voxel_um(stack: Stack, given: Triple | None) -> Triple:

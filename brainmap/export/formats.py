@@ -1,7 +1,7 @@
 """A run's cells in the formats of other tools.
 
 Everything is read from the run folder (`points.parquet`, `regions.csv`): neither detector nor atlas
-is needed, and tables of any size are streamed (neuroglancer excepted). BrainGlobe files hold whole
+is needed, and tables of any size are streamed. BrainGlobe files hold whole
 voxels and are lossy; `points.parquet` stays the table of record.
 """
 
@@ -22,7 +22,7 @@ import pyarrow.csv as pa_csv
 
 from brainmap.errors import DataError, NotFoundError, UsageError
 from brainmap.export import EXPORT_KINDS, EXPORT_NAMES
-from brainmap.export.neuroglancer import write_annotations
+from brainmap.export.neuroglancer import Cells, Property, write_layer
 from brainmap.files import atomic_path, cell_text
 from brainmap.points.table import Points, iter_points, points_path
 from brainmap.run_folder import EXPORTS_DIR, REGIONS_CSV
@@ -182,17 +182,23 @@ def _write_brainrender(run: Path, path: Path) -> None:
 
 
 def _write_neuroglancer(run: Path, path: Path) -> None:
-    parts = list(_batches(run, ("z_um", "y_um", "x_um"), ("score", "region_id")))
-    table = Points.concat(parts) if parts else Points.empty(("z_um", "y_um", "x_um", "score"))
-    properties: dict[str, npt.NDArray] = {"score": _score(table).astype(np.float32)}
+    needed = ("z_um", "y_um", "x_um")
+    properties = [Property("score", "float32")]
     # The format has no 64-bit properties; ids that do not fit are left out rather than cut.
-    if (
-        "region_id" in table
-        and len(table)
-        and 0 <= table["region_id"].min() <= table["region_id"].max() < 2**32
+    if "region_id" in _column_names(points_path(run)) and all(
+        piece["region_id"].min(initial=0) >= 0 and piece["region_id"].max(initial=0) < 2**32
+        for piece in _batches(run, ("region_id",))
     ):
-        properties["region_id"] = table["region_id"].astype(np.uint32)
-    write_annotations(path, table.zyx_um.astype(np.float32), properties)
+        properties.append(Property("region_id", "uint32"))
+
+    def cells() -> Iterator[Cells]:
+        for piece in _batches(run, needed, ("score", "region_id")):
+            values = {"score": _score(piece).astype(np.float32)}
+            if len(properties) > 1:
+                values["region_id"] = piece["region_id"].astype(np.uint32)
+            yield piece.zyx_um, values
+
+    write_layer(path, cells(), properties)
 
 
 def _write_brainmapper(run: Path, path: Path) -> None:

@@ -1,14 +1,17 @@
 """Cells as a neuroglancer "precomputed" annotation layer with a multi-level spatial index.
 
-The format is the one of neuroglancer's `src/datasource/precomputed/annotations.md`: every level of
-the spatial index holds a random subset of the cells on a grid, so that a viewer loads few cells when
-it looks at the whole brain and all of them when it looks closely. The index by id is sharded
-(`sharding.md`, uint64 keys): about 65,000 cells a file instead of one file a cell.
+The format is the one of neuroglancer's `src/datasource/precomputed/annotations.md`: every level of the spatial index
+holds a random subset of the cells on a grid, so that a viewer loads few cells when it looks at the whole brain and all
+of them when it looks closely. The index by id is sharded (`sharding.md`, uint64 keys): about 65,000 cells a file
+instead of one file a cell. Memory is that of a piece of the cells, however many there are.
 """
 
 from __future__ import annotations
 
 import math
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,140 +19,279 @@ import numpy as np
 import numpy.typing as npt
 
 from brainmap.files import write_json
+from brainmap.points.spatial_order import ROW, SpatialOrder, box_of, sort_in_space
 
-__all__ = ["write_annotations"]
+__all__ = ["Cells", "Property", "write_annotations", "write_layer"]
 
 # Cells shown at once per grid cell of a level.
 LIMIT = 5000
 # Ids are consecutive: 2^9 of them share a minishard, 2^7 minishards a shard file.
 PRESHIFT_BITS, MINISHARD_BITS = 9, 7
 PER_SHARD = 1 << (PRESHIFT_BITS + MINISHARD_BITS)
+# Records looked at together when the levels are written.
+_PIECE = 1 << 18
+_SIZES = {"float32": "<f4", "uint32": "<u4", "int32": "<i4", "uint8": "u1", "rgb": "u1"}
+
+#: Places z, y, x in um (n, 3) and the properties by name, each (n,), of "rgb" (n, 3).
+Cells = tuple[npt.NDArray[np.floating[Any]], Mapping[str, npt.NDArray[Any]]]
+
+
+@dataclass(frozen=True)
+class Property:
+    """A number that every cell has.
+
+    Attributes
+    ----------
+    name : str
+    type : str
+        `float32`, `uint32`, `int32`, `uint8` or `rgb`.
+    labels : dict of int to str
+        What some values are called.
+    """
+
+    name: str
+    type: str
+    labels: Mapping[int, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.type not in _SIZES:
+            raise ValueError(f"property {self.name} must have a 32-bit type, uint8 or rgb, not {self.type}")
+
+    def described(self) -> dict[str, Any]:
+        """The entry in `info`."""
+        found: dict[str, Any] = {"id": self.name, "type": self.type}
+        if self.labels:
+            found |= {"enum_values": list(self.labels), "enum_labels": list(self.labels.values())}
+        return found
 
 
 def write_annotations(
     folder: Path, zyx_um: npt.NDArray[np.float32], properties: dict[str, npt.NDArray], limit: int = LIMIT
 ) -> None:
-    """Write points as a neuroglancer annotation layer.
-
-    Holds about 50 bytes a point in memory.
+    """Write points that are in memory as a neuroglancer annotation layer; see `write_layer`.
 
     Parameters
     ----------
     folder : Path
         Folder to create.
     zyx_um : array, shape (N, 3)
-        Micrometres, order z, y, x. Neuroglancer puts the centre of an OME-Zarr voxel where its
-        transformations put it, so these are `index * scale + translation` as everywhere.
     properties : dict of str to array, shape (N,)
         Of 32-bit types: float32, uint32 or int32.
     limit : int
-        Most points per grid cell and level.
+        About the most points per grid cell and level.
+    """
+    kinds = [Property(name, array.dtype.name) for name, array in properties.items()]
+    write_layer(folder, [(zyx_um, properties)], kinds, limit)
+
+
+def write_layer(
+    folder: Path,
+    cells: Iterable[Cells],
+    properties: Sequence[Property],
+    limit: int = LIMIT,
+    keep: Path | None = None,
+) -> None:
+    """Write cells as a neuroglancer annotation layer.
+
+    Parameters
+    ----------
+    folder : Path
+        Folder to create.
+    cells : iterable
+        Pieces of the cells, read once. Micrometres are `index * scale + translation` as
+        everywhere: neuroglancer puts the centre of an OME-Zarr voxel where its transformations put it. The id of a
+        cell is its number in this order.
+    properties : sequence of Property
+        Those of 32 bits first.
+    limit : int
+        About the most cells per grid cell and level.
+    keep : Path, optional
+        Folder to create that keeps the cells in spatial order, for looking them up.
     """
     folder.mkdir(parents=True)
-    records = _records(zyx_um, properties)
-    xyz = np.ascontiguousarray(zyx_um[:, ::-1], dtype=np.float32)
-    lower = np.floor(xyz.min(axis=0)).astype(np.float64) if len(xyz) else np.zeros(3)
-    # The upper bound is exclusive, and no side may be empty.
-    upper = np.floor(xyz.max(axis=0)).astype(np.float64) + 1 if len(xyz) else np.ones(3)
-    spatial = _write_spatial(folder, records, xyz, lower, upper, limit)
-    sharding = _write_by_id(folder / "by_id", records)
+    dtype = _record_type(properties)
+
+    by_id = _ById(folder / "by_id")
+    scratch = keep or folder / "order"
+    order = sort_in_space(scratch, (_records(piece, dtype, properties) for piece in cells), by_id.add)
+    sharding = by_id.finish()
+    spatial = _write_spatial(folder, order, limit)
+    upper = np.array(spatial[0]["grid_shape"]) * spatial[0]["chunk_size"] + np.array(order.lower_um[::-1])
     write_json(
         folder / "info",
         {
             "@type": "neuroglancer_annotations_v1",
             "dimensions": {axis: [1e-6, "m"] for axis in "xyz"},
-            "lower_bound": lower,
+            "lower_bound": order.lower_um[::-1],
             "upper_bound": upper,
             "annotation_type": "POINT",
-            "properties": [{"id": name, "type": array.dtype.name} for name, array in properties.items()],
+            "properties": [kind.described() for kind in properties],
             "relationships": [],
             "by_id": {"key": "by_id", "sharding": sharding},
             "spatial": spatial,
         },
     )
+    if keep is None:
+        shutil.rmtree(scratch)
 
 
-def _records(zyx_um: npt.NDArray, properties: dict[str, npt.NDArray]) -> npt.NDArray:
-    """One fixed-size record per point, as every index stores it."""
-    types = [("x", "<f4"), ("y", "<f4"), ("z", "<f4")]
-    types += [(f"p_{name}", array.dtype.newbyteorder("<").str) for name, array in properties.items()]
-    records = np.empty(len(zyx_um), dtype=types)
+def _record_type(properties: Sequence[Property]) -> np.dtype[Any]:
+    """A record as every index stores it, filled up to four bytes, and behind it the row, which none stores."""
+    sizes = [np.dtype(_SIZES[kind.type]).itemsize for kind in properties]
+    if sizes != sorted(sizes, reverse=True):
+        raise ValueError("properties of 32 bits come first")
+    types: list[Any] = [("x", "<f4"), ("y", "<f4"), ("z", "<f4")]
+    for kind in properties:
+        name, size = f"p_{kind.name}", _SIZES[kind.type]
+        types.append((name, size, (3,)) if kind.type == "rgb" else (name, size))
+    if rest := -np.dtype(types).itemsize % 4:
+        types.append(("fill", f"V{rest}"))
+    return np.dtype([*types, (ROW, "<u4")])
+
+
+def _records(cells: Cells, dtype: np.dtype[Any], properties: Sequence[Property]) -> npt.NDArray[Any]:
+    zyx_um, values = cells
+    records = np.zeros(len(zyx_um), dtype=dtype)
     for axis, name in enumerate("zyx"):
         records[name] = zyx_um[:, axis]
-    for name, array in properties.items():
-        if array.dtype.name not in ("float32", "uint32", "int32"):
-            raise ValueError(f"property {name} must have a 32-bit type, not {array.dtype}")
-        records[f"p_{name}"] = array
+    for kind in properties:
+        records[f"p_{kind.name}"] = values[kind.name]
     return records
 
 
-def _write_spatial(
-    folder: Path,
-    records: npt.NDArray,
-    xyz: npt.NDArray[np.float32],
-    lower: npt.NDArray[np.float64],
-    upper: npt.NDArray[np.float64],
-    limit: int,
-) -> list[dict[str, Any]]:
+def _stored(records: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    """The bytes (n, size) of records without the row."""
+    size = records.dtype.itemsize
+    return np.ascontiguousarray(records).view(np.uint8).reshape(len(records), size)[:, : size - 4]
+
+
+def _priority(rows: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.float64]:
+    """A number in [0, 1) for each row that looks random and is always the same (splitmix64)."""
+    z = (rows.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return ((z ^ (z >> np.uint64(31))) >> np.uint64(11)).astype(np.float64) / 2.0**53
+
+
+def _cuts(order: SpatialOrder, limit: int) -> list[float]:
+    """Priorities (levels + 1,) between which the cells of each level lie, coarsest first.
+
+    The same share of every grid cell, as the format asks for: so many that the fullest holds about the limit.
+    """
+    counts, most = np.diff(order.starts), []
+    for _ in range(order.bits + 1):
+        most.append(int(counts.max(initial=0)))
+        counts = counts.reshape(-1, 8).sum(axis=1) if len(counts) > 1 else counts
+    cuts = [0.0]
+    for fullest in most[::-1]:
+        left = 1 - cuts[-1]
+        # Numbers scatter around the share by their root: two of them below the limit.
+        aim = max(1.0, limit - 2 * math.sqrt(limit))
+        if fullest * left <= aim:
+            break
+        cuts.append(cuts[-1] + aim / fullest)
+    return [*cuts[: order.bits + 1], 1.0]
+
+
+def _write_spatial(folder: Path, order: SpatialOrder, limit: int) -> list[dict[str, Any]]:
     """Write the levels from coarse to fine; return their entries of `info`."""
-    # A fixed seed: equal points give equal files.
-    remaining = np.random.default_rng(0).permutation(len(xyz))
-    grid = np.ones(3, dtype=np.int64)
-    levels: list[dict[str, Any]] = []
-    while len(remaining) or not levels:
-        chunk = (upper - lower) / grid
-        key = f"spatial{len(levels)}"
-        levels.append({"key": key, "grid_shape": grid.copy(), "chunk_size": chunk, "limit": limit})
-        (folder / key).mkdir()
-        index = np.clip(((xyz[remaining] - lower) / chunk).astype(np.int64), 0, grid - 1)
-        flat = np.ravel_multi_index(tuple(index.T), tuple(grid))
-        # Stable, so that the order within a cell stays random.
-        order = np.argsort(flat, kind="stable")
-        cells, starts, counts = np.unique(flat[order], return_index=True, return_counts=True)
-        share = min(1.0, limit / counts.max()) if len(counts) else 1.0
-        # The same share of every cell, as the format asks for, and at least one point: the loop ends.
-        take = np.minimum(np.ceil(counts * share).astype(np.int64), limit)
-        for cell, start, n in zip(cells, starts, take, strict=True):
-            chosen = remaining[order[start : start + n]]
-            name = "_".join(str(i) for i in np.unravel_index(cell, tuple(grid)))
-            _write_cell(folder / key / name, records[chosen], chosen)
-        rank = np.arange(len(order)) - np.repeat(starts, counts)
-        remaining = remaining[order[rank >= np.repeat(take, counts)]]
-        # Halve the longer sides only: cells become cubes.
-        grid = np.where(chunk > chunk.max() / math.sqrt(2), grid * 2, grid)
-    return levels
+    cuts = np.array(_cuts(order, limit))
+    levels = [
+        _Level(folder / f"spatial{number}", 3 * (order.bits - number)) for number in range(len(cuts) - 1)
+    ]
+    for start in range(0, order.n, _PIECE):
+        stop = min(start + _PIECE, order.n)
+        records = np.asarray(order.records[start:stop])
+        code = np.searchsorted(order.starts, np.arange(start, stop), side="right") - 1
+        level_of = np.searchsorted(cuts, _priority(records[ROW]), side="right") - 1
+        for number, level in enumerate(levels):
+            mine = level_of == number
+            level.add(code[mine] >> level.shift, records[mine])
+    found = []
+    for number, level in enumerate(levels):
+        level.finish()
+        side = order.box_um * 2 ** (order.bits - number)
+        found.append({"key": f"spatial{number}", "grid_shape": [2**number] * 3, "chunk_size": [side] * 3,
+                      "limit": max(level.fullest, 1)})  # fmt: skip
+    return found
 
 
-def _write_cell(path: Path, records: npt.NDArray, ids: npt.NDArray) -> None:
-    with path.open("wb") as file:
-        file.write(np.uint64(len(records)).astype("<u8").tobytes())
-        file.write(records.tobytes())
-        file.write(ids.astype("<u8").tobytes())
+class _Level:
+    """Writes the grid cells of a level; they come one after another along the curve."""
+
+    def __init__(self, folder: Path, shift: int) -> None:
+        folder.mkdir()
+        self.folder, self.shift, self.fullest = folder, shift, 0
+        self._code, self._open = -1, list[npt.NDArray[Any]]()
+
+    def add(self, code: npt.NDArray[np.int64], records: npt.NDArray[Any]) -> None:
+        edges = np.flatnonzero(np.diff(code)) + 1
+        for part in np.split(np.arange(len(code)), edges):
+            if not len(part):
+                continue
+            if code[part[0]] != self._code:
+                self.finish()
+                self._code = int(code[part[0]])
+            self._open.append(records[part[0] : part[-1] + 1])
+
+    def finish(self) -> None:
+        if not self._open:
+            return
+        records = np.concatenate(self._open)
+        # A viewer shows the first ones where all are too many: they must be any.
+        records = records[np.argsort(_priority(records[ROW]), kind="stable")]
+        z, y, x = box_of(np.array(self._code)).tolist()
+        with (self.folder / f"{x}_{y}_{z}").open("wb") as file:
+            file.write(np.uint64(len(records)).astype("<u8").tobytes())
+            file.write(_stored(records).tobytes())
+            file.write(records[ROW].astype("<u8").tobytes())
+        self.fullest = max(self.fullest, len(records))
+        self._open = []
 
 
-def _write_by_id(folder: Path, records: npt.NDArray) -> dict[str, Any]:
-    """Write the sharded index by id (the row number); return its sharding specification."""
-    folder.mkdir()
-    n_shards = max(1, math.ceil(len(records) / PER_SHARD))
-    shard_bits = (n_shards - 1).bit_length()
-    digits = max(1, math.ceil(shard_bits / 4))
-    for shard in range(n_shards):
-        part = records[shard * PER_SHARD : (shard + 1) * PER_SHARD]
-        (folder / f"{shard:0{digits}x}.shard").write_bytes(_shard(part, shard * PER_SHARD))
-    return {
-        "@type": "neuroglancer_uint64_sharded_v1",
-        "preshift_bits": PRESHIFT_BITS,
-        "hash": "identity",
-        "minishard_bits": MINISHARD_BITS,
-        "shard_bits": shard_bits,
-        "minishard_index_encoding": "raw",
-        "data_encoding": "raw",
-    }
+class _ById:
+    """Writes the sharded index by id (the row number) as the rows come."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir()
+        self.folder, self.shards = folder, 0
+        self._left: list[npt.NDArray[np.uint8]] = []
+        self._rows = 0
+
+    def add(self, records: npt.NDArray[Any]) -> None:
+        self._left.append(_stored(records))
+        self._rows += len(records)
+        while self._rows >= PER_SHARD:
+            joined = np.concatenate(self._left)
+            self._write(joined[:PER_SHARD])
+            self._left, self._rows = [joined[PER_SHARD:]], len(joined) - PER_SHARD
+
+    def finish(self) -> dict[str, Any]:
+        """Write the last shard and name all as their number asks for; return the sharding specification."""
+        if self._rows or not self.shards:
+            self._write(np.concatenate(self._left) if self._left else np.empty((0, 1), np.uint8))
+        shard_bits = (self.shards - 1).bit_length()
+        digits = max(1, math.ceil(shard_bits / 4))
+        for shard in range(self.shards):
+            (self.folder / f"{shard}.part").rename(self.folder / f"{shard:0{digits}x}.shard")
+        return {
+            "@type": "neuroglancer_uint64_sharded_v1",
+            "preshift_bits": PRESHIFT_BITS,
+            "hash": "identity",
+            "minishard_bits": MINISHARD_BITS,
+            "shard_bits": shard_bits,
+            "minishard_index_encoding": "raw",
+            "data_encoding": "raw",
+        }
+
+    def _write(self, stored: npt.NDArray[np.uint8]) -> None:
+        (self.folder / f"{self.shards}.part").write_bytes(_shard(stored, self.shards * PER_SHARD))
+        self.shards += 1
 
 
-def _shard(records: npt.NDArray, first_id: int) -> bytes:
+def _shard(records: npt.NDArray[np.uint8], first_id: int) -> bytes:
     """A shard file: the shard index, the data of all minishards, then the minishard indices."""
-    size, per_minishard = records.itemsize, 1 << PRESHIFT_BITS
+    size, per_minishard = records.shape[1], 1 << PRESHIFT_BITS
     data = records.tobytes()
     index = np.zeros((1 << MINISHARD_BITS, 2), dtype="<u8")
     minishards = []

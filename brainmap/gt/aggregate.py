@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import io
 import logging
-import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,9 @@ from brainmap.gt.heatmap import confidence_at, heat_map
 from brainmap.gt.parallel import Runner
 from brainmap.gt.settings import GtSettings
 from brainmap.gt.study import aggregate_study
+from brainmap.lock import held
 from brainmap.machine import versions
+from brainmap.swap import staged
 
 __all__ = ["ACCEPT", "aggregate", "aggregate_clicks", "write_ground_truth"]
 
@@ -84,7 +85,7 @@ def aggregate(
         "assignments": None if assignments is None else str(assignments),
         "qc": list(qc),
     }
-    with Runner(workers) as runner:
+    with held(Path(out), "what was there before stays"), Runner(workers) as runner:
         consensus = aggregate_clicks(table, settings, qc=qc, runner=runner)
         return write_ground_truth(out, table, consensus, settings, record, tiles=tiles, qc=qc, runner=runner)
 
@@ -119,18 +120,31 @@ def write_ground_truth(
     qc: Sequence[str] = (),
     runner: Runner | None = None,
 ) -> Aggregated:
-    """Write points.csv, workers.csv, heatmaps/, report.html and, last, gt.json."""
+    """Write points.csv, workers.csv, heatmaps/, report.html and gt.json, all of them or none."""
     out = Path(out)
-    # gt.json says that the folder is whole: it goes first and comes last.
-    with contextlib.suppress(FileNotFoundError):
-        (out / "gt.json").unlink()
+    out.mkdir(parents=True, exist_ok=True)
+    with staged(out, "gt.json") as new:
+        result = _write_files(new, clicks, consensus, settings, record or {}, tiles, qc, runner or Runner())
+    return replace(result, path=out)
+
+
+def _write_files(
+    out: Path,
+    clicks: Clicks,
+    consensus: Consensus,
+    settings: GtSettings,
+    record: dict[str, Any],
+    tiles: str | Path | None,
+    qc: Sequence[str],
+    runner: Runner,
+) -> Aggregated:
     maps = out / "heatmaps"
-    _remove_old_maps(maps, clicks)
+    maps.mkdir()
     tasks = [
         (str(maps / f"{name}.npy"), image, (int(clicks.height[row]), int(clicks.width[row])), settings)
         for row, (name, image) in enumerate(zip(clicks.image_ids, consensus.images, strict=True))
     ]
-    confidence = (runner or Runner()).map(_write_map, tasks)
+    confidence = runner.map(_write_map, tasks, "drawing heat maps")
     _write_points(out / "points.csv", clicks, consensus, confidence)
     groups = _write_workers(out / "workers.csv", clicks, consensus, qc)
     posterior = np.concatenate([image.posterior for image in consensus.images] + [np.zeros(0)])
@@ -149,7 +163,7 @@ def write_ground_truth(
         out / "gt.json",
         {
             "status": "complete",
-            "input": record or {},
+            "input": record,
             "settings": settings,
             "accepted_at_posterior": ACCEPT,
             "n_images": result.n_images,
@@ -163,15 +177,6 @@ def write_ground_truth(
         },
     )
     return result
-
-
-def _remove_old_maps(maps: Path, clicks: Clicks) -> None:
-    """Remove maps of images that are no longer part of the ground truth."""
-    if maps.is_dir():
-        wanted = {os.fspath(maps / f"{name}.npy") for name in clicks.image_ids}
-        for path in maps.rglob("*.npy"):
-            if os.fspath(path) not in wanted:
-                path.unlink()
 
 
 def _write_map(path: str, image: ImageConsensus, shape: tuple[int, int], settings: GtSettings) -> Any:

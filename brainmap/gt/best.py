@@ -151,7 +151,9 @@ def _find(clicks: Clicks, pair: Ints, crowd: _Crowd, settings: GtSettings, runne
                 reach,
             )
         )
-    return _collect(clicks, xy, valid, runner.map(_find_in_image, tasks), crowd.scatter.width)
+    return _collect(
+        clicks, xy, valid, runner.map(_find_in_image, tasks, "finding cells"), crowd.scatter.width
+    )
 
 
 def _find_in_image(

@@ -8,6 +8,9 @@ from concurrent.futures import ProcessPoolExecutor
 from types import TracebackType
 from typing import Any
 
+from brainmap.children import end_with_parent, without_interrupts
+from brainmap.progress import tracked
+
 __all__ = ["Runner"]
 
 LEAST = 16  # tasks below which starting processes costs more than it saves
@@ -30,17 +33,31 @@ class Runner:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._pool is not None:
+            if error is not None:
+                # Not waited for: what they compute is wanted no more.
+                _end(self._pool)
             self._pool.shutdown(cancel_futures=True)
             self._pool = None
 
-    def map(self, function: Callable[..., Any], tasks: Sequence[tuple[Any, ...]]) -> list[Any]:
-        """`[function(*task) for task in tasks]`."""
+    def map(
+        self, function: Callable[..., Any], tasks: Sequence[tuple[Any, ...]], what: str = "reading clicks"
+    ) -> list[Any]:
+        """`[function(*task) for task in tasks]`; `what` is the name under which progress is reported."""
         if self.workers == 1 or len(tasks) < LEAST:
-            return [function(*task) for task in tasks]
-        if self._pool is None:
-            self._pool = ProcessPoolExecutor(self.workers, mp_context=multiprocessing.get_context("spawn"))
+            return [function(*task) for task in tracked(tasks, what, unit="images")]
         size = max(1, len(tasks) // (8 * self.workers))
-        return list(self._pool.map(_call, [function] * len(tasks), tasks, chunksize=size))
+        with without_interrupts():
+            if self._pool is None:
+                self._pool = ProcessPoolExecutor(
+                    self.workers, multiprocessing.get_context("spawn"), initializer=end_with_parent
+                )
+            found = self._pool.map(_call, [function] * len(tasks), tasks, chunksize=size)
+        return list(tracked(found, what, len(tasks), "images"))
+
+
+def _end(pool: ProcessPoolExecutor) -> None:
+    for process in list((pool._processes or {}).values()):
+        process.terminate()
 
 
 def _call(function: Callable[..., Any], task: tuple[Any, ...]) -> Any:

@@ -34,7 +34,9 @@ def aggregate_study(clicks: Clicks, settings: GtSettings, qc: list[int], runner:
         raise DataError("no worker finished all QC images; give fewer --qc images, or --ability all")
     rows = [np.arange(r.start, r.stop) for r in map(clicks.rows_of, range(len(clicks.image_ids)))]
     rows = [r[kept[clicks.worker[r]]] for r in rows]
-    found = runner.map(_candidates, [(clicks.xy[r], clicks.worker[r], settings) for r in rows])
+    found = runner.map(
+        _candidates, [(clicks.xy[r], clicks.worker[r], settings) for r in rows], "finding cells"
+    )
     votes = _votes(clicks, rows, found, kept)
     judged_by = qc if use_qc else list(range(len(clicks.image_ids)))
     judged = _restrict(votes, judged_by)

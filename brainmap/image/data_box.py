@@ -73,15 +73,16 @@ def _planes(
     split = others[0]
     # Whole chunks are decoded, however thin the span.
     area = max(volume.chunks[axis], span[1] - span[0]) * (box[others[1]][1] - box[others[1]][0])
-    step = volume.chunks[split]
-    step = max(1, _SLAB_VOXELS // max(1, area * step)) * step
+    chunk = volume.chunks[split]
+    most = max(1, _SLAB_VOXELS // max(1, area * chunk)) * chunk
     low, high = box[split]
-    for start in range(low - low % step, high, step):
+    # In tissue the first chunk tells; where it is blank, pieces double so that a long search has few reads.
+    start, step = low - low % chunk, chunk
+    while start < high and not found.all():
         part = list(box)
         part[axis], part[split] = span, (max(low, start), min(high, start + step))
         found |= _holds_data(volume, part).any(axis=tuple(others))
-        if found.all():
-            break
+        start, step = start + step, min(most, 2 * step)
     return found
 
 

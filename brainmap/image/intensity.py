@@ -139,7 +139,7 @@ class Intensity:
             tissue = data & ndimage.binary_dilation(tissue, np.ones((1, 3, 3), bool), iterations=2)
         unit = cls(background, tissue, bin_vox, full.shape, 1.0, typical, dark, surrounded)
         noise, texture = _sample_noise(source, unit, cell_diameter_um)
-        log.info(
+        log.debug(
             "intensity: background %.4g, noise %.4g, texture %.2g, dark %.4g, tissue %.1f %% of the volume",
             typical, noise, texture, dark, 100 * tissue.mean(),
         )  # fmt: skip
@@ -248,7 +248,7 @@ class Intensity:
         # Whatever zip, zlib, pickle and numpy say about damaged bytes.
         except Exception as error:
             raise DataError(
-                f"{path} is damaged ({type(error).__name__}); remove it, and the same command makes it anew"
+                f"{path} is damaged ({type(error).__name__}); the same brainmap detect makes it anew"
             ) from error
 
     @classmethod

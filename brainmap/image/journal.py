@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from brainmap.errors import DataError, UsageError
-from brainmap.files import to_jsonable
+from brainmap.files import replace_path, to_jsonable
 from brainmap.image.storage.shards import checksum
 from brainmap.run_folder import changes
 
@@ -31,6 +31,8 @@ _JOURNAL = "journal.jsonl"
 
 class ConversionJournal:
     """The unfinished image of one destination (context manager; what was finished stays on an error).
+
+    Nobody else may be writing it: see `brainmap.lock`.
 
     Parameters
     ----------
@@ -46,8 +48,7 @@ class ConversionJournal:
     Raises
     ------
     UsageError
-        If an unfinished image of another source or with other settings is there, or another process is at
-        work on it.
+        If an unfinished image of another source or with other settings is there.
     """
 
     def __init__(
@@ -69,7 +70,6 @@ class ConversionJournal:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._file = (self.folder / _JOURNAL).open("a+b", buffering=0)
         try:
-            self._lock()
             self._file.seek(0)
             records, intact = _records(self._file.read())
             found = self._differences(records)
@@ -94,19 +94,6 @@ class ConversionJournal:
             self._file.close()
         if not self._slabs:
             shutil.rmtree(self.folder, ignore_errors=True)
-
-    def _lock(self) -> None:
-        try:
-            import fcntl
-        except ImportError:
-            log.warning("this system has no file locks: let nothing else write to %s meanwhile", self.dest)
-            return
-        try:
-            fcntl.flock(self._opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UsageError(f"another process is converting to {self.dest}; wait until it ends") from None
-        except OSError:
-            log.warning("%s lies on a file system without locks: let nothing else write to it", self.dest)
 
     @property
     def _opened(self) -> IO[bytes]:
@@ -165,10 +152,7 @@ class ConversionJournal:
 
     def publish(self) -> None:
         """Give the finished image its name; what was there is replaced."""
-        old = self.folder / "replaced"
-        if self.dest.exists():
-            os.replace(self.dest, old)
-        os.replace(self.image, self.dest)
+        replace_path(self.image, self.dest)
         self._slabs = []
 
 

@@ -253,22 +253,39 @@ class Volume:
         """
         region = self._region((z, y, x), level)
         shape = [r.stop - r.start for r in region]
-        stored = [
-            slice(r.start + o, r.stop + o) for r, o in zip(region, self.levels[level].offset, strict=True)
-        ]
-        index: list[int | slice] = []
-        for role in self.axes:
-            if role in "zyx":
-                index.append(stored["zyx".index(role)])
-            else:
-                index.append({"c": self.channel, "t": self.timepoint}.get(role) or 0)
+        index = self._index(region, level)
         if [role for role in self.axes if role in "zyx"] in (["z", "y", "x"], ["y", "x"]):
-            return self.reader(level).read(tuple(index), out).reshape(shape)
-        values = in_zyx_order(self.reader(level).read(tuple(index)), self.axes).reshape(shape)
+            return self.reader(level).read(index, out).reshape(shape)
+        values = in_zyx_order(self.reader(level).read(index), self.axes).reshape(shape)
         if out is None:
             return np.ascontiguousarray(values)
         out.reshape(shape)[...] = values
         return out
+
+    def _index(self, region: Sequence[slice], level: int) -> tuple[int | slice, ...]:
+        """A region of a level in the axes of its array."""
+        shift = self.levels[level].offset
+        stored = [slice(r.start + o, r.stop + o) for r, o in zip(region, shift, strict=True)]
+        others = {"c": self.channel, "t": self.timepoint}
+        return tuple(
+            stored["zyx".index(role)] if role in "zyx" else others.get(role) or 0 for role in self.axes
+        )
+
+    def unstored(self, z: slice, y: slice, x: slice) -> list[Shape]:
+        """Which chunks of a region of level 0 this process has read and found not stored; they have the fill value.
+
+        Returns
+        -------
+        list of (z, y, x)
+            Places in the grid of chunks of the stored level 0.
+        """
+        places = self.reader().unstored(self._index(self._region((z, y, x), 0), 0))
+        where = [self.axes.index(role) if role in self.axes else None for role in "zyx"]
+        return [tuple(0 if at is None else place[at] for at in where) for place in places]  # type: ignore[misc]
+
+    def stamps(self, z: slice, y: slice, x: slice) -> dict[str, tuple[int, int] | None] | None:
+        """Bytes and time of change (ns) of the files that hold a region of level 0; None for an image by URL."""
+        return self.reader().stamps(self._index(self._region((z, y, x), 0), 0))
 
     def _region(self, slices: tuple[slice, slice, slice], level: int) -> tuple[slice, slice, slice]:
         if not 0 <= level < len(self.levels):

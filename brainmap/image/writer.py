@@ -292,7 +292,7 @@ class VolumeWriter:
     def _create_array(self, name: str, size: Shape) -> Any:
         import numcodecs
         import zarr
-        from zarr.codecs import BloscCodec
+        from zarr.codecs import BloscCodec, Crc32cCodec
 
         chunks: tuple[int, ...] = tuple(min(c, n) for c, n in zip(self.chunks, size, strict=True))
         shards: tuple[int, ...] | None = None
@@ -308,10 +308,14 @@ class VolumeWriter:
             shape, chunks, axes = (self.n_channels, *size), (1, *chunks), ["c", *axes]
             shards = None if shards is None else (1, *shards)
         v2 = self.zarr_format == 2
-        compressor = (
+        compressors: Any = (
             numcodecs.Blosc(CODEC, LEVEL, numcodecs.Blosc.BITSHUFFLE, BLOCK_BYTES)
             if v2
-            else BloscCodec(cname=CODEC, clevel=LEVEL, shuffle="bitshuffle", blocksize=BLOCK_BYTES)
+            # Blosc does not notice a flipped bit.
+            else [
+                BloscCodec(cname=CODEC, clevel=LEVEL, shuffle="bitshuffle", blocksize=BLOCK_BYTES),
+                Crc32cCodec(),
+            ]
         )
         return zarr.create_array(
             self._temporary,
@@ -320,7 +324,7 @@ class VolumeWriter:
             dtype=self.dtype,
             chunks=chunks,
             shards=shards,
-            compressors=compressor,
+            compressors=compressors,
             fill_value=0,
             zarr_format=self._format,
             chunk_key_encoding={"name": "v2" if v2 else "default", "separator": "/"},

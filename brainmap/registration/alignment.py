@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,11 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from brainmap.errors import DataError
+from brainmap.files import atomic_path
 from brainmap.registration.ants_process import Metric, Stage, StageImages, run_stage
 from brainmap.registration.prepare import Prepared
 from brainmap.registration.transforms import AFFINE_FILE, INVERSE_WARP_FILE, WARP_FILE
 
 __all__ = ["SCHEDULES", "Framed", "Schedule", "align"]
+
+log = logging.getLogger(__name__)
 
 #: Background kept around the tissue, um: room for the warp to fade out.
 _MARGIN_UM = 600.0
@@ -114,6 +119,7 @@ def align(
     seed: int,
     trusted: NDArray[np.bool_] | None = None,
     compared: NDArray[np.bool_] | None = None,
+    kept: Path | None = None,
 ) -> None:
     """Register the sample (moving) to the template (fixed) and leave the transforms in a folder.
 
@@ -132,6 +138,9 @@ def align(
         it is left out.
     compared : bool array, optional
         Part of the template that is to be compared: what the sample is known to show.
+    kept : Path, optional
+        Folder in which each stage leaves its transform, and finds that of a registration of the same images that was
+        interrupted after it.
 
     Raises
     ------
@@ -140,15 +149,38 @@ def align(
     """
     images = _images(template, sample, trusted, compared)
     stages = SCHEDULES[schedule].fitting(images.fixed["global"].shape)
-    written = run_stage(stages.linear, images, None, folder / "linear_", threads=1, seed=seed)
-    _one(written, "GenericAffine.mat").rename(folder / AFFINE_FILE)
-    if stages.deformable:
+    written: list[Path] = []
+    if not _found(kept, folder, AFFINE_FILE):
+        what = "registration: coarse alignment"
+        written += run_stage(stages.linear, images, None, folder / "linear_", threads=1, seed=seed, what=what)
+        _one(written, "GenericAffine.mat").rename(folder / AFFINE_FILE)
+        _keep(kept, folder, AFFINE_FILE)
+    if stages.deformable and not _found(kept, folder, WARP_FILE, INVERSE_WARP_FILE):
         start, prefix = str(folder / AFFINE_FILE), folder / "syn_"
-        written += run_stage(stages.deformable, images, start, prefix, threads=threads, seed=seed)
+        what = "registration: fine alignment"
+        written += run_stage(stages.deformable, images, start, prefix, threads=threads, seed=seed, what=what)
         _one(written, "1Warp.nii.gz").rename(folder / WARP_FILE)
         _one(written, "1InverseWarp.nii.gz").rename(folder / INVERSE_WARP_FILE)
+        _keep(kept, folder, WARP_FILE, INVERSE_WARP_FILE)
     for path in written:
         path.unlink(missing_ok=True)
+
+
+def _found(kept: Path | None, folder: Path, *names: str) -> bool:
+    """Take the transforms of a stage that was done before the interruption, if all of them are there."""
+    if kept is None or not all((kept / name).is_file() for name in names):
+        return False
+    log.info("registration: %s is there from before the interruption", " and ".join(names))
+    for name in names:
+        shutil.copyfile(kept / name, folder / name)
+    return True
+
+
+def _keep(kept: Path | None, folder: Path, *names: str) -> None:
+    if kept is not None:
+        for name in names:
+            with atomic_path(kept / name) as temporary:
+                shutil.copyfile(folder / name, temporary)
 
 
 def _one(paths: list[Path], ending: str) -> Path:

@@ -11,8 +11,10 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -20,12 +22,16 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from brainmap.children import end_with_starter
 from brainmap.errors import DataError
+from brainmap.progress import Task, task
 
 __all__ = ["Metric", "Stage", "StageImages", "run_stage"]
 
 log = logging.getLogger(__name__)
 
+# A level begins with the first form; each of its iterations prints the second.
+_ITERATION = re.compile(r"\s*\w*DIAGNOSTIC,\s*(Iteration|\d+),")
 _THREADS = "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"
 
 
@@ -126,6 +132,7 @@ def run_stage(
     prefix: Path,
     threads: int,
     seed: int,
+    what: str = "registering",
 ) -> list[Path]:
     """Run antsRegistration on a list of stages and return the files it wrote.
 
@@ -138,6 +145,8 @@ def run_stage(
     prefix : Path
         Where the transforms go: ``<prefix>0GenericAffine.mat``, ``<prefix>1Warp.nii.gz``, ...
     threads, seed : int
+    what : str
+        Name under which its progress is reported.
 
     Raises
     ------
@@ -165,27 +174,86 @@ def run_stage(
         "initial": initial,
         "prefix": str(prefix),
         "seed": seed,
+        "starter": os.getpid(),
     }
     (work / "job.json").write_text(json.dumps(job))
     package_parent = str(Path(__file__).resolve().parents[2])  # also when brainmap runs from a checkout
     search = os.pathsep.join([package_parent, *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = os.environ | {_THREADS: str(threads), "OMP_NUM_THREADS": "1", "PYTHONPATH": search}
     command = [sys.executable, "-m", "brainmap.registration.ants_process", str(work / "job.json")]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    said: deque[str] = deque(maxlen=50)
+    with task(what, _Iterations.work_of(stages)) as work_done:
+        status = _run(command, environment, _Iterations(stages, work_done), said)
     for path in work.iterdir():
         path.unlink()
     work.rmdir()
-    if done.returncode != 0:
-        words = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]
-        ended = f"exit status {done.returncode}"
-        if done.returncode < 0:
-            ended = f"stopped by signal {-done.returncode}, most often because memory ran out"
+    if status != 0:
+        words = [line.strip() for line in said if line.strip()]
+        ended = f"exit status {status}"
+        if status < 0:
+            ended = f"stopped by signal {-status}, most often because memory ran out"
         raise DataError(f"the registration failed in ANTs ({ended}): {' / '.join(words[-3:]) or 'no output'}")
     return sorted(path for path in prefix.parent.iterdir() if path.name.startswith(prefix.name))
 
 
+def _run(command: list[str], environment: dict[str, str], iterations: _Iterations, said: deque[str]) -> int:
+    """Run a process and follow what it says; returns its exit status."""
+    with subprocess.Popen(
+        command,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    ) as process:
+        assert process.stdout is not None
+        try:
+            for line in process.stdout:
+                if not iterations.read(line):
+                    said.append(line)
+        except BaseException:
+            process.kill()
+            raise
+    return process.returncode
+
+
+class _Iterations:
+    """Tells from what antsRegistration prints how far it is: the work of a level is its iterations times voxels."""
+
+    def __init__(self, stages: tuple[Stage, ...], work: Task) -> None:
+        self.levels = [
+            (n, _voxels(stage, level)) for stage in stages for level, n in enumerate(stage.iterations)
+        ]
+        self.work, self.level = work, -1
+
+    @staticmethod
+    def work_of(stages: tuple[Stage, ...]) -> float:
+        """The work of all levels, if none converges early."""
+        return sum(n * _voxels(stage, level) for stage in stages for level, n in enumerate(stage.iterations))
+
+    def read(self, line: str) -> bool:
+        """Take a line; returns whether it was about iterations."""
+        found = _ITERATION.match(line)
+        if found is None:
+            return False
+        if found[1] == "Iteration":
+            self.level += 1
+        before = sum(n * voxels for n, voxels in self.levels[: max(self.level, 0)])
+        if found[1] != "Iteration" and 0 <= self.level < len(self.levels):
+            most, voxels = self.levels[self.level]
+            before += min(int(found[1]), most) * voxels
+        self.work.update(before)
+        return True
+
+
+def _voxels(stage: Stage, level: int) -> float:
+    """Voxels looked at in an iteration, as a share of the image's."""
+    return max(metric.sampling for metric in stage.metrics) / stage.shrink[level] ** 3
+
+
 def _main(job_file: str) -> None:
     job = json.loads(Path(job_file).read_text())
+    end_with_starter(job["starter"])
     import ants
     from ants.internal import get_pointer_string
 
@@ -205,7 +273,7 @@ def _arguments(job: dict, pointers: dict[str, str]) -> list[str]:
     """Return the antsRegistration command line; everything that matters is spelled out."""
     first = job["stages"][0]["metrics"][0]["pair"]
     start = job["initial"] or f"[{pointers[f'fixed_{first}']},{pointers[f'moving_{first}']},1]"
-    arguments = ["--dimensionality", "3", "--float", "1", "--random-seed", str(job["seed"])]
+    arguments = ["--verbose", "1", "--dimensionality", "3", "--float", "1", "--random-seed", str(job["seed"])]
     arguments += ["--output", job["prefix"], "--collapse-output-transforms", "1"]
     arguments += ["--use-histogram-matching", "0", "--initial-moving-transform", start]
     masks = ",".join(pointers.get(f"{side}_mask", "NA") for side in ("fixed", "moving"))

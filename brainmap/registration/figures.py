@@ -187,7 +187,7 @@ def draw_deformation(transforms: Transforms, atlas: Atlas, folder: Path) -> list
             lines = LineCollection(list(segments), cmap="coolwarm", norm=scale, linewidths=0.9)
             lines.set_array(values)
             axes.add_collection(lines)
-            axes.set_title(f"{plane}, {depth:.2f} mm", color="white", fontsize=9)
+            axes.set_title(f"{plane}, {depth:.2f} mm", color="white", fontsize=13)
             _letters(axes, axis)
             axes.axis("off")
             panels.append(axes)
@@ -241,7 +241,7 @@ def _sections(tissue: NDArray[np.bool_], axis: int, shares: tuple[float, ...]) -
 def _show(axes: Any, picture: NDArray[Any], axis: int, index: int, voxel_um: Triple, plane: str) -> None:
     height, width = (voxel_um[i] for i in range(3) if i != axis)
     axes.imshow(picture, interpolation="nearest", aspect=height / width)
-    axes.set_title(f"{plane}, {index * voxel_um[axis] / 1000:.2f} mm", color="white", fontsize=9)
+    axes.set_title(f"{plane}, {index * voxel_um[axis] / 1000:.2f} mm", color="white", fontsize=13)
     _letters(axes, axis)
     axes.axis("off")
 
@@ -249,7 +249,7 @@ def _show(axes: Any, picture: NDArray[Any], axis: int, index: int, voxel_um: Tri
 def _letters(axes: Any, axis: int) -> None:
     if axis != 2:  # index 0 of the last axis is right
         for place, letter in ((0.02, "R"), (0.96, "L")):
-            axes.text(place, 0.93, letter, transform=axes.transAxes, color="white", fontsize=11)
+            axes.text(place, 0.93, letter, transform=axes.transAxes, color="white", fontsize=15)
 
 
 def _save(figure: Figure, path: Path) -> None:

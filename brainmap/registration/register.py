@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import glob
 import logging
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from brainmap.atlas.atlas import Atlas
 from brainmap.coords import Triple, parse_known_letters
-from brainmap.errors import UsageError
-from brainmap.files import atomic_path, fingerprint
+from brainmap.errors import BrainmapError, UsageError
+from brainmap.files import atomic_path, clone_tree, fingerprint
 from brainmap.image.level_evidence import placed_by_evidence
 from brainmap.image.plausible import check_voxel_um
+from brainmap.lock import held_beside
 from brainmap.machine import usable_cores
+from brainmap.progress import task
 from brainmap.registration.landmarks import Landmarks
 from brainmap.registration.orientation import brain_size, settle_orientation
 from brainmap.registration.plausible import check_sections
-from brainmap.registration.registered import FORMAT, REGISTRATION_JSON, Registration
+from brainmap.registration.registered import FORMAT, PARTS, REGISTRATION_JSON, Registration
 from brainmap.registration.steps import UNREFINED, RegistrationOptions, RegistrationRun
 
 if TYPE_CHECKING:
@@ -26,6 +30,9 @@ if TYPE_CHECKING:
 __all__ = ["REGISTRATION_JSON", "Registration", "RegistrationOptions", "register", "register_brain"]
 
 log = logging.getLogger(__name__)
+
+#: Beside an unfinished registration: the transforms of its finished stages, in a folder named after its input.
+_KEPT = ".{name}-stages-"
 
 
 def register(
@@ -38,6 +45,7 @@ def register(
     mask: Volume | None = None,
     landmarks: Landmarks | None = None,
     overwrite: bool = False,
+    reuse: Path | None = None,
 ) -> Registration:
     """Register a brain to an atlas, or return the finished registration of the same input.
 
@@ -58,7 +66,9 @@ def register(
         Pairs of points that the result is to meet. With `overwrite`, the alignment of a registration in the
         folder that differs in its landmarks only is used again.
     overwrite : bool
-        Replace a registration of other input or options.
+        Replace a registration of other input or options, or a damaged one.
+    reuse : Path, optional
+        Folder of another registration: one that is whole and of the same input is copied instead of made anew.
 
     Raises
     ------
@@ -92,20 +102,31 @@ def register(
     if found is not None:
         log.info("using the finished registration in %s", out)
         return found
+    if reuse is not None and _is_same(reuse, prints["fingerprint"]):
+        log.info("using the registration in %s: nothing it depends on has changed", reuse)
+        with atomic_path(out) as folder:
+            clone_tree(reuse, folder)
+        return Registration.load(out)
     atlas.check()
     check_sections(volume, brain_size(atlas))
-    settled = settle_orientation(volume, atlas, asked, mask)
+    with task("registration: checking the orientation"):
+        settled = settle_orientation(volume, atlas, asked, mask)
     for warning in settled.warnings:
         log.warning("%s", warning)
     parameters = asdict(options) | {
         "threads": options.threads or usable_cores(),
         "orientation": settled.letters,
     }
+    kept = out.with_name(f"{_KEPT.format(name=out.name)}{prints['base_fingerprint'][:12]}")
     with atomic_path(out) as folder:
         folder.mkdir(parents=True)
         aligned = None if landmarks is None else _aligned(out, prints["base_fingerprint"])
-        run = RegistrationRun(volume, atlas, folder, settled, options, parameters, mask, landmarks, aligned)
+        run = RegistrationRun(
+            volume, atlas, folder, settled, options, parameters, mask, landmarks, aligned, kept
+        )
         run.write(prints)
+    for old in out.parent.glob(f"{_KEPT.format(name=glob.escape(out.name))}*"):
+        shutil.rmtree(old)
     return Registration.load(out)
 
 
@@ -138,25 +159,29 @@ def register_brain(
     source = "its metadata" if voxel_size is None else "--voxel-size"
     check_voxel_um(opened.voxel_um, opened.shape, opened.name, source)
     tissue = None if mask is None else Volume.open(mask)
-    return register(
-        opened,
-        Atlas.open(atlas),
-        out_dir,
-        orientation=orientation,
-        options=options,
-        mask=tissue,
-        landmarks=None if landmarks is None else Landmarks.read(landmarks, opened),
-        overwrite=overwrite,
-    )
+    pairs = None if landmarks is None else Landmarks.read(landmarks, opened)
+    found = Atlas.open(atlas)
+    with held_beside(Path(out_dir)):
+        return register(
+            opened,
+            found,
+            out_dir,
+            orientation=orientation,
+            options=options,
+            mask=tissue,
+            landmarks=pairs,
+            overwrite=overwrite,
+        )
 
 
 def _finished(out: Path, wanted: str, overwrite: bool) -> Registration | None:
     """Return the finished registration in `out` if it is the wanted one; refuse to touch anything else."""
-    if (out / REGISTRATION_JSON).is_file():
+    if out.is_dir() and any((out / name).exists() for name in PARTS):
         if overwrite:
             return None
         there = Registration.load(out)
         if there.fingerprint == wanted:
+            there.check_whole()
             return there
         raise UsageError(
             f"{out} holds a registration of another brain, atlas or other options: give another folder, or "
@@ -167,11 +192,22 @@ def _finished(out: Path, wanted: str, overwrite: bool) -> Registration | None:
     return None
 
 
+def _is_same(folder: Path, wanted: str) -> bool:
+    """Whether a folder holds a whole registration of this input."""
+    try:
+        there = Registration.load(folder)
+        there.check_whole()
+    except BrainmapError:
+        return False
+    return there.fingerprint == wanted
+
+
 def _aligned(out: Path, wanted: str) -> Path | None:
     """Folder of the transforms before landmarks, if `out` holds a registration that differs in those only."""
-    if not (out / REGISTRATION_JSON).is_file():
+    try:
+        there = Registration.load(out)
+    except BrainmapError:
         return None
-    there = Registration.load(out)
     if there.record.get("base_fingerprint", there.fingerprint) != wanted:
         return None
     before = out / UNREFINED

@@ -23,10 +23,14 @@ from brainmap.registration.transforms import Transforms
 if TYPE_CHECKING:
     from brainmap.image.volume import Volume
 
-__all__ = ["FORMAT", "REGISTRATION_JSON", "Registration"]
+__all__ = ["FORMAT", "PARTS", "REGISTRATION_JSON", "Registration"]
 
 REGISTRATION_JSON = "registration.json"
 FORMAT = 1
+# Images of a registration, and all by which its folder is known.
+IMAGES = ("annotation.ome.zarr", "hemispheres.ome.zarr")
+PARTS = (REGISTRATION_JSON, *IMAGES)
+_ANEW = "register the brain anew with --overwrite"
 
 
 @dataclass(frozen=True)
@@ -58,20 +62,38 @@ class Registration:
             If its record is damaged.
         """
         path = Path(folder) / REGISTRATION_JSON
+        if not path.is_file() and any((Path(folder) / name).exists() for name in PARTS):
+            raise DataError(f"{folder} has lost its {REGISTRATION_JSON}: {_ANEW}")
         if not path.is_file():
             raise NotFoundError(
                 f"{folder} holds no finished registration ({REGISTRATION_JSON} is missing): give the folder that "
                 "'brainmap register' wrote, or the folder 'registration' of a run"
             )
-        record = read_json(path)
         try:
+            record = read_json(path)
             if record["format"] != FORMAT:
-                raise DataError(f"{path} has format {record['format']}, this brainmap reads {FORMAT}")
+                raise DataError(
+                    f"{path} has format {record['format']}, this brainmap reads {FORMAT}: {_ANEW}"
+                )
             return cls(Path(folder), SampleGrid.from_json(record["grid"]), record)
         except (KeyError, TypeError, ValueError) as error:
-            if isinstance(error, DataError):
+            if isinstance(error, DataError) and _ANEW in str(error):
                 raise
-            raise DataError(f"{path} is damaged ({error!r}): register the brain again") from error
+            raise DataError(f"{path} is damaged ({error}): {_ANEW}") from error
+
+    def check_whole(self) -> None:
+        """Refuse a registration of which files are gone.
+
+        Raises
+        ------
+        DataError
+            Naming the first.
+        """
+        files = [str(name) for name in self.record.get("transforms", ())]
+        lost = [name for name in files if not (self.folder / name).is_file()]
+        lost += [name for name in IMAGES if not (self.folder / name / "zarr.json").is_file()]
+        if lost:
+            raise DataError(f"the registration {self.folder} has lost {lost[0]}: {_ANEW}")
 
     @property
     def fingerprint(self) -> str:

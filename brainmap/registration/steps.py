@@ -6,9 +6,11 @@ import logging
 import math
 import shutil
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +22,7 @@ from brainmap.coords import ATLAS_ORIENTATION, Triple, axis_map
 from brainmap.errors import DataError, UsageError
 from brainmap.files import now, write_json
 from brainmap.machine import versions
+from brainmap.progress import task
 from brainmap.registration.alignment import SCHEDULES, Framed, align
 from brainmap.registration.figures import draw_checkerboard, draw_contours, draw_deformation
 from brainmap.registration.grid import SampleGrid, resample_volume
@@ -99,6 +102,8 @@ class RegistrationRun:
     landmarks : Landmarks or None
     aligned : Path or None
         Folder of transforms to take instead of aligning anew.
+    kept : Path or None
+        Folder where the stages of the alignment outlive an interruption.
     """
 
     volume: Volume
@@ -110,6 +115,7 @@ class RegistrationRun:
     mask: Volume | None
     landmarks: Landmarks | None
     aligned: Path | None
+    kept: Path | None = None
 
     def write(self, prints: dict[str, str]) -> None:
         """Do every step and write the record, with these fingerprints, last.
@@ -119,13 +125,17 @@ class RegistrationRun:
         DataError
             If the image shows no brain, landmarks contradict each other, or ANTs fails.
         """
-        clock = _Clock()
+        with _Clock() as clock:
+            self._write(prints, clock)
+
+    def _write(self, prints: dict[str, str], clock: _Clock) -> None:
+        clock.begin("reading the brain")
         resolution = _scaled(self.atlas.resolution_um, _factor(self.atlas.resolution_um, self._finest_um))
         grid = SampleGrid.over(self.volume, self.settled.letters, resolution)
         if self.landmarks is not None:
             self.landmarks.check_inside(grid, self.atlas.extent_um, self.volume.name)
         raw = grid.to_asr.array(resample_volume(self.volume, grid))
-        clock.lap("read")
+        clock.lap("read", "evening out the brain")
         sample, whole = self._prepare(raw, grid)
         found = self._find_part(whole, sample)
         template, compared = cut_template(whole, found, self.atlas)
@@ -133,14 +143,14 @@ class RegistrationRun:
             template, compared = self._cut_unmasked(template, sample, compared)
         clock.lap("prepare")
         self._align(template, sample, compared)
-        clock.lap("align")
+        clock.lap("align", "bringing the atlas to the brain")
         fit = self._refine(grid)
         transforms = Transforms(self.folder)
         labels, hemispheres = bring_to_sample(transforms, grid, self.atlas)
         shape = tuple(-(-n // _factor(self.atlas.resolution_um, self._finest_um)) for n in self.atlas.shape)
         in_atlas = bring_to_atlas(raw, resolution, transforms, (shape[0], shape[1], shape[2]), resolution)
         self._write_images(grid, labels, hemispheres, in_atlas)
-        clock.lap("warp")
+        clock.lap("warp", "judging and drawing")
         shown = np.where(found.part.excludes(self.atlas, labels, hemispheres), 0, labels)
         quality = measure(template, sample, transforms, _labelled_mm3(shown, resolution), compared)
         verdict = judge(quality, max(resolution), partial=self.mask is not None, scale=self._scale)
@@ -207,10 +217,16 @@ class RegistrationRun:
             log.info("using the alignment that is there; only landmarks are new")
             _copy_transforms(self.aligned, self.folder)
             return
-        self._run_ants(template, sample, compared, self.options.schedule, self.folder)
+        self._run_ants(template, sample, compared, self.options.schedule, self.folder, self.kept)
 
     def _run_ants(
-        self, template: Framed, sample: Framed, compared: NDArray[np.bool_], schedule: str, folder: Path
+        self,
+        template: Framed,
+        sample: Framed,
+        compared: NDArray[np.bool_],
+        schedule: str,
+        folder: Path,
+        kept: Path | None = None,
     ) -> None:
         align(
             template,
@@ -221,6 +237,7 @@ class RegistrationRun:
             seed=self.options.seed,
             trusted=None if self.mask is None else ndimage.binary_dilation(sample.prepared.mask),
             compared=None if compared.all() else compared,
+            kept=kept,
         )
 
     def _refine(self, grid: SampleGrid) -> LandmarkFit | None:
@@ -299,16 +316,31 @@ class RegistrationRun:
 
 
 class _Clock:
-    """Seconds per step."""
+    """Seconds per step, each of which is reported while it goes on."""
 
     def __init__(self) -> None:
         self.laps: dict[str, float] = {}
         self._last = time.perf_counter()
+        self._step = ExitStack()
 
-    def lap(self, step: str) -> None:
+    def __enter__(self) -> _Clock:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._step.close()
+
+    def begin(self, what: str) -> None:
+        self._step.close()
+        if what:
+            self._step.enter_context(task(f"registration: {what}"))
+
+    def lap(self, step: str, next_: str = "") -> None:
         now_ = time.perf_counter()
         self.laps[step] = round(now_ - self._last, 2)
         self._last = now_
+        self.begin(next_)
 
 
 def _copy_transforms(source: Path, target: Path) -> None:

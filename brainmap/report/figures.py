@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from brainmap.points.table import Points
 from brainmap.report import style
-from brainmap.report.region_rows import Region, RegionTree
+from brainmap.report.region_rows import RegionTree
 from brainmap.report.slices import SliceImage
 from brainmap.report.summary import SCORE_BINS, PointSummary
 
@@ -24,53 +24,52 @@ __all__ = [
     "counts_against_truth",
     "depth_profile",
     "overview",
-    "region_bars",
     "score_curve",
 ]
 
 
-def overview(image: SliceImage, points: Points, voxel_um: Sequence[float], width: float = 11.0) -> Figure:
-    """A whole slice, plain and with a dot on every cell, beside each other.
+def overview(
+    image: SliceImage, points: Points | None, voxel_um: Sequence[float], width: float = 7.0
+) -> Figure:
+    """A whole slice, plain or with a dot on every cell.
 
     Parameters
     ----------
     image : SliceImage
-    points : Points
-        Cells of the slice (y, x level-0 voxel index, score).
+    points : Points or None
+        Cells of the slice (y, x level-0 voxel index, score); None draws the tissue alone.
     voxel_um : (3,) floats
         Level-0 voxel size.
     width : float
         Inches.
     """
-    height_um, width_um = image.size_um
-    panel = (width - 0.9) / 2  # the colour bar takes the rest
-    figure = style.new_figure(width, float(np.clip(panel * height_um / width_um, 1.2, 9.0)) + 0.1)
-    marked = _pictures(figure, image)
-    few = len(points) <= 2000
-    size = 40.0 if few else float(np.clip(20000.0 / len(points), 0.6, 8.0))
-    _dots(marked, points, voxel_um, size=size, hollow=few)
-    _colour_bar(figure, marked)
+    figure, axes = _tissue(image, width)
+    if points is not None:
+        few = len(points) <= 2000
+        size = 40.0 if few else float(np.clip(20000.0 / len(points), 0.6, 8.0))
+        _dots(axes, points, voxel_um, size=size, hollow=few)
     return figure
 
 
 def closeup(
     image: SliceImage,
-    points: Points,
+    points: Points | None,
     voxel_um: Sequence[float],
     cell_um: float,
     missed: NDArray[np.float64] | None = None,
     white: float = 0.0,
-    width: float = 5.5,
+    width: float = 4.5,
 ) -> Figure:
-    """Full-resolution crop, plain and with a circle around every cell, coloured by score.
+    """Full-resolution crop, plain or with a circle around every cell, coloured by score.
 
     Circles are solid for cells centred within half a diameter of the slice, dotted for those above or below it.
 
     Parameters
     ----------
     image : SliceImage
-    points : Points
-        Cells near the slice (z, y, x, score), anywhere in it: those outside the crop are not drawn.
+    points : Points or None
+        Cells near the slice (z, y, x, score), anywhere in it: those outside the crop are not drawn. None draws the
+        tissue alone.
     voxel_um : (3,) floats
         Level-0 voxel size.
     cell_um : float
@@ -82,13 +81,13 @@ def closeup(
     width : float
         Inches.
     """
-    height_um, width_um = image.size_um
-    figure = style.new_figure(width, float(np.clip(width / 2 * height_um / width_um, 1.0, 8.0)) + 0.2)
-    marked = _pictures(figure, image, white)
+    figure, marked = _tissue(image, width, white)
+    if points is None:
+        return figure
     y0, y1, x0, x1 = image.extent_um
     y_um, x_um = _um(points, voxel_um)
     inside = (y_um >= y0) & (y_um < y1) & (x_um >= x0) & (x_um < x1)
-    points_per_um = 72 * (width / 2 * 0.94) / width_um
+    points_per_um = 72 * width * 0.97 / image.size_um[1]
     size = (1.8 * cell_um * points_per_um) ** 2
     centred = np.abs(points["z"] - image.z) * voxel_um[0] <= max(cell_um, voxel_um[0]) / 2
     _dots(marked, points.take(inside & centred), voxel_um, size=size, hollow=True)
@@ -147,30 +146,6 @@ def depth_profile(
     return figure
 
 
-def region_bars(regions: Sequence[Region], *, width: float = 11.0, by: str = "count") -> Figure:
-    """Counts and densities per structure, left against right, in the order given."""
-    figure = style.new_figure(width, 0.27 * max(len(regions), 3) + 0.9)
-    have_volume = any(np.isfinite(region.density()) for region in regions)
-    panels = figure.subplots(1, 2 if have_volume else 1, sharey=True, squeeze=False)[0]
-    rows = np.arange(len(regions))
-    measures: list[Any] = [("cells", lambda region, side: region.count[side])]
-    if have_volume:
-        measures.append(("cells per mm³", lambda region, side: region.density(side)))
-    if by == "density":
-        measures.reverse()
-    for axes, (title, measure) in zip(panels, measures, strict=True):
-        style.clean(axes, title=title, grid="x")
-        for side, colour, shift in (("left", style.LEFT, -0.2), ("right", style.RIGHT, 0.2)):
-            values = [np.nan_to_num(measure(region, side)) for region in regions]
-            axes.barh(rows + shift, values, 0.38, color=colour, label=side)
-        _thousands(axes, "x")
-        axes.tick_params(axis="y", length=0)
-    panels[0].set_yticks(rows, [_label(region) for region in regions], fontsize=9, color=style.INK)
-    panels[0].invert_yaxis()
-    panels[-1].legend(frameon=False, fontsize=9, loc="lower right")
-    return figure
-
-
 def counts_against_truth(found: RegionTree, truth: RegionTree, width: float = 5.5) -> Figure:
     """Cells found against true cells, a point per structure and side, around the line of equality."""
     figure = style.new_figure(width, width * 0.8)
@@ -207,21 +182,20 @@ def score_curve(
     return figure
 
 
-def _pictures(figure: Figure, image: SliceImage, white: float = 0.0) -> Axes:
-    """The image twice, beside each other; returns the axes on the right."""
+def _tissue(image: SliceImage, width: float, white: float = 0.0) -> tuple[Figure, Axes]:
+    """A picture of tissue, with a scale bar, to draw on in um."""
     low, high = image.window(white)
     y0, y1, x0, x1 = image.extent_um
     # A little gamma, so that dim cells and bright ones are both seen.
     shown = np.clip((image.values - low) / (high - low), 0.0, 1.0) ** 0.75
-    panels = figure.subplots(1, 2)
-    for axes in panels:
-        axes.imshow(
-            shown, cmap=style.TISSUE_MAP, vmin=0, vmax=1, extent=(x0, x1, y1, y0), interpolation="antialiased"
-        )
-        style.picture_axes(axes)
-        style.scale_bar(axes, image.size_um)
-    right: Axes = panels[1]
-    return right
+    height = float(np.clip(width * image.size_um[0] / image.size_um[1], 0.8, 11.0))
+    figure = style.literal_figure(width, height, "black")
+    axes = style.picture_axes(figure.subplots())
+    axes.imshow(
+        shown, cmap=style.TISSUE_MAP, vmin=0, vmax=1, extent=(x0, x1, y1, y0), interpolation="antialiased"
+    )
+    style.scale_bar(axes, image.size_um)
+    return figure, axes
 
 
 def _um(points: Points, voxel_um: Sequence[float]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -249,30 +223,10 @@ def _dots(
         axes.scatter(x_um, y_um, s=size, c=colours, linewidths=0)
 
 
-def _colour_bar(figure: Figure, axes: Axes) -> None:
-    from matplotlib.cm import ScalarMappable
-    from matplotlib.colors import Normalize
-
-    scale = ScalarMappable(Normalize(0.0, 1.0), style.score_map())
-    bar = figure.colorbar(scale, ax=axes, shrink=0.5, aspect=18, pad=0.01)
-    bar.set_label("score", fontsize=9, color=style.QUIET)
-    bar.ax.tick_params(labelsize=8, colors=style.QUIET, length=2)
-    bar.outline.set_visible(False)
-
-
 def _thousands(axes: Axes, which: str) -> None:
     from matplotlib.ticker import FuncFormatter
 
     axis = axes.xaxis if which == "x" else axes.yaxis
     axis.set_major_formatter(
         FuncFormatter(lambda value, _: f"{value:,.0f}" if value == int(value) else f"{value:g}")
-    )
-
-
-def _label(region: Region) -> str:
-    text = f"{region.name} ({region.acronym})"
-    return (
-        text
-        if len(text) <= 44
-        else f"{region.name[: 38 - len(region.acronym)]}\N{HORIZONTAL ELLIPSIS} ({region.acronym})"
     )

@@ -108,6 +108,74 @@ class Page:
         """Add a two-column list of names and values. A value may be any scalar; None shows as a dash."""
         self._add(kind="facts", title=title, rows=[(name, format_value(v)) for name, v in _pairs(facts)])
 
+    def add_checks(self, title: str, rows: Iterable[tuple[str, str, str]]) -> None:
+        """Add questions with their answers: (question, "good", "look", "bad" or "unknown", sentence)."""
+        words = {"good": "Yes", "look": "Look", "bad": "No", "unknown": "Unknown"}
+        self._add(kind="checks", title=title, rows=[(q, v, words[v], s) for q, v, s in rows])
+
+    def add_steps(self, title: str, rows: Iterable[tuple[str, str]]) -> None:
+        """Add a numbered list of what to do: (sentence, command or empty text)."""
+        self._add(kind="steps", title=title, rows=list(rows))
+
+    def add_bars(
+        self,
+        rows: Sequence[tuple[str, Sequence[float]]],
+        series: Sequence[str],
+        caption: str = "",
+        *,
+        unit: str = "",
+    ) -> None:
+        """Add a bar chart made of text and boxes: readable at any width, by any reader.
+
+        Parameters
+        ----------
+        rows : sequence of (label, values)
+            One value per series; NaN is left blank.
+        series : sequence of str
+            At most three.
+        caption, unit : str
+            Text above; what the values count.
+        """
+        top = max((v for _, values in rows for v in values if not math.isnan(v)), default=0.0) or 1.0
+        shown = [
+            (label, [(format_value(_shortened(v)), 0.0 if math.isnan(v) else 100 * v / top) for v in values])
+            for label, values in rows
+        ]
+        self._add(kind="bars", rows=shown, series=list(series), caption=caption, unit=unit)
+
+    def add_gallery(
+        self,
+        pictures: Iterable[tuple[Figure | bytes | str | Path, str]],
+        caption: str = "",
+        *,
+        format: str = "webp",
+        dpi: int = 140,
+        scale: tuple[str, str, Sequence[str]] | None = None,
+        kind: str = "",
+    ) -> None:
+        """Add pictures that belong together, beside each other where there is room.
+
+        Parameters
+        ----------
+        pictures : iterable of (figure, title)
+        caption : str
+        format, dpi
+            As for `add_figure`.
+        scale : (text, text, colours), optional
+            A colour scale under the pictures: what its two ends mean, and colours evenly along it.
+        kind : {"", "map", "pair"}
+            How the pictures stand: "map" equally high in a row, "pair" as one of two in a row of the page.
+        """
+        shown = []
+        for figure, title in pictures:
+            ratio = 1.0
+            if not isinstance(figure, (str, bytes, Path)):
+                ratio = figure.get_figwidth() / figure.get_figheight()
+            shown.append((_picture(figure, format, dpi), title, ratio))
+        if scale is not None:
+            scale = (scale[0], scale[1], ", ".join(scale[2]))  # type: ignore[assignment]
+        self._add(kind="gallery", pictures=shown, caption=caption, scale=scale, place=kind)
+
     def add_table(
         self,
         columns: Sequence[str],
@@ -117,6 +185,8 @@ class Page:
         sortable: bool = True,
         max_rows: int | None = None,
         collapsed: bool = False,
+        search: bool = False,
+        download: str = "",
     ) -> None:
         """Add a table.
 
@@ -135,6 +205,10 @@ class Page:
             Show only the first so many rows and say how many were left out.
         collapsed : bool
             Hide the table behind its caption until it is opened (it always prints opened).
+        search : bool
+            A field above it leaves the rows that hold what is typed; the table scrolls in a box of its own.
+        download : str
+            A button above it saves the rows that are shown as a CSV of this name.
 
         Raises
         ------
@@ -160,6 +234,8 @@ class Page:
             sortable=sortable and len(shown) > 1,
             left_out=len(all_rows) - len(shown),
             collapsed=collapsed,
+            search=search and len(shown) > 8,
+            download=download if shown else "",
         )
 
     def add_figure(
@@ -192,7 +268,17 @@ class Page:
         uri = _picture(figure, format, dpi)
         # A rendered figure is shown at its own size in inches whatever its resolution; a file fills the width.
         pixels = 0 if isinstance(figure, (str, bytes, Path)) else round(96 * figure.get_figwidth())
-        self._add(kind="figure", uri=uri, caption=caption, alt=alt or caption, width=width, pixels=pixels)
+        # A chart is ink on white and is turned over on a dark page; a picture of tissue is not.
+        chart = bool(pixels) and format != "webp"
+        self._add(
+            kind="figure",
+            uri=uri,
+            caption=caption,
+            alt=alt or caption,
+            width=width,
+            pixels=pixels,
+            chart=chart,
+        )
 
     def render(self) -> str:
         """Return the page as HTML text."""
@@ -205,7 +291,7 @@ class Page:
             lstrip_blocks=True,
             undefined=jinja2.StrictUndefined,
         )
-        source = environment.loader.get_source(environment, "sort.js")[0] if environment.loader else ""
+        source = environment.loader.get_source(environment, "page.js")[0] if environment.loader else ""
         digest = base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()
         return environment.get_template("page.html").render(
             title=self.title,
@@ -326,6 +412,11 @@ def _pairs(values: Iterable[tuple[str, object]] | Mapping[str, object]) -> list[
 
 def _is_number(value: object) -> bool:
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def _shortened(value: float) -> float:
+    """A number as bars show it: no digits that nobody reads."""
+    return value if math.isnan(value) or value < 100 else float(round(value))
 
 
 def _cell(value: object, right: bool) -> tuple[str, str, bool]:

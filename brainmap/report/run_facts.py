@@ -14,7 +14,16 @@ from brainmap.report.region_rows import Region, RegionTree
 from brainmap.report.summary import PointSummary
 from brainmap.run_folder import RunRecord
 
-__all__ = ["Run", "indented", "input_facts", "is_number", "key_numbers", "lookup", "method_facts", "plain"]
+__all__ = [
+    "Run",
+    "cost_facts",
+    "indented",
+    "input_facts",
+    "is_number",
+    "lookup",
+    "method_facts",
+    "plain",
+]
 
 _DEFAULT_CELL_UM = 10.0
 
@@ -39,27 +48,20 @@ class Run:
         return float(lookup(self.record, "cell_diameter_um") or _DEFAULT_CELL_UM)
 
 
-def key_numbers(run: Run) -> list[tuple[str, object]]:
-    """The handful of numbers a reader wants first."""
-    results, timings = run.record.results, run.record.timings_s
-    seconds = timings.get("total") or sum(timings.values()) or None
-    rate, memory = results.get("voxels_per_second"), results.get("peak_memory_bytes")
-    values: list[tuple[str, object]] = [("cells", run.summary.n if run.summary else results.get("cells"))]
-    if run.regions:
-        values.append(
-            ("structures with cells", sum(region.count_direct["both"] > 0 for region in run.regions.regions))
-        )
-        share = 100 * run.regions.outside / max(run.summary.n if run.summary else 0, 1)
-        values.append(("cells outside the atlas", f"{share:.1f} %"))
-    if (agree := results.get("regions_agree")) is not None:
-        values.append(("same region mapped either way", f"{100 * agree:.1f} % of the cells"))
-    values.append(("time", _duration(seconds)))
-    if rate:
-        values.append(("million voxels per second", f"{rate / 1e6:.3g}"))
-    if memory:
-        values.append(("peak memory", f"{memory / 2**30:.2f} GiB"))
-    values.append(("status", run.record.status))
-    return values
+def cost_facts(run: Run) -> list[tuple[str, object]]:
+    """What the run took."""
+    record = run.record
+    results, timings = record.results, record.timings_s
+    facts: list[tuple[str, object]] = [
+        ("Time", _duration(timings.get("total") or sum(timings.values()) or None))
+    ]
+    if rate := results.get("voxels_per_second"):
+        facts.append(("Speed", f"{rate / 1e6:.3g} million voxels per second"))
+    if memory := results.get("peak_memory_bytes"):
+        facts.append(("Peak memory", f"{memory / 2**30:.2f} GiB"))
+    facts.append(("Processor", f"{record.machine.get('cpu')}, {record.machine.get('cores')} cores"))
+    facts.append(("Status", record.status))
+    return facts
 
 
 def input_facts(run: Run) -> list[tuple[str, object]]:
@@ -102,7 +104,6 @@ def method_facts(run: Run) -> list[tuple[str, object]]:
         value = record.execution.get(key, record.parameters.get(key))
         if value is not None:
             facts.append((label, plain(value)))
-    facts.append(("Processor", f"{record.machine.get('cpu')}, {record.machine.get('cores')} cores"))
     return facts
 
 

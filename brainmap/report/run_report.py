@@ -7,52 +7,47 @@ that a run without an atlas, without cells, or whose brain has moved still gets 
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from brainmap.atlas.atlas import Atlas
 from brainmap.errors import BrainmapError, NotFoundError
-from brainmap.files import read_json
 from brainmap.image.volume import Volume
 from brainmap.points.table import read_locations
 from brainmap.report import figures
+from brainmap.report.atlas_map import COLOURS, colours_of, map_in_atlas, map_in_image, view_figure
+from brainmap.report.borders import BorderRange, border_ranges, likely_error_um
 from brainmap.report.html import Page, format_value
-from brainmap.report.region_rows import read_regions, read_summary
+from brainmap.report.picture_section import add_pictures
+from brainmap.report.region_rows import read_regions
+from brainmap.report.region_section import add_regions
+from brainmap.report.registration_section import add_registration, read_registration
 from brainmap.report.run_facts import (
     Run,
-    indented,
+    cost_facts,
     input_facts,
     is_number,
-    key_numbers,
     lookup,
     method_facts,
     plain,
 )
-from brainmap.report.slices import choose_crops, choose_slices, read_crop, read_slices
-from brainmap.report.summary import points_near, summarise_points
+from brainmap.report.slices import choose_slices
+from brainmap.report.summary import summarise_points
 from brainmap.report.thresholds import add_threshold_counts
-from brainmap.report.truth import add_truth, missed_cells
-from brainmap.run_folder import (
-    POINTS_PARQUET,
-    REGIONS_CSV,
-    REPORT_HTML,
-    SUMMARY_CSV,
-    RunRecord,
-)
+from brainmap.report.trust import checks, expected_precision, key_numbers, marked_precision, next_steps
+from brainmap.report.truth import add_truth
+from brainmap.run_folder import POINTS_PARQUET, REGIONS_CSV, REPORT_HTML, RunRecord
 
 __all__ = ["write_run_report"]
 
 log = logging.getLogger(__name__)
 
-_PICTURES = {
-    "checkerboard": "the brain (warm) and the atlas's template (cool) in alternating squares; edges should go on "
-    "across them.",
-    "deformation": "a regular grid of the atlas as the deformation bends it into the brain; blue places are smaller "
-    "there than in the atlas, red ones larger (the affine left out).",
-}
-_CROP_CELLS = 28  # side of a close-up in cell diameters
+#: Voxels of an atlas that is read for a page: one at 25 um, not one at 10.
+_LARGEST_ATLAS = 150_000_000
 
 
 def write_run_report(
@@ -61,6 +56,7 @@ def write_run_report(
     truth: str | Path | None = None,
     truth_regions: str | Path | None = None,
     volume: Volume | None = None,
+    atlas: Atlas | None = None,
     staged: Path | None = None,
 ) -> Path:
     """Write ``report.html`` into a run folder and return its path.
@@ -75,6 +71,8 @@ def write_run_report(
         True counts in the columns of ``regions.csv``.
     volume : Volume, optional
         The brain; by default opened from the path in ``run.json``.
+    atlas : Atlas, optional
+        That of the run; by default opened from the folder that the registration names.
     staged : Path, optional
         Folder with ``run.json`` and tables that will take the place of the run's: they are reported, there.
 
@@ -101,22 +99,32 @@ def write_run_report(
         truth=_attempt(problems, lambda: read_locations(truth)) if truth else None,
         truth_regions=_optional(problems, Path(truth_regions), read_regions) if truth_regions else None,
     )
-    page = Page(f"{_brain_name(run)}: detected cells", _subtitle(record))
-    _head(page, run, problems)
+    folder_, registration, problem = read_registration(run)
+    atlas = _attempt(problems, lambda: _open_atlas(registration)) if atlas is None and run.regions else atlas
+    precision = marked_precision(run)
+    verdicts = checks(run, registration, precision)
+    page = Page(_brain_name(run), f"Detected cells. {_subtitle(record)}")
+    _messages(page, run, problems)
+    page.add_numbers(key_numbers(run, registration, precision, expected_precision(run)))
+    _cell_map(page, run, atlas)
+    page.add_checks("Can it be trusted?", [(c.name, c.verdict, c.sentence) for c in verdicts])
+    page.add_steps("What to do next (RUN is the folder of this page)", next_steps(run, verdicts, precision))
+    ranges, error_um = _ranges(run, atlas, registration)
+    add_regions(page, run, ranges, error_um)
     evaluation = add_truth(page, run)
     try:
-        _detections(page, run, evaluation is not None)
+        add_pictures(page, run, evaluation is not None)
     except BrainmapError as error:
         page.add_warning("The pictures could not be made from the image:", [str(error)])
+    add_registration(page, folder_, registration, problem)
     _measurements(page, run)
     add_threshold_counts(page, run)
-    _regions(page, run)
-    _registration(page, run)
-    _provenance(page, run)
+    _details(page, run)
     return page.write(folder / REPORT_HTML)
 
 
-def _head(page: Page, run: Run, problems: list[str]) -> None:
+def _messages(page: Page, run: Run, problems: list[str]) -> None:
+    """What has to be known before any number is read."""
     record = run.record
     failed = record.blocks.get("failed") or {}
     reasons = (
@@ -144,50 +152,44 @@ def _head(page: Page, run: Run, problems: list[str]) -> None:
         page.add_error(
             "The registration is BAD: counts per region on this page are not to be used as they are."
         )
-    page.add_numbers(key_numbers(run))
-    page.add_facts(input_facts(run), title="Brain")
-    page.add_facts(method_facts(run), title="Detection and atlas")
 
 
-def _detections(page: Page, run: Run, scored: bool) -> None:
-    if run.volume is None or run.summary is None or run.points is None:
+def _cell_map(page: Page, run: Run, atlas: Atlas | None) -> None:
+    """Where all cells lie, seen through the atlas, or else through the image."""
+    if run.points is None or run.summary is None or run.summary.n == 0:
         return
-    volume, step = run.volume, run.volume.voxel_um[0]
-    slices = choose_slices(run.summary.per_slice, volume.shape[0])
-    reach = max(0.5, 1.1 * run.cell_um / step)  # light of a cell reaches a little beyond its body
-    points = points_near(run.points, slices, reach)
-    page.add_section(
-        "Detections",
-        f"Cells within {reach * step:.3g} µm above and below the slice, coloured by score (magenta low, yellow high). "
-        "Brightness is stretched from the 1st percentile of each picture to the 99.7th of its slice (gamma 0.75).",
+    if atlas is not None and "atlas_z_um" in run.summary.columns:
+        cells = map_in_atlas(run.points, atlas)
+    elif run.volume is not None:
+        cells = map_in_image(run.points, run.volume.shape, run.volume.voxel_um, run.volume.orientation)
+    else:
+        return
+    lines = (
+        " Thin lines: borders of the large divisions in one section."
+        if cells.views[0].borders is not None
+        else ""
     )
-    overviews = read_slices(volume, slices)
-    missed = missed_cells(run) if scored else None
-    crops = choose_crops(volume, overviews, points, _CROP_CELLS * run.cell_um)
-    if crops:
-        page.add_subheading("Close-ups at full resolution")
-        page.add_text("Solid circles: the centre lies in this slice; dotted: above or below it."
-                      + (" Crosses: true cells that were not found." if missed is not None else ""))  # fmt: skip
-        for crop in crops:
-            near = points[slices.index(crop.z)]
-            crosses = missed[np.abs(missed[:, 0] - crop.z) <= reach][:, 1:] if missed is not None else None
-            white = overviews[slices.index(crop.z)].window()[1]
-            figure = figures.closeup(
-                read_crop(volume, crop), near, volume.voxel_um, run.cell_um, crosses, white
-            )
-            caption = f"{crop.title}: z {crop.z}, y {crop.y[0]} to {crop.y[1]}, x {crop.x[0]} to {crop.x[1]}."
-            page.add_figure(figure, caption, format="webp", width="half")
-    page.add_subheading("Whole slices")
-    for image, near in zip(overviews, points, strict=True):
-        depth_mm = (image.z + 0.5) * step / 1000
-        caption = f"Slice z {image.z} ({depth_mm:.3g} mm deep): {len(near):,} cells."
-        page.add_figure(figures.overview(image, near, volume.voxel_um), caption, format="webp", dpi=140)
+    page.add_gallery(
+        [(view_figure(view, cells.top), view.title.capitalize()) for view in cells.views],
+        f"All cells {cells.where}, seen through: mean density along the line of sight.{lines}",
+        scale=("0", f"{cells.top:,.0f} {cells.unit}", colours_of(COLOURS)),
+        kind="map",
+    )
+
+
+def _ranges(
+    run: Run, atlas: Atlas | None, registration: dict[str, Any]
+) -> tuple[dict[int, BorderRange], float]:
+    error_um = likely_error_um(registration)
+    if atlas is None or run.points is None or run.summary is None or "atlas_z_um" not in run.summary.columns:
+        return {}, error_um
+    return border_ranges(run.points, atlas, error_um, run.summary.n), error_um
 
 
 def _measurements(page: Page, run: Run) -> None:
     if run.summary is None or run.summary.n == 0:
         return
-    page.add_section("Measurements")
+    page.add_section("Scores and sizes", "What was measured of the cells.")
     threshold = lookup(run.record, "threshold")
     shown = len(next(iter(run.summary.sample.values()), np.zeros(0)))
     text = (
@@ -200,7 +202,7 @@ def _measurements(page: Page, run: Run) -> None:
             figures.cell_histograms(run.summary, float(threshold) if threshold is not None else None),
             "Score, signal-to-noise ratio and diameter of all cells; dashed: the threshold." + text,
             format="svg",
-        )  # fmt: skip
+        )
     if len(run.summary.per_slice) > 1:
         step = run.volume.voxel_um[0] if run.volume else 1.0
         depth = run.volume.shape[0] if run.volume else 0
@@ -209,144 +211,23 @@ def _measurements(page: Page, run: Run) -> None:
             figures.depth_profile(run.summary, step, shown_slices),
             "Cells along the depth; dotted: the slices shown. Steps or gaps point to damaged sections or blocks.",
             format="svg",
-        )  # fmt: skip
+        )
 
 
-def _regions(page: Page, run: Run) -> None:
-    if run.regions is None:
-        return
-    page.add_section(
-        "Regions", "Counts and volumes of a structure include everything below it; volumes are of this brain."
-    )
-    summary, densest = run.regions.summary(), run.regions.densest()
-    if summary:
-        page.add_figure(
-            figures.region_bars(summary),
-            "Structures that share no cell, obtained by splitting the one with most cells until there are twenty.",
-            format="svg",
-        )  # fmt: skip
-        if densest:
-            page.add_figure(
-                figures.region_bars(densest, by="density"),
-                "The densest structures of the finest level.",
-                format="svg",
-            )
-    else:
-        page.add_note("No structure holds a cell.")
-    _region_summary(page, run)
-    sides = ("left", "right", "both")
-    columns = [
-        "structure",
-        "acronym",
-        "id",
-        *(f"cells {s}" for s in sides),
-        *(f"per mm³ {s}" for s in sides),
-        "mm³",
-    ]
-    rows = [
-        [indented(r), r.acronym, str(r.id), *(r.count[s] for s in sides), *(_round(r.density(s)) for s in sides),
-         r.volume_mm3["both"]]
-        for r in run.regions.regions
-        if r.count["both"] or r.volume_mm3["both"] > 0
-    ]  # fmt: skip
-    page.add_table(
-        columns, rows, f"All {len(rows)} structures with volume or cells", collapsed=len(rows) > 40
-    )
-
-
-def _region_summary(page: Page, run: Run) -> None:
-    """The regions asked for, with what lies in none of them and outside: the rows add up to all cells."""
-    path = run.folder / SUMMARY_CSV
-    if not path.is_file():
-        return
-    try:
-        rows = read_summary(path)
-    except BrainmapError as error:
-        page.add_warning("The summary of regions could not be read:", [str(error)])
-        return
-    columns = [
-        "region",
-        "name",
-        "cells left",
-        "cells right",
-        "cells both",
-        "mm³",
-        "per mm³",
-        "per mm³ of atlas",
-    ]
-    level = run.record.execution.get("level") or "summary"
-    page.add_table(
-        columns, rows, f"{len(rows) - 2} regions at level {level}, the rest, and outside",
-        collapsed=len(rows) > 40,
-    )  # fmt: skip
-
-
-def _registration(page: Page, run: Run) -> None:
-    folder = run.registration
-    elsewhere = run.record.parameters.get("registration")
-    if not folder.is_dir() and elsewhere and Path(str(elsewhere)).is_dir():
-        folder = Path(str(elsewhere))
-    if not folder.is_dir():
-        return
-    page.add_section(
-        "Registration",
-        "The atlas laid over the brain. Outlines should follow the edges of the tissue and its layers.",
-    )
-    try:
-        record = read_json(folder / "registration.json")
-    except BrainmapError as error:
-        page.add_warning("The registration's record could not be read:", [str(error)])
-        record = {}
-    record = record if isinstance(record, dict) else {}
-    verdict, reasons = record.get("verdict"), [str(reason) for reason in record.get("reasons") or ()]
-    if verdict == "good":
-        page.add_note("By its numbers the registration is good.", reasons)
-    elif verdict == "bad":
-        page.add_error("By its numbers the registration is BAD:", reasons)
-    elif verdict:
-        page.add_warning(f"By its numbers the registration is {verdict}:", reasons)
-    part = record.get("part")
-    if isinstance(part, dict) and part.get("part") not in (None, "whole brain"):
-        page.add_note(f"Registered as the {part['part']}: what is missing has no volume and no density.")
-    for picture in sorted(folder.glob("*.png")):
-        try:
-            name = picture.stem.removeprefix("quality_")
-            caption = _PICTURES.get(name, "borders of the atlas's structures, brought to the brain.")
-            page.add_figure(picture, f"{name.replace('_', ' ').capitalize()}: {caption}")
-        except (OSError, BrainmapError) as error:
-            page.add_note(f"{picture.name} could not be shown: {error}")
-    quality = record.get("quality")
-    if isinstance(quality, dict):
-        facts = [
-            (name.replace("_um", " (µm)").replace("_", " "), plain(value)) for name, value in quality.items()
-        ]
-        page.add_facts(facts, title="Quality")
-    _landmarks(page, record.get("landmarks"))
-
-
-def _landmarks(page: Page, fit: Any) -> None:
-    if not isinstance(fit, dict):
-        return
-    names = ("before_um", "after_um", "left_out_um")
-    rows = [[row.get("name"), *(row.get(name) for name in names)] for row in fit.get("residuals") or ()]
-    page.add_table(
-        ["landmark", "missed before (µm)", "after (µm)", "if left out (µm)"],
-        rows,
-        f"{len(rows)} landmarks",
-        collapsed=len(rows) > 12,
-    )
-
-
-def _provenance(page: Page, run: Run) -> None:
+def _details(page: Page, run: Run) -> None:
+    """What was read, how it was computed, and what that took: last, as few ask for it."""
     record = run.record
     page.add_section("How this was made", "The same values as in run.json, for reading.")
+    page.add_facts(input_facts(run), title="Brain")
+    page.add_facts(method_facts(run), title="Detection and atlas")
+    page.add_facts(cost_facts(run), title="Time and memory")
     if record.timings_s:
         rows = [
             [name.replace("_", " "), float(seconds)]
             for name, seconds in record.timings_s.items()
             if is_number(seconds)
         ]
-        page.add_table(["stage", "seconds"], rows, "Time", sortable=False)
+        page.add_table(["stage", "seconds"], rows, "Time by stage", sortable=False, collapsed=True)
     groups = {
         "Parameters": record.parameters,
         "Execution": record.execution,
@@ -359,6 +240,15 @@ def _provenance(page: Page, run: Run) -> None:
         if values:
             rows_text = [[key, plain(value)] for key, value in values.items()]
             page.add_table(["name", "value"], rows_text, title, sortable=False, collapsed=True)
+
+
+def _open_atlas(registration: dict[str, Any]) -> Atlas | None:
+    """The atlas of a registration; None where it is too large to be read for a page."""
+    folder = (registration.get("atlas") or {}).get("folder")
+    if not folder:
+        return None
+    atlas = Atlas.open(str(folder))
+    return atlas if math.prod(atlas.shape) <= _LARGEST_ATLAS else None
 
 
 def _open_volume(record: RunRecord) -> Volume:
@@ -396,8 +286,5 @@ def _brain_name(run: Run) -> str:
 
 def _subtitle(record: RunRecord) -> str:
     when = record.finished or record.started
-    return f"brainmap {record.versions.get('brainmap', '')}, {when.replace('T', ' ')}"
-
-
-def _round(value: float) -> float:
-    return round(value) if value == value and abs(value) >= 100 else value
+    when = when.replace("T", " ").removesuffix("+00:00")
+    return f"brainmap {record.versions.get('brainmap', '')}, {when} UTC"

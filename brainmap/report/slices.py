@@ -66,12 +66,13 @@ class SliceImage:
 
 @dataclass(frozen=True)
 class Crop:
-    """A place worth a closer look: why, and its level-0 voxels."""
+    """A place worth a closer look: why, its level-0 voxels, and the region of most of its cells (0: none)."""
 
     title: str
     z: int
     y: tuple[int, int]
     x: tuple[int, int]
+    region: int = 0
 
 
 def choose_slices(per_slice: NDArray[np.int64], depth: int, count: int = 3) -> list[int]:
@@ -155,7 +156,10 @@ def tissue_of(image: SliceImage) -> NDArray[np.bool_]:
 def choose_crops(
     volume: Volume, overviews: list[SliceImage], points: list[Points], size_um: float
 ) -> list[Crop]:
-    """Choose up to four places: most cells, a usual place, few cells, and the edge of the tissue."""
+    """Choose up to four places: most cells, a usual place, few cells, and the edge of the tissue.
+
+    They lie in different slices and different regions, as far as there are such.
+    """
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="brainmap-slices") as pool:
         tissues = pool.map(tissue_of, overviews)
         parts = zip(overviews, points, tissues, strict=True)
@@ -163,24 +167,38 @@ def choose_crops(
     inside = table[table["tissue"] > 0.9]
     if not len(inside):
         inside = table[table["tissue"] >= min(0.5, table["tissue"].max(initial=0.0))]
-    chosen: list[tuple[str, np.void]] = []
+    chosen: list[Crop] = []
+
+    def choose(title: str, ranked: NDArray[np.void]) -> None:
+        """The best of those elsewhere, or else the best one."""
+        slices, regions = {crop.z for crop in chosen}, {crop.region for crop in chosen}
+        new = [
+            ranked[~np.isin(ranked["z"], list(slices)) & ~np.isin(ranked["region"], list(regions))],
+            ranked[~np.isin(ranked["z"], list(slices))],
+            ranked,
+        ]
+        row = next(rows for rows in new if len(rows))[0]
+        crop = Crop(title, int(row["z"]), (int(row["y0"]), int(row["y1"])), (int(row["x0"]), int(row["x1"])),
+                    int(row["region"]))  # fmt: skip
+        if all((crop.z, crop.y, crop.x) != (c.z, c.y, c.x) for c in chosen):
+            chosen.append(crop)
+
     if len(inside):
-        ranked = inside[np.argsort(inside["cells"], kind="stable")]
-        chosen.append(("Where cells are densest", ranked[-1]))
+        ranked = inside[np.argsort(-inside["cells"], kind="stable")]
+        choose("Where cells are densest", ranked)
         with_cells = ranked[ranked["cells"] > 0]
         if len(with_cells) > 2:
-            chosen.append(("A usual place", with_cells[len(with_cells) // 2]))
-            chosen.append(("Where cells are few", with_cells[0]))
+            choose("A usual place", with_cells[len(with_cells) // 2 :])
+            choose("Where cells are few", with_cells[::-1])
     edge = table[(table["tissue"] > 0.25) & (table["tissue"] < 0.75)]
     if len(edge):
-        chosen.append(("At the edge of the tissue", edge[np.argmax(edge["cells"])]))
-    crops = [
-        Crop(t, int(r["z"]), (int(r["y0"]), int(r["y1"])), (int(r["x0"]), int(r["x1"]))) for t, r in chosen
-    ]
-    return [c for i, c in enumerate(crops) if all((c.z, c.y, c.x) != (d.z, d.y, d.x) for d in crops[:i])]
+        choose("At the edge of the tissue", edge[np.argsort(-edge["cells"], kind="stable")])
+    return chosen
 
 
-_TILE = np.dtype([(n, np.int64) for n in ("z", "y0", "y1", "x0", "x1", "cells")] + [("tissue", np.float64)])
+_TILE = np.dtype(
+    [(n, np.int64) for n in ("z", "y0", "y1", "x0", "x1", "cells", "region")] + [("tissue", np.float64)]
+)
 
 
 def _tiles(
@@ -195,6 +213,7 @@ def _tiles(
     scale = [n / extent for n, extent in zip(tissue.shape, overview.size_um, strict=True)]
     rows = []
     y, x = points["y"], points["x"]
+    region = points["region_id"] if "region_id" in points else np.zeros(len(points), np.int64)
     for y0 in starts[0]:
         in_y = (y >= y0) & (y < y0 + sides[0])
         for x0 in starts[1]:
@@ -203,7 +222,24 @@ def _tiles(
                 for a, s, side in ((1, y0, sides[0]), (2, x0, sides[1]))
             ]
             part = tissue[box[0], box[1]]
-            cells = int(np.count_nonzero(in_y & (x >= x0) & (x < x0 + sides[1])))
+            near = in_y & (x >= x0) & (x < x0 + sides[1])
             share = float(part.mean()) if part.size else 0.0
-            rows.append((overview.z, y0, y0 + sides[0], x0, x0 + sides[1], cells, share))
+            rows.append(
+                (
+                    overview.z,
+                    y0,
+                    y0 + sides[0],
+                    x0,
+                    x0 + sides[1],
+                    int(near.sum()),
+                    _most(region[near]),
+                    share,
+                )
+            )
     return np.array(rows, _TILE)
+
+
+def _most(ids: NDArray[np.int64]) -> int:
+    """The commonest id; 0 without any."""
+    values, counts = np.unique(ids, return_counts=True)
+    return int(values[np.argmax(counts)]) if len(values) else 0

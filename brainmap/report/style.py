@@ -145,7 +145,7 @@ def scale_bar(axes: Axes, field_um: tuple[float, float], *, extent_units_per_um:
     outline = [patheffects.withStroke(linewidth=2.0, foreground="black")]
     axes.text(
         (x0 + x1) / 2, y + 0.02 * (top - bottom), label,
-        color="white", fontsize=_FONT - 1, ha="center", va="bottom", path_effects=outline,
+        color="white", fontsize=_FONT + 1, ha="center", va="bottom", path_effects=outline,
     )  # fmt: skip
     axes.set_xlim(left, right)
     axes.set_ylim(bottom, top)

@@ -35,6 +35,8 @@ class PointSummary:
         Histogram of the score over 0..1.
     sample : dict of arrays
         Measured columns of at most 200,000 rows taken evenly from the whole table.
+    columns : frozenset of str
+        Names of all columns of the table.
     """
 
     n: int
@@ -42,6 +44,7 @@ class PointSummary:
     per_slice: NDArray[np.int64]
     score_counts: NDArray[np.int64]
     sample: dict[str, NDArray[np.float64]]
+    columns: frozenset[str] = frozenset()
 
     def depth_quantile(self, share: float) -> int:
         """Level-0 slice below which a share of the cells lies."""
@@ -80,7 +83,9 @@ def summarise_points(path: str | Path, depth: int = 0) -> PointSummary:
             kept.append(np.asarray(batch[name][-n % stride :: stride], float))
         n += len(batch)
     joined = {name: np.concatenate(kept or [np.zeros(0)]) for name, kept in sample.items()}
-    return PointSummary(n, outside if "region_id" in names else None, per_slice, scores, joined)
+    return PointSummary(
+        n, outside if "region_id" in names else None, per_slice, scores, joined, frozenset(names)
+    )
 
 
 def points_near(path: str | Path, slices: Sequence[int], reach: float, limit: int = 100_000) -> list[Points]:
@@ -89,10 +94,10 @@ def points_near(path: str | Path, slices: Sequence[int], reach: float, limit: in
     Returns
     -------
     list of Points
-        One table (z, y, x, score) per slice.
+        One table (z, y, x, score, region_id, as far as they are there) per slice.
     """
     names = _header(path)[1]
-    columns = [name for name in ("z", "y", "x", "score") if name in names]
+    columns = [name for name in ("z", "y", "x", "score", "region_id") if name in names]
     found: list[list[Points]] = [[Points.empty(columns)] for _ in slices]
     for batch in iter_points(path, columns=columns):
         for kept, k in zip(found, slices, strict=True):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+from brainmap.progress import task
 from brainmap.run.detect import detect_brain
 from brainmap.run.request import DetectRequest
 from brainmap.run_folder import REGIONS_CSV
@@ -34,7 +35,8 @@ def run_demo(out: str | Path) -> str:
 
     folder = Path(out)
     log.info("making a phantom brain in %s", folder)
-    phantom = write_phantom(folder / "phantom")
+    with task("making a phantom brain"):
+        phantom = write_phantom(folder / "phantom")
     request = DetectRequest(
         brain=str(phantom.brain),
         out=folder / "run",

@@ -19,9 +19,11 @@ from brainmap.points.table import Points, read_locations
 from brainmap.run.cells import ImageFrame, located
 from brainmap.run.request import Roi
 
-__all__ = ["MARKS_CSV", "Marks", "match_marks", "read_marks"]
+__all__ = ["MARKS_CSV", "MARK_COLUMNS", "SAMPLES", "WORDS", "Marks", "match_marks", "read_marks"]
 
 MARKS_CSV = "marks.csv"
+#: Of the table as it is written; reading needs the first four.
+MARK_COLUMNS = ("z", "y", "x", "mark", "at", "who", "sample")
 YES, NO, UNSURE, MISSED = "yes", "no", "unsure", "missed"
 WORDS = (YES, NO, UNSURE, MISSED)
 # How a mark's place was chosen; hard ones say nothing of rates.

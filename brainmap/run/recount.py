@@ -15,21 +15,24 @@ from typing import TYPE_CHECKING, Any
 from brainmap.errors import NotFoundError, UsageError
 from brainmap.image.volume import Volume
 from brainmap.infer.engine.results import iter_results, require_stored
+from brainmap.lock import held
 from brainmap.points.table import Points, iter_points
 from brainmap.run.cells import ImageFrame, located, mask_of
 from brainmap.run.count import count_in_regions, write_points
+from brainmap.run.pages import write_pages
 from brainmap.run.request import Roi
-from brainmap.run.swap import finish_swap, staged
 from brainmap.run.threshold_counts import count_over_thresholds
 from brainmap.run_folder import (
     EXPORTS_DIR,
     POINTS_PARQUET,
     REGIONS_CSV,
     REGISTRATION_DIR,
+    RUN_JSON,
     SUMMARY_CSV,
     THRESHOLDS_CSV,
     RunRecord,
 )
+from brainmap.swap import finish_swap, staged
 
 if TYPE_CHECKING:
     from brainmap.atlas.atlas import Atlas
@@ -97,6 +100,14 @@ def recount(
         as the threshold.
     """
     folder = Path(run)
+    RunRecord.load(folder)
+    with held(folder, f"{folder} is as it was before"):
+        return _recount(folder, registration_dir, level, threshold)
+
+
+def _recount(
+    folder: Path, registration_dir: str | Path | None, level: str | None, threshold: float | None
+) -> Recounted:
     finish_swap(folder)
     record = RunRecord.load(folder)
     table = folder / POINTS_PARQUET
@@ -106,14 +117,14 @@ def recount(
         _check_threshold(folder, record, threshold)
     meta = next((piece.meta for piece in iter_points(table, 1)), None) or Points.read(table, ["z"]).meta
     used = _atlas_of(folder, record, meta, registration_dir, level, needed=threshold is None)
-    with staged(folder) as new:
+    with staged(folder, RUN_JSON, [EXPORTS_DIR]) as new:
         record, found = _write_tables(folder, new, record, meta, used, threshold)
         if (folder / THRESHOLDS_CSV).is_file() and registration_dir is None:
             shutil.copyfile(folder / THRESHOLDS_CSV, new / THRESHOLDS_CSV)
         else:
             _count_thresholds(folder, new, record, meta, used)
         record.save(new)
-        _write_report(folder, new)
+        write_pages(folder, new)
     return found
 
 
@@ -213,18 +224,6 @@ def _count_thresholds(
         log.info("no counts over the threshold: %s", error)
 
 
-def _write_report(folder: Path, new: Path) -> None:
-    """Report and the exports that the run has, from the tables beside."""
-    from brainmap.export.formats import EXPORT_NAMES, export_points
-    from brainmap.report.run_report import write_run_report
-
-    for kind, name in EXPORT_NAMES.items():
-        if (folder / EXPORTS_DIR / name).exists():
-            export_points(new, kind, new / EXPORTS_DIR / name)
-            log.info("exported %s anew", folder / EXPORTS_DIR / name)
-    write_run_report(folder, staged=new)
-
-
 def summarise_run(run: str | Path, level: str | None = None, out: str | Path | None = None) -> Path:
     """Write the summary of a counted run anew, at a level of choice; nothing is mapped again.
 
@@ -246,14 +245,16 @@ def summarise_run(run: str | Path, level: str | None = None, out: str | Path | N
     from brainmap.atlas.summary import summarise
 
     folder = Path(run)
-    finish_swap(folder)
     record = RunRecord.load(folder)
     level = _level(level, record)
-    target = folder / SUMMARY_CSV if out is None else Path(out)
-    write_regions(summarise(read_region_table(folder / REGIONS_CSV), level), target)
-    if out is None:
-        record.updated(execution=record.execution | {"level": level}).save(folder)
-    return target
+    if out is not None:
+        write_regions(summarise(read_region_table(folder / REGIONS_CSV), level), Path(out))
+        return Path(out)
+    with held(folder, f"{folder} is as it was before"), staged(folder, RUN_JSON, [EXPORTS_DIR]) as new:
+        record = RunRecord.load(folder)
+        write_regions(summarise(read_region_table(folder / REGIONS_CSV), level), new / SUMMARY_CSV)
+        record.updated(execution=record.execution | {"level": level}).save(new)
+    return folder / SUMMARY_CSV
 
 
 def _level(asked: str | None, record: RunRecord) -> str:

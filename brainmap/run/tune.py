@@ -15,6 +15,7 @@ from brainmap.files import atomic_path, fingerprint, now
 from brainmap.image.mask import Mask
 from brainmap.infer.detector import CARD_FILE, MODEL_FILE, SPEC_FILE, Detector, DetectorSpec, write_detector
 from brainmap.infer.engine.results import iter_candidates, stored_from
+from brainmap.lock import held
 from brainmap.points.recalibration import (
     Estimate,
     Interval,
@@ -27,10 +28,10 @@ from brainmap.points.table import Points
 from brainmap.run.cells import ImageFrame, located, mask_of
 from brainmap.run.marks import MARKS_CSV, MISSED, NO, YES, Marks, inside_analysed, match_marks, read_marks
 from brainmap.run.recount import roi_of
-from brainmap.run.swap import finish_swap
 from brainmap.run_folder import POINTS_PARQUET, RunRecord
+from brainmap.swap import finish_swap
 
-__all__ = ["TuneResult", "supported", "tune_run"]
+__all__ = ["FEWEST", "TuneResult", "supported", "tune_run", "weigh_marks"]
 
 TUNED_DIR = "tuned_detector"
 # Of fewer marks nothing is concluded; nor of fewer of either kind.
@@ -127,6 +128,14 @@ def tune_run(
         If there is no run, no marks, or they cannot be of this run.
     """
     folder = Path(run)
+    RunRecord.load(folder)
+    with held(folder, "nothing was changed"):
+        return _tune(folder, marks, out, complete, overwrite)
+
+
+def _tune(
+    folder: Path, marks: str | Path | None, out: str | Path | None, complete: bool, overwrite: bool
+) -> TuneResult:
     finish_swap(folder)
     record = RunRecord.load(folder)
     target = _target(folder, out, overwrite)
@@ -135,17 +144,10 @@ def tune_run(
         raise UsageError(
             f"{folder} holds a run that has not finished: give the same brainmap detect again first"
         )
-    frame, mask = ImageFrame.from_meta(Points.read(table, ["z"]).meta, table), mask_of(record)
     detector = _detector_of(folder, record)
     path = folder / MARKS_CSV if marks is None else Path(marks)
-    if not path.is_file():
-        raise NotFoundError(f"there are no marks {path}: mark cells with brainmap view, or give --marks CSV")
-    given = inside_analysed(read_marks(path, frame), frame, roi_of(record), mask)
-    present = float(record.results.get("threshold", detector.spec.threshold))
-    diameter = float(record.results.get("cell_diameter_um") or detector.spec.cell_diameter_um)
-    marked, lost = match_marks(folder, given, frame, mask, _REACH_CELLS * diameter, present)
-    marked = dataclasses.replace(marked, complete=complete)
-    _check_sense(path, given, marked, lost)
+    heard = _hear(folder, record, detector, path, complete)
+    given, marked, lost, present = heard.given, heard.marked, heard.lost, heard.present
     counts = _counts(given, marked, lost)
     recall_of = (
         "all cells"
@@ -154,7 +156,7 @@ def tune_run(
     )
     if reason := _too_few(marked):
         return TuneResult(counts, None, None, None, 0.0, 1.0, reason, recall_of)
-    result = Recalibration(_spread(folder, frame, mask, present), marked, present)
+    result = heard.weigh(folder)
     chosen = result.best
     found = TuneResult(
         counts, result.estimate(present), result.estimate(chosen), result.gain(chosen), *result.shift_and_slope,
@@ -166,6 +168,60 @@ def tune_run(
     spec = tuned_spec(detector.spec, result, chosen, training)
     _write(target, detector, spec, found)
     return dataclasses.replace(found, detector=target, detector_threshold=spec.threshold)
+
+
+@dataclass(frozen=True)
+class _Heard:
+    """The marks of a run, held against its candidates; `lost` of them lie at none."""
+
+    given: Marks
+    marked: Marked
+    lost: int
+    present: float
+    frame: ImageFrame
+    mask: Mask | None
+
+    def weigh(self, folder: Path) -> Recalibration:
+        """What follows from them for every threshold."""
+        return Recalibration(_spread(folder, self.frame, self.mask, self.present), self.marked, self.present)
+
+
+def _hear(folder: Path, record: RunRecord, detector: Detector, path: Path, complete: bool) -> _Heard:
+    """Read marks and match them to candidates."""
+    table = folder / POINTS_PARQUET
+    frame, mask = ImageFrame.from_meta(Points.read(table, ["z"]).meta, table), mask_of(record)
+    if not path.is_file():
+        raise NotFoundError(f"there are no marks {path}: mark cells with brainmap view, or give --marks CSV")
+    given = inside_analysed(read_marks(path, frame), frame, roi_of(record), mask)
+    present = float(record.results.get("threshold", detector.spec.threshold))
+    diameter = float(record.results.get("cell_diameter_um") or detector.spec.cell_diameter_um)
+    marked, lost = match_marks(folder, given, frame, mask, _REACH_CELLS * diameter, present)
+    marked = dataclasses.replace(marked, complete=complete)
+    _check_sense(path, given, marked, lost)
+    return _Heard(given, marked, lost, present, frame, mask)
+
+
+def weigh_marks(run: str | Path, *, complete: bool = False) -> Recalibration:
+    """What the marks of a run say of its precision and recall at every threshold; nothing is written.
+
+    Parameters
+    ----------
+    run : path
+        A finished run folder with `marks.csv`.
+    complete : bool
+        Missed cells were looked for around the marks, also if none is marked.
+
+    Raises
+    ------
+    NotFoundError, DataError, UsageError
+        If there are no marks, too few, or they cannot be of this run.
+    """
+    folder = Path(run)
+    record = RunRecord.load(folder)
+    heard = _hear(folder, record, _detector_of(folder, record), folder / MARKS_CSV, complete)
+    if reason := _too_few(heard.marked):
+        raise DataError(reason)
+    return heard.weigh(folder)
 
 
 def supported(result: Recalibration, chosen: float) -> bool:

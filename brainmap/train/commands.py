@@ -18,8 +18,9 @@ from brainmap.gt.aggregate import ACCEPT
 from brainmap.gt.truth import THETA_ABS, GroundTruth, read_experts
 from brainmap.infer.detector import SPEC_FILE, Detector
 from brainmap.infer.peaks import PLAIN_FACE
+from brainmap.lock import held_beside
 from brainmap.tiles.tiles import Tiles
-from brainmap.train.judge.calibrate import calibrate_on_tiles
+from brainmap.train.judge.calibrate_tiles import calibrate_on_tiles
 from brainmap.train.judge.evaluate import Evaluation, EvaluationSettings, Truth, evaluate_tiles
 from brainmap.train.judge.evaluate_report import write_evaluation
 from brainmap.train.judge.predict import Knots
@@ -338,7 +339,7 @@ def export_network(
         threshold=threshold, tiles=record.get("tiles", calibration.name),
     )  # fmt: skip
     training = {"recipe": "brainmap train export", "network": str(network), "calibration": record}
-    with atomic_path(out) as part:
+    with held_beside(out), atomic_path(out) as part:
         export_detector(model, grid, part, out.name, version, threshold, knots, training, card, face)
     return Detector.open(out)
 

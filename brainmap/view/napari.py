@@ -35,7 +35,7 @@ def view_run(run: str | Path) -> None:
     try:
         import napari
     except ImportError:
-        raise MissingExtraError("napari", "view", "look at a run") from None
+        raise MissingExtraError("napari", "napari", "look at a run in a window") from None
 
     points = Points.read(points_path(run))
     volume = Volume.open(

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import uvicorn
 
-from brainmap.crowd.site import Site
+from brainmap.crowd.store.site import Site
 from brainmap.crowd.web.app import create_app
 
 from .conftest import quick_passwords, wait_until

@@ -20,10 +20,10 @@ from pwdlib.hashers.argon2 import Argon2Hasher
 from sqlalchemy import create_engine, text
 from starlette.testclient import TestClient
 
-from brainmap.crowd.passwords import Passwords
-from brainmap.crowd.projects import ProjectSpec, add_project
-from brainmap.crowd.site import Site, init_site
+from brainmap.crowd.store.site import Site, init_site
 from brainmap.crowd.web.app import create_app
+from brainmap.crowd.work.passwords import Passwords
+from brainmap.crowd.work.projects import ProjectSpec, add_project
 from brainmap.tiles.tiles import write_tiles
 
 PASSWORD = "a good long password"
@@ -216,8 +216,6 @@ def database(request: pytest.FixtureRequest) -> Iterator[str]:
     if request.param == "sqlite":
         yield ""
         return
-    if not os.environ.get("BRAINMAP_TEST_POSTGRESQL"):
-        pytest.skip("set BRAINMAP_TEST_POSTGRESQL=1: a test of certainty still waits for ever there")
     server = request.getfixturevalue("postgres")
     name = f"crowd_{uuid.uuid4().hex[:12]}"
     engine = create_engine(f"{server}/postgres".replace("://", "+psycopg://"), isolation_level="AUTOCOMMIT")

@@ -64,7 +64,16 @@ def test_the_folder_is_the_contract(tmp_path, crowd, method):
                 assert 1 <= int(p["n_workers"]) <= int(p["n_clicks"])
     record = json.loads((out / "gt.json").read_text())
     assert record["status"] == "complete" and record["settings"]["method"] == method
-    assert "<script src" not in (out / "report.html").read_text()
+    page = (out / "report.html").read_text()
+    assert "<script src" not in page
+    for words in (
+        "Can it be trusted?",
+        f"{result.n_accepted:,}",
+        "accepted cells (solid)",
+        "An image was seen by",
+    ):
+        assert words in page, words
+    assert "pairs" not in page
     assert not list(out.rglob("*.tmp*"))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,10 @@ import scipy.io
 from scipy import ndimage
 
 from brainmap.errors import DataError, NotFoundError
-from brainmap.registration.alignment import SCHEDULES, Framed
-from brainmap.registration.ants_process import Metric, Stage, StageImages, run_stage
-from brainmap.registration.prepare import block_mean, prepare, tissue_mask
+from brainmap.progress import Task
+from brainmap.registration.alignment import SCHEDULES, Framed, align
+from brainmap.registration.ants_process import Metric, Stage, StageImages, _Iterations, run_stage
+from brainmap.registration.prepare import Prepared, block_mean, prepare, tissue_mask
 from brainmap.registration.quality import Quality, judge, mutual_information
 from brainmap.registration.transforms import DisplacementField, Transforms
 
@@ -203,3 +205,61 @@ def test_mutual_information_of_known_samples() -> None:
     assert mutual_information(values, values) == pytest.approx(np.log(32))
     assert mutual_information(values, np.repeat(np.arange(32.0), 100)) < 1.0
     assert mutual_information(np.zeros(0), np.zeros(0)) == 0.0
+
+
+class _Said(Task):
+    def __init__(self) -> None:
+        super().__init__("aligning")
+        self.seen: list[float] = []
+
+    def update(self, done: float, note: str | None = None) -> None:
+        super().update(done, note)
+        self.seen.append(done)
+
+
+def test_what_ants_prints_tells_how_far_it_is() -> None:
+    stage = Stage("SyN[0.2,3,0]", (Metric("CC", "global", 2),), (4, 2), (2, 1), (1, 0))
+    said = _Said()
+    reader = _Iterations((stage,), said)
+    assert _Iterations.work_of((stage,)) == 4 / 8 + 2
+    head = "XXDIAGNOSTIC,Iteration,metricValue,convergenceValue,ITERATION_TIME_INDEX,SINCE_LAST\n"
+    third, first = " 1DIAGNOSTIC,     3, -1, 0, 0, 0\n", " 1DIAGNOSTIC,     1, -3.3e-01, inf, 2.5e-01, \n"
+    lines = ["Stage 1\n", head, first, third, head, first]
+    assert [reader.read(line) for line in lines] == [False, True, True, True, True, True]
+    # Converged after three of four iterations: the second level begins where it should.
+    assert said.seen == [0, 1 / 8, 3 / 8, 4 / 8, 4 / 8 + 1]
+
+
+def test_an_interrupted_alignment_goes_on_at_its_last_stage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def stage(
+        stages: object, images: object, initial: str | None, prefix: Path, **rest: object
+    ) -> list[Path]:
+        asked.append(prefix.name)
+        if prefix.name == "syn_" and len(asked) == 2:
+            raise KeyboardInterrupt
+        names = ["0GenericAffine.mat"] if initial is None else ["1Warp.nii.gz", "1InverseWarp.nii.gz"]
+        paths = [prefix.with_name(prefix.name + name) for name in names]
+        for path in paths:
+            path.write_text(path.name)
+        return paths
+
+    monkeypatch.setattr("brainmap.registration.alignment.run_stage", stage)
+    values = np.ones((14, 14, 14), np.float32)
+    framed = Framed(Prepared(values, values, values > 0), (50.0, 50.0, 50.0))
+    kept = tmp_path / "kept"
+    for number in range(2):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        with pytest.raises(KeyboardInterrupt) if number == 0 else nullcontext():
+            align(framed, framed, "correlation", folder, threads=1, seed=1, kept=kept)
+    assert asked == ["linear_", "syn_", "syn_"], "the finished stage is not repeated"
+    assert (tmp_path / "1" / "affine.mat").read_text() == "linear_0GenericAffine.mat"
+    assert sorted(p.name for p in (tmp_path / "1").iterdir()) == [
+        "affine.mat",
+        "inverse_warp.nii.gz",
+        "warp.nii.gz",
+    ]

@@ -228,3 +228,28 @@ def test_numbers_of_logarithmic_axes_stay_formulas() -> None:
     figure.draw_without_rendering()
     ticks = [label for label in axes.get_xticklabels() if label.get_text()]
     assert ticks and all(label.get_parse_math() for label in ticks)
+
+
+def test_bars_steps_checks_and_galleries_are_text_and_pictures() -> None:
+    page = Page("t")
+    page.add_bars([("Cortex", (30.0, math.nan)), ("Pons", (15.0, 1234.0))], ("left", "right"), "cells")
+    page.add_steps("next", [("do <this>", "brainmap x"), ("and that", "")])
+    page.add_checks("ok?", [("fits?", "good", "yes"), ("cells?", "look", "perhaps")])
+    pictures = [(_figure(), "one"), (_figure(), "two")]
+    page.add_gallery(pictures, "both", scale=("0", "9", ["#000000", "#ffffff"]), kind="map")  # type: ignore[arg-type]
+    html = page.render()
+    reader = _Reader(html.split("<script>")[0])
+    text = " ".join(reader.text)
+    for words in ("Cortex", "1,234", "do <this>", "brainmap x", "fits?", "Look", "both"):
+        assert words in text, words
+    assert "width:100.00%" in html and "width:0.00%" in html and "width:1.22%" in html
+    assert len(reader.all("img")) == 2 and "linear-gradient(to right, #000000, #ffffff)" in html
+
+
+def test_tables_can_be_searched_and_saved_where_that_helps() -> None:
+    page = Page("t")
+    page.add_table(["a"], [[i] for i in range(20)], search=True, download="a.csv")
+    page.add_table(["a"], [[1]], search=True, download="b.csv")
+    reader = _Reader(page.render())
+    assert len([i for i in reader.all("input") if i["type"] == "search"]) == 1, "not in a table of one row"
+    assert [b["data-name"] for b in reader.all("button") if "data-name" in b] == ["a.csv", "b.csv"]

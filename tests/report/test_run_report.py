@@ -112,12 +112,22 @@ def test_report_shows_the_key_numbers(tmp_path: Path, brain: Volume) -> None:
     path = write_run_report(run)
     assert path == run / "report.html"
     text, source = _text(path), path.read_text(encoding="utf-8")
-    for expected in ("1,234", "17.2", "1.00 GiB", "93.4 % of the cells", "61.0 s", "complete", "0.42",
+    for expected in ("1,234", "17.2", "1.00 GiB", "93 % of the cells get the same region", "61.0 s", "complete", "0.42",
                      "Thalamus", "16777217", "5 × 2 × 2 µm", "12 total, 10 done, 2 empty",
                      "some cpu", "abc123", "psl"):  # fmt: skip
         assert expected in text, expected
-    # Three slices, close-ups, histograms, depth, two region charts.
-    assert source.count("<img") >= 3 + 3 + 2 + 2
+    # Each plain and marked: three slices, close-ups; the map of all cells, histograms, depth.
+    assert source.count("<img") >= 2 * (3 + 3) + 1 + 2
+    order = [
+        "cells",
+        "Can it be trusted?",
+        "What to do next",
+        "Regions",
+        "Cells in the image",
+        "How this was made",
+    ]
+    places = [text.index(words) for words in order]
+    assert places == sorted(places) and text.index("1.00 GiB") > places[-1]
     assert "Failed" not in text and "Warning" not in text
 
 
@@ -157,7 +167,8 @@ def test_failures_and_warnings_stand_at_the_top(tmp_path: Path, brain: Volume) -
     text = _text(write_run_report(run))
     assert "25 of 40 blocks could not be processed" in text
     assert "block_3: truncated chunk" in text and "... and 5 more" in text
-    assert max(text.index(t) for t in ("25 of 40", "odd", "other")) < text.index("peak memory")
+    assert max(text.index(t) for t in ("25 of 40", "odd", "other")) < text.index("Can it be trusted?")
+    assert "25 of 40 parts of the image are missing" in text
 
 
 def test_unfinished_run_is_said_to_be_unfinished(tmp_path: Path, brain: Volume) -> None:
@@ -227,7 +238,7 @@ def test_a_bad_registration_is_called_bad_at_the_head(tmp_path: Path, brain: Vol
     write_json(run / "registration" / "registration.json", record_)
     text = _text(write_run_report(run))
     assert "The registration is BAD: counts per region" in text
-    assert text.index("The registration is BAD") < text.index("Detections")
+    assert text.index("The registration is BAD") < text.index("Can it be trusted?")
     assert "Registered as the left hemisphere" in text
     assert re.search(r"aco\s+210\s+12\s+140", text)
 

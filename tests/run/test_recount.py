@@ -25,9 +25,9 @@ from brainmap.run import recount as module
 from brainmap.run.detect import detect_brain
 from brainmap.run.recount import recount
 from brainmap.run.request import DetectRequest, Roi
-from brainmap.run.swap import finish_swap, staged
 from brainmap.run.threshold_counts import threshold_grid
 from brainmap.run_folder import RunRecord
+from brainmap.swap import finish_swap, staged
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 import thresholds as bench
@@ -74,7 +74,7 @@ def request_of(brain: Path, mask: Path) -> DetectRequest:
 def quick_report(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pictures take longer than all the rest; one test draws them by itself."""
 
-    def write(folder: Path, staged: Path | None = None) -> None:
+    def write(folder: Path, staged: Path | None = None, **_: object) -> None:
         ((staged or folder) / "report.html").write_text("report")
 
     monkeypatch.setattr("brainmap.report.run_report.write_run_report", write)
@@ -224,7 +224,7 @@ def test_a_failure_leaves_the_run_as_it_was(run: Path, monkeypatch: pytest.Monke
     def fail(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(module, "_write_report", fail)
+    monkeypatch.setattr(module, "write_pages", fail)
     with pytest.raises(OSError, match="No space"):
         recount(run, threshold=0.9)
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
@@ -237,7 +237,7 @@ def test_a_swap_that_was_cut_short_is_finished_by_the_next_command(tmp_path: Pat
         path.write_text("old")
     (tmp_path / "exports" / "mine.txt").write_text("mine")
     (tmp_path / ".new-dead").mkdir()
-    with staged(tmp_path) as new:
+    with staged(tmp_path, "run.json", ["exports"]) as new:
         for name in ("run.json", "points.parquet", "exports/cells.csv", "exports/neuroglancer/info"):
             (new / name).parent.mkdir(parents=True, exist_ok=True)
             (new / name).write_text("new")
@@ -247,6 +247,7 @@ def test_a_swap_that_was_cut_short_is_finished_by_the_next_command(tmp_path: Pat
     assert (tmp_path / "exports" / "mine.txt").read_text() == "mine"
     # Killed between two files: what is left in the folder is moved, the record last.
     ready.rename(tmp_path / ".swap")
+    write_json(tmp_path / ".swap" / ".order.json", {"last": "run.json", "shared": ["exports"], "gone": []})
     (tmp_path / ".swap" / "points.parquet").unlink()
     (tmp_path / "run.json").write_text("old")
     finish_swap(tmp_path)

@@ -1,7 +1,7 @@
 """What the last crowd found hard, and which new tiles will be hard in the same way.
 
 A candidate is undecided where its posterior lies between 0.1 and 0.9. Tiles of the last ground truth are not
-offered again (there further workers decide, see `brainmap.crowd.certainty`); what is learnt from them is what
+offered again (there further workers decide, see `brainmap.crowd.work.certainty`); what is learnt from them is what
 undecided tiles look like: a ridge regression of their number of undecided candidates on the looks of a tile.
 """
 
@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from brainmap.crowd.certainty import HIGH, LOW
 from brainmap.crowd.sampling.network import TileNetwork
 from brainmap.crowd.sampling.request import SampleRequest
 from brainmap.crowd.sampling.strategies import statistics
+from brainmap.crowd.work.certainty import HIGH, LOW
 from brainmap.errors import DataError, NotFoundError, UsageError
 from brainmap.files import read_json
 from brainmap.gt.truth import GroundTruth

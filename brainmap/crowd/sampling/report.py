@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from brainmap.crowd.sampling.request import SampleRequest
-    from brainmap.crowd.sampling.sample import Sampled
+    from brainmap.crowd.sampling.sampled import Sampled
 
 __all__ = ["write_sample_report"]
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ from brainmap.crowd.sampling.doubt import Doubt, LastTruth, crowd_doubt, last_tr
 from brainmap.crowd.sampling.network import TileNetwork
 from brainmap.crowd.sampling.pool import Pool, look_at_tiles, members_of, seed_for
 from brainmap.crowd.sampling.request import PER_DATASET, SampleRequest
+from brainmap.crowd.sampling.sampled import REPORT, Sampled
 from brainmap.crowd.sampling.source import open_brains
 from brainmap.crowd.sampling.strategies import choose, choose_qc, standardised, statistics
 from brainmap.errors import DataError
@@ -28,71 +28,12 @@ from brainmap.infer.detector import Detector
 from brainmap.machine import versions
 from brainmap.tiles.tiles import Tiles, check_target, write_tiles
 
-__all__ = ["RECORD", "REPORT", "Sampled", "sample_tiles"]
+__all__ = ["RECORD", "sample_tiles"]
 
 log = logging.getLogger(__name__)
 
-RECORD, REPORT = "sample.json", "report.html"
+RECORD = "sample.json"
 Floats = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Sampled:
-    """What was written, and what is known of it.
-
-    Parameters
-    ----------
-    tiles : Tiles
-    pool : Pool
-    rows : ndarray of int64
-        Row of the pool of each tile.
-    doubt : Doubt or None
-        What was expected to be doubtful, for each tile that passed; None where nobody asked.
-    features : str
-        What looks were compared by.
-    """
-
-    tiles: Tiles
-    pool: Pool
-    rows: NDArray[np.int64]
-    doubt: Doubt | None
-    features: str
-
-    def lines(self) -> list[tuple[str, str]]:
-        """The result as names and values, for people."""
-        pool, qc = self.pool, self.tiles.columns["is_qc"]
-        reasons = [reason for row in pool.reasons for reason in row]
-        why = ", ".join(f"{reasons.count(r)} {r}" for r in dict.fromkeys(reasons)) or "none"
-        rejected = len(pool.places) - len(pool.passed)
-        sets = len(set(self.tiles.columns["dataset"][~qc]))
-        return [
-            (
-                "tiles",
-                f"{len(self.tiles)} of {len(pool.passed)} that passed ({pool.found} squares lie in the regions)",
-            ),
-            ("rejected", f"{rejected} of {len(pool.places)} looked at: {why}" if rejected else "none"),
-            ("QC tiles", str(int(qc.sum()))),
-            ("data sets", str(sets)),
-            ("report", str(self.tiles.folder / REPORT)),
-        ]
-
-    def as_dict(self) -> dict[str, Any]:
-        """The numbers, for programs."""
-        pool, columns = self.pool, self.tiles.columns
-        reasons = [reason for row in pool.reasons for reason in row]
-        return {
-            "tiles": len(self.tiles),
-            "squares": pool.found,
-            "looked_at": len(pool.places),
-            "passed": len(pool.passed),
-            "rejected": {reason: reasons.count(reason) for reason in sorted(set(reasons))},
-            "qc": [str(name) for name in self.tiles.ids[columns["is_qc"]]],
-            "by_animal": {b.name: int((columns["brain"] == b.name).sum()) for b in pool.brains},
-            "by_region": {name: int((columns["region"] == name).sum()) for name in pool.regions},
-            "datasets": sorted(set(columns["dataset"]) - {""}),
-            "without": pool.without,
-            "report": self.tiles.folder / REPORT,
-        }
 
 
 def sample_tiles(request: SampleRequest) -> Sampled:

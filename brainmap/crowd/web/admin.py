@@ -20,16 +20,22 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, RedirectResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from brainmap.crowd import accounts, audit, schema
-from brainmap.crowd.accounts import ROLES, Worker
-from brainmap.crowd.analysis import annotations_per_image, clicks_per_worker, heat_of_tile, stored_analysis
-from brainmap.crowd.backup import back_up
-from brainmap.crowd.export import FILES, csv_lines
-from brainmap.crowd.progress import project_status, site_status, worker_rows
-from brainmap.crowd.projects import add_image, find_project, scan_project
-from brainmap.crowd.refused import Refused
+from brainmap.crowd.store import audit, schema
+from brainmap.crowd.store.backup import back_up
+from brainmap.crowd.store.refused import Refused
 from brainmap.crowd.web.desk import Desk
 from brainmap.crowd.web.pages import Renderer
+from brainmap.crowd.work import accounts
+from brainmap.crowd.work.accounts import ROLES, Worker
+from brainmap.crowd.work.analysis import (
+    annotations_per_image,
+    clicks_per_worker,
+    heat_of_tile,
+    stored_analysis,
+)
+from brainmap.crowd.work.export import FILES, csv_lines
+from brainmap.crowd.work.progress import project_status, site_status, worker_rows
+from brainmap.crowd.work.projects import add_image, find_project, scan_project
 from brainmap.errors import BrainmapError, NotFoundError
 
 __all__ = ["Admin"]
@@ -388,7 +394,12 @@ class Admin:
         if self.desk.site.settings.database:
             environment["BRAINMAP_CROWD_DATABASE"] = self.desk.site.settings.database
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "brainmap.crowd.analysis", str(self.desk.site.folder), name, env=environment
+            sys.executable,
+            "-m",
+            "brainmap.crowd.work.analysis",
+            str(self.desk.site.folder),
+            name,
+            env=environment,
         )
         self.analysing[name] = process
 

@@ -9,14 +9,15 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from brainmap.crowd import accounts, schema
-from brainmap.crowd.accounts import Worker
-from brainmap.crowd.export import iso
-from brainmap.crowd.passwords import check_password
-from brainmap.crowd.progress import projects_of
-from brainmap.crowd.refused import Refused
+from brainmap.crowd.store import schema
+from brainmap.crowd.store.refused import Refused
 from brainmap.crowd.web.desk import Desk
 from brainmap.crowd.web.json_body import read_object
+from brainmap.crowd.work import accounts
+from brainmap.crowd.work.accounts import Worker
+from brainmap.crowd.work.export import iso
+from brainmap.crowd.work.passwords import check_password
+from brainmap.crowd.work.progress import projects_of
 
 __all__ = ["AccountApi"]
 

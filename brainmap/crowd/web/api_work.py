@@ -10,14 +10,14 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from brainmap.crowd import clicks
-from brainmap.crowd.accounts import Worker
-from brainmap.crowd.assign import has_next, next_assignment, project_for_worker, project_of
-from brainmap.crowd.certain import judge_pending
-from brainmap.crowd.progress import projects_of
-from brainmap.crowd.refused import Refused
+from brainmap.crowd.store.refused import Refused
 from brainmap.crowd.web.desk import Desk
 from brainmap.crowd.web.json_body import read_object
+from brainmap.crowd.work import clicks
+from brainmap.crowd.work.accounts import Worker
+from brainmap.crowd.work.assign import has_next, next_assignment, project_for_worker, project_of
+from brainmap.crowd.work.certain import judge_pending
+from brainmap.crowd.work.progress import projects_of
 
 __all__ = ["WorkApi"]
 

@@ -17,26 +17,26 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from brainmap.crowd import schema
-from brainmap.crowd.certain import judge_pending
-from brainmap.crowd.passwords import Passwords
-from brainmap.crowd.projects import names_of_projects, scan_project
-from brainmap.crowd.refused import Refused
-from brainmap.crowd.site import Site
+from brainmap.crowd.store import schema
+from brainmap.crowd.store.refused import Refused
+from brainmap.crowd.store.site import Site
 from brainmap.crowd.web.admin import Admin
 from brainmap.crowd.web.api_account import AccountApi
 from brainmap.crowd.web.api_work import WorkApi
 from brainmap.crowd.web.desk import Desk, refusal
-from brainmap.crowd.web.guards import HostCheck, SafeHeaders, SameOrigin
 from brainmap.crowd.web.pages import Pages, Renderer
 from brainmap.crowd.web.texts import texts
+from brainmap.crowd.work.certain import judge_pending
+from brainmap.crowd.work.passwords import Passwords
+from brainmap.crowd.work.projects import names_of_projects, scan_project
 from brainmap.errors import BrainmapError
+from brainmap.web.guards import HostCheck, SafeHeaders, SameOrigin
+from brainmap.web.listening import LOOPBACK
 
-__all__ = ["LOOPBACK", "create_app"]
+__all__ = ["create_app"]
 
 log = logging.getLogger(__name__)
 
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 # Images are uploaded; what else is sent is limited where it is read.
 MAX_UPLOAD_BYTES = 64 * 1024 * 1024
 

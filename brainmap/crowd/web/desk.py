@@ -10,13 +10,13 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from brainmap.crowd import audit
-from brainmap.crowd.accounts import Worker, session_worker
-from brainmap.crowd.consent import Consent, read_consent
-from brainmap.crowd.passwords import PasswordQueue, Passwords
-from brainmap.crowd.refused import Refused
-from brainmap.crowd.site import Site
+from brainmap.crowd.store import audit
+from brainmap.crowd.store.consent import Consent, read_consent
+from brainmap.crowd.store.refused import Refused
+from brainmap.crowd.store.site import Site
 from brainmap.crowd.web.rates import RateKeeper
+from brainmap.crowd.work.accounts import Worker, session_worker
+from brainmap.crowd.work.passwords import PasswordQueue, Passwords
 
 __all__ = ["Desk", "refusal"]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from starlette.requests import Request
 
-from brainmap.crowd.refused import Refused
+from brainmap.crowd.store.refused import Refused
 
 __all__ = ["MAX_BYTES", "MAX_DEPTH", "parse_object", "read_object"]
 

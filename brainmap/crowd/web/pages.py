@@ -15,10 +15,10 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
-from brainmap.crowd.accounts import Worker
-from brainmap.crowd.progress import projects_of
 from brainmap.crowd.web.desk import Desk
 from brainmap.crowd.web.texts import texts
+from brainmap.crowd.work.accounts import Worker
+from brainmap.crowd.work.progress import projects_of
 
 __all__ = ["Pages", "Renderer"]
 

@@ -8,8 +8,8 @@ from limits import RateLimitItem, parse
 from limits.storage import MemoryStorage
 from limits.strategies import FixedWindowRateLimiter, MovingWindowRateLimiter
 
-from brainmap.crowd.refused import Refused
-from brainmap.crowd.settings import Rates
+from brainmap.crowd.store.refused import Refused
+from brainmap.crowd.store.settings import Rates
 
 __all__ = ["RateKeeper"]
 

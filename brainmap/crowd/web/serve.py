@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import ipaddress
 import logging
-import socket
 from pathlib import Path
 
-from brainmap.crowd.site import Site
-from brainmap.crowd.web.app import LOOPBACK, create_app
+from brainmap.crowd.store.site import Site
+from brainmap.crowd.web.app import create_app
 from brainmap.errors import UsageError
+from brainmap.web.listening import LOOPBACK, listen
 
 __all__ = ["check_exposure", "serve"]
 
@@ -33,7 +33,7 @@ def serve(folder: str | Path, host: str, port: int, public_url: str = "", *, ins
     check_exposure(host, site.settings.public_url, insecure=insecure)
     hosts = {"*"} if insecure and not site.settings.public_url else {*LOOPBACK, host}
     app = create_app(site, hosts=hosts)
-    listener = _listen(host, port)
+    listener = listen(host, port)
     config = uvicorn.Config(
         app, log_level="warning", access_log=False, server_header=False, lifespan="on",
         proxy_headers=bool(site.settings.proxies), forwarded_allow_ips=list(site.settings.proxies),
@@ -69,18 +69,3 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((host, port))
-    except OSError as error:
-        listener.close()
-        raise UsageError(
-            f"cannot listen on {host}:{port}: {error.strerror}; choose another --port"
-        ) from error
-    listener.listen(2048)
-    return listener

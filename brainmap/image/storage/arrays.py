@@ -13,6 +13,7 @@ import itertools
 import json
 import logging
 import math
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,7 @@ from zarr.errors import ContainsGroupError
 from zarr.storage import FsspecStore, LocalStore, WrapperStore
 
 from brainmap.errors import BrainmapError, DataError, MissingExtraError, NotFoundError
-from brainmap.image.storage.local import LocalChunks
+from brainmap.image.storage.local import LocalChunks, require_place
 
 __all__ = ["ArrayInfo", "Node", "Reader", "ZarrFormat", "locate", "open_reader", "read_node"]
 
@@ -41,6 +42,7 @@ ZarrFormat = Literal[2, 3]
 _URL_PACKAGES = {"http": "aiohttp", "https": "aiohttp", "s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs"}
 
 
+_METADATA = (".json", ".zarray", ".zattrs", ".zgroup", ".zmetadata")
 _MOST_READERS = 256
 _readers: dict[tuple[str, str, str | None], Reader] = {}
 
@@ -106,6 +108,15 @@ class Reader(Protocol):
     def samples(self, count: int) -> Iterator[tuple[str, bytes | None]]:
         """Yield key and leading stored bytes of up to `count` evenly spaced chunks (None: not stored)."""
 
+    def unstored(self, index: Index) -> list[tuple[int, ...]]:
+        """Grid positions of the chunks of a region that this process has read and that are not stored."""
+
+    def stamps(self, index: Index) -> dict[str, tuple[int, int] | None] | None:
+        """Bytes and time of change (ns) of each file of a region; None for one that is not there.
+
+        None where the image is not on a disk.
+        """
+
 
 def locate(source: str | Path) -> str:
     """Return a URL as it is, and a local path made absolute, without trailing slash."""
@@ -148,19 +159,32 @@ class _CheckedStore(WrapperStore[Store]):
         Whether every stored file is one Blosc frame.
     nested : bool
         Whether chunk keys 0.1.2 of the metadata are stored as 0/1/2.
+    folder : Path or None
+        Of a local image.
+    missing : set of str
+        Keys of files of chunks that were asked for and are not there.
     """
 
     blosc_chunks = False
     nested = False
+    folder: Path | None = None
+
+    def __init__(self, store: Store) -> None:
+        super().__init__(store)
+        self.missing: set[str] = set()
 
     async def get(
         self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
     ) -> Buffer | None:
         buffer = await self._store.get(self.stored_key(key), prototype, byte_range)
         if buffer is None:
+            if not key.endswith(_METADATA):
+                if self.folder is not None:
+                    require_place(self.folder / self.stored_key(key))
+                self.missing.add(key)
             return None
         if byte_range is None:
-            if self.blosc_chunks and not key.endswith((".json", ".zarray", ".zattrs")):
+            if self.blosc_chunks and not key.endswith(_METADATA):
                 _check_blosc_length(buffer)
             return buffer
         if isinstance(byte_range, RangeByteRequest):
@@ -184,7 +208,7 @@ class _CheckedStore(WrapperStore[Store]):
 def _check_blosc_length(buffer: Buffer) -> None:
     header = buffer[:16].to_bytes()
     announced = int.from_bytes(header[12:16], "little") if len(header) == 16 else 16
-    if len(buffer) < announced:
+    if len(buffer) != announced:
         raise ValueError(f"{len(buffer)} bytes are stored where {announced} should be")
 
 
@@ -375,9 +399,7 @@ class ZarrReader:
 
     def _damage(self, index: Index, error: Exception) -> DataError:
         """Name the first chunk of a region that cannot be read."""
-        ranges = [(i, i + 1) if isinstance(i, int) else (i.start, i.stop) for i in index]
-        grid = [range(a // c, -(-b // c)) for (a, b), c in zip(ranges, self.info.chunks, strict=True)]
-        for chunk in itertools.product(*grid):
+        for chunk in _grid_of(index, self.info.chunks):
             region = tuple(
                 slice(i * c, min((i + 1) * c, n))
                 for i, c, n in zip(chunk, self.info.chunks, self.info.shape, strict=True)
@@ -391,7 +413,7 @@ class ZarrReader:
                     f"{self._name()}: chunk {'/'.join(map(str, chunk))} (region {corners}) {fault}: "
                     f"{_first_line(chunk_error)}"
                 )
-        region_text = ", ".join(f"{a}:{b}" for a, b in ranges)
+        region_text = ", ".join(str(i) if isinstance(i, int) else f"{i.start}:{i.stop}" for i in index)
         return DataError(f"{self._name()}: region {region_text} cannot be read: {_first_line(error)}")
 
     def _name(self) -> str:
@@ -403,13 +425,51 @@ class ZarrReader:
         for key in self._sample_keys(count):
             yield key, _fetch(self.location, store.stored_key(self._key(key)), limit=1 << 15)
 
+    def unstored(self, index: Index) -> list[tuple[int, ...]]:
+        """See `Reader.unstored`."""
+        local = set() if self._local is None else self._local.unstored
+        missing = self._array.store.missing
+        found = []
+        for chunk in _grid_of(index, self.info.chunks):
+            corner = self._file_of(chunk)
+            if chunk in local or (missing and self._key(self._encoded(corner)) in missing):
+                found.append(chunk)
+        return found
+
+    def stamps(self, index: Index) -> dict[str, tuple[int, int] | None] | None:
+        """See `Reader.stamps`."""
+        if is_url(self.location):
+            return None
+        found: dict[str, tuple[int, int] | None] = {}
+        for corner in _grid_of(index, self.info.shards or self.info.chunks):
+            key = self._encoded(corner)
+            try:
+                stat = os.stat(f"{self.location}/{self._array.store.stored_key(self._key(key))}")
+                found[key] = (stat.st_size, stat.st_mtime_ns)
+            except OSError:
+                found[key] = None
+        return found
+
+    def _file_of(self, chunk: tuple[int, ...]) -> tuple[int, ...]:
+        files = self.info.shards or self.info.chunks
+        return tuple(i * c // f for i, c, f in zip(chunk, self.info.chunks, files, strict=True))
+
+    def _encoded(self, corner: tuple[int, ...]) -> str:
+        return str(self._array.metadata.encode_chunk_key(corner))
+
     def _sample_keys(self, count: int) -> list[str]:
         file_shape = self.info.shards or self.info.chunks
         grid = [-(-n // c) for n, c in zip(self.info.shape, file_shape, strict=True)]
         total = math.prod(grid)
         chosen = np.unique(np.linspace(0, total - 1, min(count, total)).round().astype(np.int64))
         corners = [tuple(int(i) for i in np.unravel_index(flat, grid)) for flat in chosen]
-        return [self._array.metadata.encode_chunk_key(corner) for corner in corners]
+        return [self._encoded(corner) for corner in corners]
+
+
+def _grid_of(index: Index, size: tuple[int, ...]) -> itertools.product[tuple[int, ...]]:
+    """Places, in a grid of pieces of a size, that a region touches."""
+    ranges = [(i, i + 1) if isinstance(i, int) else (i.start, i.stop) for i in index]
+    return itertools.product(*(range(a // c, -(-b // c)) for (a, b), c in zip(ranges, size, strict=True)))
 
 
 def _open_zarr(location: str, path: str, zarr_format: ZarrFormat) -> Any:
@@ -418,6 +478,7 @@ def _open_zarr(location: str, path: str, zarr_format: ZarrFormat) -> Any:
     try:
         array = zarr.open_array(store, path=path, mode="r", zarr_format=zarr_format)
         store.blosc_chunks = array.shards is None and _is_blosc(array)
+        store.folder = None if is_url(location) else Path(location)
     except (FileNotFoundError, ContainsGroupError) as error:
         raise DataError(f"{where}: the array that the metadata lists is not there") from error
     except OSError as error:

@@ -43,9 +43,9 @@ class Frame:
 
     @classmethod
     def of(cls, start: bytes, stored: int) -> Frame:
-        """Read the header, of a frame of which there are so many bytes; ValueError if some are missing."""
+        """Read the header, of a frame of which there are so many bytes; ValueError if they are fewer or more."""
         encoded, block, size = (int.from_bytes(start[at : at + 4], "little") for at in (4, 8, 12))
-        if stored < (needed := size if stored >= _HEADER else _HEADER):
+        if stored != (needed := size if stored >= _HEADER else _HEADER):
             # The decoder does not know how long its input is: a truncated frame could decode to garbage.
             raise ValueError(f"{stored} bytes are stored where {needed} should be")
         known = start[0] == _VERSION and block > 0
@@ -82,10 +82,10 @@ def read(fetch: Fetch, stored: int, first: int, stop: int, chunk: int) -> tuple[
     whole = stop - first == chunk
     start = fetch(0, stored if whole else _HEADER)
     frame = Frame.of(start, stored)
-    if whole:
-        return blosc.decompress(start), 0
     if frame.encoded != chunk:
         raise ValueError(f"{frame.encoded} bytes are encoded where {chunk} should be")
+    if whole:
+        return blosc.decompress(start), 0
     if frame.as_is:
         return fetch(_HEADER + first, stop - first), first
     low, high = first // frame.block, -(-stop // frame.block)

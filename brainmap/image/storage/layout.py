@@ -19,7 +19,7 @@ from numcodecs import zstd
 from brainmap.image.storage import blosc
 from brainmap.image.storage.blosc import Fetch
 
-__all__ = ["ArrayLayout", "Decode", "NotKnownHereError"]
+__all__ = ["ArrayLayout", "Decode", "NotKnownHereError", "checked"]
 
 # From the bytes stored (a function that reads some, and how many there are): at least some bytes (first, stop) of a
 # chunk of so many, and which is the first that is returned.
@@ -53,6 +53,8 @@ class ArrayLayout:
         Value of what is not stored.
     decode : callable
         From stored bytes of a chunk to its values' bytes.
+    checked : bool
+        Whether the last four bytes of a chunk are the CRC-32C of those before, which `decode` gets without them.
     index_first : bool
         Whether the index of a shard lies at its beginning.
     key : callable
@@ -66,6 +68,7 @@ class ArrayLayout:
     dtype: np.dtype[Any]
     fill: Any
     decode: Decode
+    checked: bool
     index_first: bool
     key: Callable[[Sizes], str]
 
@@ -98,7 +101,7 @@ def _parse_v2(document: Mapping[str, Any]) -> ArrayLayout:
     separator = document.get("dimension_separator", ".")
     return ArrayLayout(
         shape, chunks, None, order, dtype, _fill(document["fill_value"], dtype),
-        _decoder_v2(document["compressor"]), False, lambda place: separator.join(map(str, place)),
+        _decoder_v2(document["compressor"]), False, False, lambda place: separator.join(map(str, place)),
     )  # fmt: skip
 
 
@@ -131,10 +134,11 @@ def _parse_v3(document: Mapping[str, Any]) -> ArrayLayout:
         index = settings["index_codecs"]
         if tuple(map(_name, index)) != _INDEX_CODECS or _endian(index[0]) != "<":
             raise NotKnownHereError("another index")
-    order, byte_order, decode = _codecs_v3(codecs, len(shape))
+    checked = len(codecs) > 1 and _name(codecs[-1]) == "crc32c"
+    order, byte_order, decode = _codecs_v3(codecs[:-1] if checked else codecs, len(shape))
     dtype = np.dtype(document["data_type"]).newbyteorder(byte_order)
     return ArrayLayout(
-        shape, chunks, shards, order, dtype, _fill(document["fill_value"], dtype), decode, index_first,
+        shape, chunks, shards, order, dtype, _fill(document["fill_value"], dtype), decode, checked, index_first,
         _key_v3(document["chunk_key_encoding"]),
     )  # fmt: skip
 
@@ -153,7 +157,7 @@ def _codecs_v3(codecs: Sequence[Any], ndim: int) -> tuple[Sizes, str, Decode]:
     names = [_name(codec) for codec in left]
     if names == ["blosc"]:
         return order, byte_order, blosc.read
-    known = {"zstd": zstd.decompress, "gzip": numcodecs.GZip().decode, "crc32c": _checked}
+    known = {"zstd": zstd.decompress, "gzip": numcodecs.GZip().decode, "crc32c": checked}
     if any(name not in known for name in names):
         raise NotKnownHereError(", ".join(names))
     steps = [known[name] for name in reversed(names)]
@@ -199,14 +203,22 @@ def _fill(value: Any, dtype: np.dtype[Any]) -> Any:
 
 def _whole(decode: Callable[[bytes], Any]) -> Decode:
     """For codecs whose chunks are decoded as a whole."""
-    return lambda fetch, stored, first, stop, chunk: (decode(fetch(0, stored)), 0)
+
+    def whole(fetch: Fetch, stored: int, first: int, stop: int, chunk: int) -> tuple[Any, int]:
+        values = decode(fetch(0, stored))
+        if len(values) != chunk:
+            raise ValueError(f"{len(values)} bytes were decoded where {chunk} should be")
+        return values, 0
+
+    return whole
 
 
 def _as_is(stored: bytes) -> bytes:
     return stored
 
 
-def _checked(stored: bytes) -> bytes:
+def checked(stored: bytes) -> bytes:
+    """Bytes without the CRC-32C at their end; ValueError if it is not theirs."""
     values = stored[:-4]
     if google_crc32c.value(values) != int.from_bytes(stored[-4:], "little"):
         raise ValueError("its checksum is wrong")

@@ -24,10 +24,10 @@ from numpy.typing import NDArray
 
 from brainmap.image.storage import blosc
 from brainmap.image.storage.blosc import Fetch
-from brainmap.image.storage.layout import ArrayLayout, NotKnownHereError
+from brainmap.image.storage.layout import ArrayLayout, NotKnownHereError, checked
 from brainmap.machine import usable_cores
 
-__all__ = ["LocalChunks"]
+__all__ = ["LocalChunks", "require_place"]
 
 Box = tuple[slice, ...]
 Span = tuple[int, int]
@@ -36,6 +36,8 @@ _NOT_STORED = 2**64 - 1
 _CHUNKS_PER_TASK = 4
 # Chunks looked at for how they are encoded: the first may not be stored.
 _SAMPLES = 9
+# A chunk is read part by part: so many whose checksum was right are known by name.
+_MOST_CHECKED = 1 << 14
 
 
 class LocalChunks:
@@ -48,6 +50,11 @@ class LocalChunks:
         Where its chunks lie.
     stored_key : callable
         From a chunk key of the metadata to the file's name in `folder`.
+
+    Attributes
+    ----------
+    unstored : set of tuple of int
+        Grid positions of the chunks that were asked for and are not stored.
     """
 
     def __init__(self, layout: ArrayLayout, folder: Path, stored_key: Callable[[str], str]) -> None:
@@ -57,6 +64,8 @@ class LocalChunks:
         self._outer = next((a for a, n in enumerate(self._stored) if n > 1), 0)
         self._chunk_bytes = math.prod(self.chunks) * layout.dtype.itemsize
         self._folder, self._stored_key = folder, stored_key
+        self.unstored: set[tuple[int, ...]] = set()
+        self._right: set[tuple[object, ...]] = set()
 
     @classmethod
     def of(
@@ -112,16 +121,35 @@ class LocalChunks:
                     target, source = self._overlap(region, chunk)
                     if file is None or place is None:
                         out[target] = self.layout.fill
+                        self.unstored.add(chunk)
                     else:
-                        out[target] = self._decoded(file, place, source)
+                        fetch, size = self._checked_bytes(file, chunk, place)
+                        out[target] = self._decoded(fetch, size, source)
 
-    def _decoded(self, file: FileIO, place: Span, box: Box) -> NDArray[Any]:
-        """A box of a chunk that lies at (offset, bytes) of an open file."""
+    def _checked_bytes(self, file: FileIO, chunk: tuple[int, ...], place: Span) -> tuple[Fetch, int]:
+        """What reads a chunk at (offset, bytes) of a file, without its checksum, and how many bytes it has.
+
+        The checksum is that of the whole: it is looked at when a chunk is read for the first time, in any part.
+        """
+        if not self.layout.checked:
+            return _fetcher(file, place), place[1]
+        bare = (place[0], place[1] - 4)
+        mark = (chunk, place, os.fstat(file.fileno()).st_mtime_ns)
+        if mark in self._right:
+            return _fetcher(file, bare), bare[1]
+        values = checked(_read(file, *place))
+        if len(self._right) >= _MOST_CHECKED:
+            self._right.clear()
+        self._right.add(mark)
+        return lambda begin, count: values[begin : begin + count], len(values)
+
+    def _decoded(self, fetch: Fetch, size: int, box: Box) -> NDArray[Any]:
+        """A box of a chunk of so many bytes."""
         layout, outer = self.layout, self._outer
         box = tuple(box[axis] for axis in layout.order)
         section = self._chunk_bytes // self._stored[outer]
         first, stop = box[outer].start * section, box[outer].stop * section
-        values, begins = layout.decode(_fetcher(file, place), place[1], first, stop, self._chunk_bytes)
+        values, begins = layout.decode(fetch, size, first, stop, self._chunk_bytes)
         if begins + len(values) < stop:
             raise ValueError(f"{len(values)} bytes were decoded where {self._chunk_bytes} should be")
         # What is decoded need not begin or end with a section.
@@ -156,7 +184,8 @@ class LocalChunks:
             with suppress(ValueError, OSError), self._opened(corner) as file:
                 (place,) = self._places(file, corner, [chunk])
                 if file is not None and place is not None:
-                    return blosc.block_bytes(_fetcher(file, place), place[1])
+                    fetch, size = self._checked_bytes(file, chunk, place)
+                    return blosc.block_bytes(fetch, size)
         return self._chunk_bytes
 
     def _overlap(self, region: Box, chunk: tuple[int, ...]) -> tuple[Box, Box]:
@@ -174,15 +203,12 @@ class LocalChunks:
         path = self._folder / self._stored_key(self.layout.key(corner))
         try:
             file = FileIO(path)
-        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        except FileNotFoundError:
             yield None
             return
-        except PermissionError:
-            if not path.is_dir():
-                raise
-            # What Windows says of a folder.
-            yield None
-            return
+        except OSError:
+            require_place(path)
+            raise
         with file:
             yield file
 
@@ -213,6 +239,14 @@ class LocalChunks:
             else:
                 places.append((offset, nbytes))
         return places
+
+
+def require_place(path: Path) -> None:
+    """Refuse, by a ValueError, what lies where a chunk's file should be or could be."""
+    if path.is_dir():
+        raise ValueError("a folder lies where its bytes should be")
+    if any(parent.is_file() for parent in path.parents):
+        raise ValueError("a file lies where its folder should be")
 
 
 def _overlapping(region: Box, size: tuple[int, ...]) -> itertools.product[tuple[int, ...]]:

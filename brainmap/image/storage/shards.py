@@ -1,7 +1,7 @@
 """Write whole shards of local Zarr 3 arrays directly: compress, write, read back, compare, in one thread each.
 
 zarr-python hands every chunk of a shard through an event loop and several copies, which costs more than
-compressing it. The files are the same kind (`sharding_indexed` with blosc, index at the end with CRC-32C)
+compressing it. The files are the same kind (`sharding_indexed` with blosc and CRC-32C, index at the end with CRC-32C)
 and are read by zarr. One shard is written by one thread and never in parts, as concurrent writers of
 parts of a shard lose data.
 """
@@ -33,6 +33,7 @@ LEVEL = 1
 BLOCK_BYTES = 2**19
 
 _NOT_STORED = 2**64 - 1
+_CHECKSUM_BYTES = 4
 _READ_BYTES = 2**24
 
 
@@ -137,6 +138,7 @@ class ShardWriter:
                     room.fill(0)
                 room[_inside(part)] = part
                 stored = blosc.compress(room, CODEC.encode(), LEVEL, blosc.BITSHUFFLE, BLOCK_BYTES)
+                stored += google_crc32c.value(stored).to_bytes(_CHECKSUM_BYTES, "little")
                 _write_all(file, stored)
                 index.append((position, len(stored)))
                 position, value = position + len(stored), google_crc32c.extend(value, stored)
@@ -164,7 +166,7 @@ class ShardWriter:
         for (offset, nbytes), part in zip(index.tolist(), self._chunks(values), strict=True):
             if offset == _NOT_STORED:
                 continue
-            blosc.decompress(data[offset : offset + nbytes], chunk)
+            blosc.decompress(data[offset : offset + nbytes - _CHECKSUM_BYTES], chunk)
             inside = chunk[_inside(part)]
             # Compared as bits: NaN equals itself.
             if not np.array_equal(inside.astype(part.dtype, copy=False).view(bits), part.view(bits)):

@@ -133,8 +133,16 @@ def intensity_of(job: Job) -> Intensity:
     return _intensities.get(key, lambda: Intensity.load(path))  # type: ignore[return-value]
 
 
-def process_block(job: Job, block: Block) -> tuple[dict[str, NDArray[Any]], Stages]:
+def process_block(
+    job: Job, block: Block, on_slice: Callable[[float], None] | None = None
+) -> tuple[dict[str, NDArray[Any]], Stages]:
     """Detect the cells that a block owns, and the candidates that are too weak for cells.
+
+    Parameters
+    ----------
+    job : Job
+    block : Block
+    on_slice : callable (share of the block's slices that are done), optional
 
     Returns
     -------
@@ -155,6 +163,8 @@ def process_block(job: Job, block: Block) -> tuple[dict[str, NDArray[Any]], Stag
             if job.run_dir in cancelled:
                 raise BlockCancelledError(job.run_dir)
             cells.add(found)
+            if on_slice is not None:
+                on_slice((found.k + 1 - window.k[0]) / (window.k[1] - window.k[0]))
     with stages.time("peaks"):
         return cells.finish(), stages
 

@@ -8,6 +8,7 @@ import re
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,16 @@ import numpy as np
 from brainmap.errors import BrainmapError, DataError
 from brainmap.infer.block import process
 from brainmap.infer.block.process import Job
-from brainmap.infer.engine import results
+from brainmap.infer.engine import chunks, results
 from brainmap.infer.peaks import reaches
 from brainmap.machine import keep_freed_memory
 
 __all__ = ["BatchReport", "process_batch"]
 
 log = logging.getLogger(__name__)
+
+# Between two reports of how far a batch is.
+_TELL_EVERY_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -55,8 +59,8 @@ class BatchReport:
     peak_bytes: int
 
 
-def process_batch(job: Job, indices: tuple[int, ...]) -> BatchReport:
-    """Process neighbouring blocks and write their cells.
+def process_batch(job: Job, indices: tuple[int, ...], topic: str = "") -> BatchReport:
+    """Process neighbouring blocks and write their cells, and tell the listeners of `topic` meanwhile how far it is.
 
     A block that fails is reported and the others are kept. What all blocks would meet is raised: no
     backend, no room on the disk.
@@ -68,9 +72,14 @@ def process_batch(job: Job, indices: tuple[int, ...]) -> BatchReport:
     failed: dict[int, str] = {}
     done: dict[int, dict[str, Any]] = {}
     read_voxels = net_pixels = 0
-    for index in indices:
+    # Before the first of them is read: what changes meanwhile is noticed by the next command.
+    stamps = {index: chunks.stamps_of(job, index) for index in indices}
+    tell = _teller(topic, indices)
+    for place, index in enumerate(indices):
         try:
-            done[index], stages = process.process_block(job, job.blocks[index])
+            done[index], stages = process.process_block(
+                job, job.blocks[index], lambda share, place=place: tell((place + share) / len(indices))
+            )
         except process.BlockCancelledError:
             raise
         except Exception as error:
@@ -82,18 +91,35 @@ def process_batch(job: Job, indices: tuple[int, ...]) -> BatchReport:
         for stage, value in stages.seconds.items():
             seconds[stage] += value
     started = time.perf_counter()
-    cells = _write(job, done)
+    cells = _write(job, done, stamps)
     seconds["write"] += time.perf_counter() - started
     return BatchReport(
         tuple(done), failed, cells, read_voxels, net_pixels, dict(seconds), process_name(), peak_memory()
     )
 
 
+def _teller(topic: str, indices: tuple[int, ...]) -> Callable[[float], None]:
+    """What tells the listeners of `topic` which share of a batch is done, now and then; nothing without a topic."""
+    told = time.monotonic()
+
+    def tell(share: float) -> None:
+        nonlocal told
+        if topic and time.monotonic() - told > _TELL_EVERY_S:
+            from distributed import get_worker
+
+            told = time.monotonic()
+            get_worker().log_event(topic, {"batch": indices, "share": share})
+
+    return tell
+
+
 def _reason(error: Exception) -> str:
+    if isinstance(error, MemoryError):
+        return "out of memory: use fewer --workers or a smaller --block"
     return str(error) if isinstance(error, BrainmapError) else f"{type(error).__name__}: {error}"
 
 
-def _write(job: Job, done: dict[int, dict[str, Any]]) -> int:
+def _write(job: Job, done: dict[int, dict[str, Any]], stamps: dict[int, chunks.Stamps | None]) -> int:
     cells = 0
     for span in results.ranges(sorted(done)):
         parts = [done[i] for i in range(*span)]
@@ -101,7 +127,8 @@ def _write(job: Job, done: dict[int, dict[str, Any]]) -> int:
         columns[results.BLOCK_COLUMN] = np.repeat(np.arange(*span), [len(p["z"]) for p in parts])
         reaching = int(np.count_nonzero(reaches(columns["score"], job.threshold)))
         try:
-            results.write_batch(Path(job.run_dir), span, columns, reaching)
+            note = chunks.note_of(job, range(*span), stamps)
+            results.write_batch(Path(job.run_dir), span, columns, reaching, note)
         except OSError as error:
             raise DataError(f"cannot write results to {job.run_dir}: {error.strerror or error}") from error
         cells += reaching

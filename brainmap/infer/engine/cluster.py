@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from brainmap.children import without_interrupts
 from brainmap.errors import DataError, MissingExtraError, NotFoundError, UsageError
 from brainmap.machine import usable_cores
 
@@ -157,7 +158,9 @@ def _local(workers: int | None, device: str | None, streams: int) -> Iterator[Cl
         options |= {"processes": True, "n_workers": workers, "memory_limit": _share_of_memory(workers)}
         options |= {"threads_per_worker": max(1, usable_cores() // workers)}
     try:
-        cluster = LocalCluster(**options)
+        # Its worker processes, also those started again later, inherit from the threads started here.
+        with without_interrupts():
+            cluster = LocalCluster(**options)
     except RuntimeError as error:
         what = "the workers of this process" if workers is None else f"--workers {workers}: a worker process"
         raise DataError(f"{what} did not start: {error.__cause__ or error}") from error

@@ -13,11 +13,13 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from brainmap.errors import DataError
 from brainmap.infer.block.process import Job
 from brainmap.infer.engine.batch import BatchReport, process_batch
 from brainmap.infer.engine.progress import Progress
-from brainmap.infer.engine.tally import LEFT, Tally
+from brainmap.infer.engine.tally import LEFT, Tally, block_voxels
 
 if TYPE_CHECKING:
     from distributed import Client, Future
@@ -54,6 +56,7 @@ class Dispatcher:
         self.active: dict[str, tuple[tuple[int, ...], int]] = {}
         self.futures: dict[str, Future] = {}
         self.token = secrets.token_hex(4)
+        self.topic = f"brainmap-blocks-{self.token}"
         self.started = self.saved = time.monotonic()
 
     def run(self, meanwhile: Callable[[], None] | None = None) -> None:
@@ -61,6 +64,13 @@ class Dispatcher:
         from distributed import as_completed
 
         completed = as_completed([])
+        self.client.subscribe_topic(self.topic, self._hear)
+        try:
+            self._work(completed, meanwhile)
+        finally:
+            self.client.unsubscribe_topic(self.topic)
+
+    def _work(self, completed: Any, meanwhile: Callable[[], None] | None) -> None:
         self._fill(completed)
         if meanwhile is not None:
             meanwhile()
@@ -68,6 +78,7 @@ class Dispatcher:
             indices, attempt = self.active.pop(future.key)
             self.futures.pop(future.key)
             self._receive(future, indices, attempt)
+            self.bar.within(indices[0], 0)
             # Released before the next wait: the scheduler forgets the task.
             del future
             self._fill(completed)
@@ -82,11 +93,18 @@ class Dispatcher:
             indices, attempt = batch
             suspect = window == 1 and not self.active
             key = f"blocks-{self.token}-{indices[0]}-{indices[-1]}-{attempt}"
-            future = self.client.submit(process_batch, self.job, indices, key=key, pure=False)
+            future = self.client.submit(process_batch, self.job, indices, self.topic, key=key, pure=False)
             self.active[key] = batch
             self.futures[key] = future
             self.alone = key if suspect else self.alone
             completed.add(future)
+
+    def _hear(self, event: tuple[float, dict[str, Any]]) -> None:
+        """Show how far a batch is; called by the client's own thread."""
+        batch = tuple(event[1]["batch"])
+        if any(indices == batch for indices, _ in list(self.active.values())):
+            voxels = int(block_voxels(self.job.blocks, np.array(batch)).sum())
+            self.bar.within(batch[0], event[1]["share"] * voxels)
 
     def _window(self) -> int:
         """How many tasks may be in flight with the workers there are now."""

@@ -26,6 +26,7 @@ from brainmap.infer.detector import Detector, choose_backend
 from brainmap.infer.engine import results
 from brainmap.infer.engine.batch import peak_memory, process_name
 from brainmap.infer.engine.choose import choose_block
+from brainmap.infer.engine.chunks import drop_stale
 from brainmap.infer.engine.cluster import connect, in_this_process, threads_here
 from brainmap.infer.engine.dispatch import Dispatcher
 from brainmap.infer.engine.progress import Progress
@@ -183,6 +184,7 @@ def run_detection(
         if options.overwrite:
             results.clear(run_dir)
         results.open_plan(run_dir, _plan(job, volume, detector))
+        drop_stale(job)
         intensity.save(Path(job.intensity))
     except OSError as error:
         if isinstance(error, BrainmapError):
@@ -191,6 +193,8 @@ def run_detection(
     tally = Tally.of(job, intensity)
     started = time.perf_counter()
     status = "running"
+    if not tally.states.count(LEFT) and tally.is_saved_as_complete():
+        return _result(tally, "complete", 0.0)
     try:
         tally.save(status)
         if tally.states.count(LEFT):

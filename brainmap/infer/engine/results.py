@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from brainmap.errors import DataError, NotFoundError, UsageError
-from brainmap.files import read_json, to_jsonable, write_json
+from brainmap.files import read_json, sweep_inside, to_jsonable, write_json
 from brainmap.infer.engine.ordered import SCRATCH, Sorter
 from brainmap.infer.peaks import reaches
 from brainmap.infer.plan.blocks import Span
@@ -28,8 +28,8 @@ from brainmap.points.table import Points
 from brainmap.run_folder import BLOCKS_DIR, PLAN_FILE, changes, other_parameters
 
 __all__ = [
-    "cells_in", "clear", "finished", "iter_candidates", "iter_results", "open_plan", "planned_threshold", "ranges",
-    "require_stored", "stored_from", "write_batch",
+    "cells_in", "clear", "finished", "iter_candidates", "iter_results", "notes", "open_plan",
+    "planned_threshold", "ranges", "require_stored", "sift", "stored_from", "write_batch",
 ]  # fmt: skip
 
 BLOCK_COLUMN = "block"
@@ -115,6 +115,7 @@ def open_plan(run_dir: Path, plan: dict[str, Any]) -> bool:
     """
     path = run_dir / BLOCKS_DIR / PLAN_FILE
     plan = to_jsonable(plan)
+    sweep_inside(path.parent)
     for left in path.parent.glob(f"{SCRATCH}*"):
         shutil.rmtree(left, ignore_errors=True)
     if not path.is_file():
@@ -135,7 +136,11 @@ def clear(run_dir: Path) -> None:
 
 
 def write_batch(
-    run_dir: Path, span: Span, columns: dict[str, NDArray[Any]], cells: int | None = None
+    run_dir: Path,
+    span: Span,
+    columns: dict[str, NDArray[Any]],
+    cells: int | None = None,
+    note: dict[str, Any] | None = None,
 ) -> Path:
     """Write the candidates of the blocks start..stop-1; replaces an equal file of a retry.
 
@@ -149,11 +154,59 @@ def write_batch(
         As `process.COLUMNS`, and `block`: the number of each candidate's block, rising.
     cells : int, optional
         How many of them reach the run's threshold; all by default.
+    note : dict, optional
+        What else to keep about the blocks, see `notes`; JSON-able.
     """
     rows = len(columns[BLOCK_COLUMN]) if cells is None else cells
     path = run_dir / BLOCKS_DIR / f"{span[0]:09d}-{span[1] - 1:09d}-{rows}.parquet"
-    Points(columns).write(path)
+    Points(columns, note or {}).write(path)
     return path
+
+
+def notes(run_dir: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """What was kept about the blocks of each file, as `write_batch` was given it."""
+    for _, path in finished(run_dir):
+        yield path, Points.read(path, [BLOCK_COLUMN]).meta
+
+
+def _span_of(path: Path) -> Span:
+    """The blocks that a file holds, by its name."""
+    match = _NAME.fullmatch(path.name)
+    assert match is not None
+    return int(match[1]), int(match[2]) + 1
+
+
+def sift(run_dir: Path, is_stale: Callable[[Span, dict[str, Any]], bool]) -> tuple[list[str], list[Span]]:
+    """Remove the files of finished blocks that cannot be read, or that are stale: their blocks are done anew.
+
+    Parameters
+    ----------
+    run_dir : Path
+        The run folder.
+    is_stale : callable
+        From the blocks of a file and what was kept about them.
+
+    Returns
+    -------
+    damaged : list of str
+        Names of the files that could not be read.
+    stale : list of (start, stop)
+        Blocks of the stale ones.
+    """
+    damaged, stale = [], []
+    for _, path in finished(run_dir):
+        span = _span_of(path)
+        try:
+            points = Points.read(path)
+            _ = points[BLOCK_COLUMN], points["score"], points.zyx_vox
+        except (DataError, NotFoundError, KeyError):
+            damaged.append(path.name)
+        else:
+            if not is_stale(span, points.meta):
+                continue
+            stale.append(span)
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    return damaged, stale
 
 
 def finished(run_dir: Path) -> list[tuple[Span, Path]]:

@@ -161,6 +161,14 @@ class Tally:
             "failed": {str(k): v for k, v in sorted(self.failed.items())},
         }
 
+    def is_saved_as_complete(self) -> bool:
+        """Whether run.json says that these blocks are all there is to do."""
+        run_dir = Path(self.job.run_dir)
+        if not is_run(run_dir):
+            return False
+        record = RunRecord.load(run_dir)
+        return record.status == "complete" and record.blocks == self.blocks_record()
+
     def save(self, status: str) -> None:
         """Write status and blocks into run.json, leaving the rest of it alone."""
         run_dir = Path(self.job.run_dir)

@@ -27,6 +27,7 @@ from torch import Tensor
 from brainmap.errors import DataError, NotFoundError, UsageError
 from brainmap.files import atomic_path, now, to_jsonable, write_json
 from brainmap.machine import has_bf16, versions
+from brainmap.progress import task
 from brainmap.train.learn.centernet import CenterNet, CenterNetConfig
 from brainmap.train.learn.samples import GridSettings
 
@@ -206,19 +207,21 @@ def train(job: Job, work: Path, device: str = "cpu") -> Path:
         state.load(checkpoint, job)
     _cut_log(work / "log.jsonl", state.step)
     schedule, sums, began, first = job.schedule, dict[str, float](), time.monotonic(), state.step
-    while state.step < schedule.steps and not _should_stop(schedule, state):
-        for name, value in _step(job, state).items():
-            sums[name] = sums.get(name, 0.0) + value
-        if state.step % schedule.log_every == 0:
-            _write_log(work / "log.jsonl", state.step, began, sums, schedule.log_every)
-            sums = {}
-        last = state.step == schedule.steps
-        checked = job.validate is not None and schedule.check_every > 0
-        if checked and (last or state.step % schedule.check_every == 0):
-            _look(job, state)
-        if last or state.step % schedule.save_every == 0 or _should_stop(schedule, state):
-            state.save(checkpoint, job)
-            _write_record(work, job, state, device, time.monotonic() - began, state.step - first)
+    with task("training the network", schedule.steps, "steps", first) as steps:
+        while state.step < schedule.steps and not _should_stop(schedule, state):
+            for name, value in _step(job, state).items():
+                sums[name] = sums.get(name, 0.0) + value
+            steps.update(state.step)
+            if state.step % schedule.log_every == 0:
+                _write_log(work / "log.jsonl", state.step, began, sums, schedule.log_every)
+                sums = {}
+            last = state.step == schedule.steps
+            checked = job.validate is not None and schedule.check_every > 0
+            if checked and (last or state.step % schedule.check_every == 0):
+                _look(job, state)
+            if last or state.step % schedule.save_every == 0 or _should_stop(schedule, state):
+                state.save(checkpoint, job)
+                _write_record(work, job, state, device, time.monotonic() - began, state.step - first)
     return checkpoint
 
 
@@ -309,7 +312,7 @@ def mixed_precision(model: torch.nn.Module) -> torch.autocast:
 def _write_log(path: Path, step: int, began: float, sums: dict[str, float], count: int) -> None:
     record = {"step": step, "seconds": round(time.monotonic() - began, 1)}
     record |= {name: round(value / count, 4) for name, value in sums.items()}
-    log.info("%s", record)
+    log.debug("%s", record)
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(record) + "\n")
 

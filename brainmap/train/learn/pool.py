@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from brainmap.children import end_with_parent, without_interrupts
 from brainmap.errors import DataError, UsageError
 from brainmap.settings import check_keys
 from brainmap.train.learn.samples import GridSettings, NetVolume, load_volumes, net_volume, save_volumes
@@ -173,8 +174,10 @@ def prepare_pool(
         for job in jobs:
             _make_file(*job)
     else:
-        with ProcessPoolExecutor(processes) as executor:
-            for done in [executor.submit(_make_file, *job) for job in jobs]:
+        with ProcessPoolExecutor(processes, initializer=end_with_parent) as executor:
+            with without_interrupts():
+                made = [executor.submit(_make_file, *job) for job in jobs]
+            for done in made:
                 done.result()
     return files
 

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from brainmap.tiles.tiles import Tiles
-from brainmap.train.judge.calibrate import expected_best
+from brainmap.train.judge.calibrate_tiles import expected_best
 from brainmap.train.judge.predict import TilePoints, predict_tiles
 from brainmap.train.learn.centernet import CenterNet
 from brainmap.train.learn.samples import GridSettings

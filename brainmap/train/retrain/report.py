@@ -19,6 +19,7 @@ from brainmap.report.style import (
     TISSUE_MAP,
     YELLOW,
     clean,
+    literal_figure,
     new_figure,
     picture_axes,
 )
@@ -55,6 +56,7 @@ def write_retrain_report(path: Path, outcome: dict[str, Any], judgement: Judgeme
         page.add_numbers([
             (f"F1 {TITLES[which]}", f"{held_out['f1'][which]:.3f}") for which in ("old", "new")
         ] + [(f"AUPRC {TITLES[which]}", f"{held_out['auprc'][which]:.3f}") for which in ("old", "new")])  # fmt: skip
+    page.add_steps("What to do next", _next(outcome))
     left_out = ", ".join(f"{number} {what}" for what, number in outcome["left_out"].items() if number)
     page.add_facts([
         ("Learnt from", f"{_extent(training)}; {crowd['n_workers']} workers, {crowd['n_clicks']} clicks"),
@@ -82,6 +84,22 @@ def write_retrain_report(path: Path, outcome: dict[str, Any], judgement: Judgeme
             "evaluation/report.html has every further curve and number of both.",
         )
     page.write(path)
+
+
+def _next(outcome: dict[str, Any]) -> list[tuple[str, str]]:
+    """What follows from the judgement: a sentence and a command."""
+    steps = (
+        [("Look at the tiles below: green found, red false, yellow missed.", "")]
+        if outcome["held_out"]
+        else []
+    )
+    if outcome["switch"]:
+        steps.append(("Detect with the new detector; other animals of the study with the same one.",
+                      "brainmap detect BRAIN --detector DETECTOR --out RUN"))  # fmt: skip
+    else:
+        steps.append(("Keep the old detector, or annotate more slices and retrain.",
+                      "brainmap crowd sample RUN --out TILES"))  # fmt: skip
+    return steps
 
 
 def _warn(page: Page, outcome: dict[str, Any]) -> None:
@@ -138,7 +156,7 @@ def _learning(page: Page, curve: dict[str, Any]) -> None:
     axes.plot(curve["slices"], curve["f1"], "o-", color=BLUE)
     axes.set(ylim=(max(0.0, min(curve["low"]) - 0.05), min(1.0, max(curve["high"]) + 0.05)))
     clean(axes, x="annotated slices", y="F1", grid="both")
-    page.add_figure(figure, "Mean over random splits, and the middle 90 % of them")
+    page.add_figure(figure, "Mean over random splits, and the middle 90 % of them", format="svg")
 
 
 def _extent(part: dict[str, Any]) -> str:
@@ -162,7 +180,7 @@ def _comparison(page: Page, outcome: dict[str, Any], judgement: Judgement) -> No
     page.add_table(["", "before", "now", "difference", "90 % interval"], rows, sortable=False)
     page.add_figure(
         _curves(judgement), "Precision and recall over all thresholds (dot: the detector's own), F1 of every "
-        "tile, and how often detections of a given score are right", width="wide",
+        "tile, and how often detections of a given score are right", format="svg",
     )  # fmt: skip
     columns = [
         "tile",
@@ -180,6 +198,8 @@ def _comparison(page: Page, outcome: dict[str, Any], judgement: Judgement) -> No
         [[row["image_id"], *(round(row[key], 3) for key in keys)] for row in outcome["per_tile"]],
         "Every unseen tile",
         max_rows=200,
+        search=True,
+        download="tiles_shown.csv",
     )
 
 
@@ -236,26 +256,30 @@ def _pictures(page: Page, outcome: dict[str, Any], judgement: Judgement) -> None
     for index in dict.fromkeys([order[-1], order[0], order[len(order) // 2]][:_PICTURES]):
         row = rows[index]
         caption = f"{row['image_id']}: F1 {row['f1_old']:.3f} before, {row['f1_new']:.3f} now"
-        page.add_figure(_picture(judgement, index), caption, format="webp", dpi=110, width="wide")
+        page.add_gallery(_pictures_of(judgement, index), caption, dpi=110)
 
 
-def _picture(judgement: Judgement, index: int) -> Figure:
+def _pictures_of(judgement: Judgement, index: int) -> list[tuple[Figure, str]]:
+    """A tile before and now, with what was found, false and missed."""
     data = judgement.data
     image = data.tiles.image(index)
     tile, places = data.cells
     true = places[tile == index]
     height, width = image.shape
-    figure = new_figure(11.0, float(np.clip(5.5 * height / width, 1.5, 9.0)) + 0.3)
-    for axes, (which, found) in zip(figure.subplots(1, 2), judgement.found.items(), strict=True):
-        picture_axes(axes, TITLES[which]).imshow(image, cmap=TISSUE_MAP, vmin=0.1, vmax=0.9)
+    drawn = []
+    for which, found in judgement.found.items():
+        figure = literal_figure(5.5, float(np.clip(5.5 * height / width, 1.5, 9.0)), "black")
+        axes = picture_axes(figure.subplots())
+        axes.imshow(image, cmap=TISSUE_MAP, vmin=0.1, vmax=0.9)
         use = (found.image == index) & (found.score >= judgement.threshold[which])
         marks = found.xy[use]
         match = match_points(marks, true, data.tolerance_px)
         false, missed = np.ones(len(marks), bool), np.ones(len(true), bool)
         false[match.index_a], missed[match.index_b] = False, False
         for xy, colour in ((marks[~false], GREEN), (marks[false], RED), (true[missed], YELLOW)):
-            axes.scatter(*xy.T, s=40, facecolors="none", edgecolors=colour, linewidths=1.2)
-    return figure
+            axes.scatter(xy[:, 0], xy[:, 1], s=40, facecolors="none", edgecolors=colour, linewidths=1.2)
+        drawn.append((figure, TITLES[which]))
+    return drawn
 
 
 def _simulated(page: Page, rows: list[dict[str, Any]]) -> None:

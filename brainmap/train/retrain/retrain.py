@@ -8,16 +8,20 @@ its result in the work folder, and an interrupted command goes on from there.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from brainmap.errors import UsageError
+from brainmap.errors import DataError, NotFoundError, UsageError
 from brainmap.files import atomic_path, now, read_json, write_json
 from brainmap.infer.detector import Detector
-from brainmap.run_folder import RunRecord
+from brainmap.lock import held
+from brainmap.run_folder import RUN_JSON, RunRecord
+from brainmap.swap import REPLACEMENT_DIR, finish_swap, put_in_place
 from brainmap.train.commands import grid_for
 from brainmap.train.judge.switch import Difference
 from brainmap.train.learn.export import export_detector
@@ -138,34 +142,59 @@ def retrain(request: RetrainRequest) -> RetrainResult:
     request.check_out()
     if request.is_done():
         return RetrainResult(request.out, request.out / REPORT, read_json(request.out / OUTCOME))
-    work, record = request.work_folder, _begin(request)
+    kept = f"finished stages are kept in {request.work_folder}, and the same command goes on from them"
+    _require_free(request.work_folder)
+    with held(request.work_folder, kept):
+        return _retrain(request)
+
+
+def _retrain(request: RetrainRequest) -> RetrainResult:
+    home, work = request.work_folder, _begin(request)
+    made = dataclasses.replace(request, work=work)
     if not (work / OUTCOME).is_file():
-        _make(request)
+        _make(made)
     outcome = read_json(work / OUTCOME)
+    record = RunRecord.load(work)
     record.updated(status="complete", finished=now(), results={"switch": outcome["switch"]}).save(work)
+    if work != home:
+        put_in_place(home, work, RUN_JSON, own=[p.name for p in home.iterdir() if not p.name.startswith(".")])
+        work = home
     if not outcome["switch"] and not request.accept_worse:
         return RetrainResult(None, work / REPORT, outcome)
     _export(request, outcome)
     return RetrainResult(request.out, request.out / REPORT, outcome)
 
 
-def _begin(request: RetrainRequest) -> RunRecord:
-    """The work folder's record: a new one, or that of the same retraining, which then goes on."""
+def _require_free(work: Path) -> None:
+    """Refuse a work folder with anything but a retraining, or what a killed first moment of one leaves."""
+    if (work / RUN_JSON).is_file():
+        return
+    if work.exists() and (not work.is_dir() or any(not p.name.startswith(".") for p in work.iterdir())):
+        raise UsageError(f"{work} is not empty and holds no retraining; give another --work")
+
+
+def _begin(request: RetrainRequest) -> Path:
+    """The folder to work in, with its record: that of the same retraining, which then goes on, or a new one.
+
+    Another retraining that is to be replaced stays until the new one is complete.
+    """
     work = request.work_folder
+    finish_swap(work)
     parameters, fingerprints = request.parameters(), request.fingerprints
-    if (work / "run.json").is_file():
+    if (work / RUN_JSON).is_file():
         record = RunRecord.load(work)
         if "clicks" not in record.fingerprints:
             raise UsageError(f"{work} holds another kind of run; give another --work")
         if not (request.overwrite and record.differences(parameters, fingerprints)):
             record.require_same(work, parameters, fingerprints)
-            return record
-        shutil.rmtree(work)
-    elif work.exists() and any(work.iterdir()):
-        raise UsageError(f"{work} is not empty and holds no retraining; give another --work")
-    record = RunRecord(parameters=parameters, fingerprints=fingerprints)
-    record.save(work)
-    return record
+            return work
+        work /= REPLACEMENT_DIR
+        with suppress(NotFoundError, DataError):
+            if not RunRecord.load(work).differences(parameters, fingerprints):
+                return work
+        shutil.rmtree(work, ignore_errors=True)
+    RunRecord(parameters=parameters, fingerprints=fingerprints).save(work)
+    return work
 
 
 def _make(request: RetrainRequest) -> None:

@@ -21,7 +21,7 @@ from brainmap.errors import DataError
 from brainmap.infer.detector import PLAIN_PROMINENCE, ProminenceWeights
 from brainmap.tiles.tiles import Tiles
 from brainmap.train.commands import grid_for
-from brainmap.train.judge.calibrate import TileCalibration, tile_calibration
+from brainmap.train.judge.calibrate_tiles import TileCalibration, tile_calibration
 from brainmap.train.judge.predict import Knots, TilePoints, predict_tiles
 from brainmap.train.judge.switch import Counts, Units, count
 from brainmap.train.learn.centernet import CenterNet

@@ -11,8 +11,8 @@ import pytest
 
 pytest.importorskip("torch")
 
-from brainmap.crowd import demo
-from brainmap.crowd.round import RoundRequest, RoundResult
+from brainmap.crowd.loop import demo
+from brainmap.crowd.loop.round import RoundRequest, RoundResult
 from brainmap.errors import MissingExtraError
 from brainmap.gt.aggregate import aggregate
 from brainmap.gt.clicks import read_clicks
@@ -75,8 +75,10 @@ def test_serving_makes_the_site_once_and_opens_the_page(
         made.append(site)
         return Site()
 
-    monkeypatch.setattr("brainmap.crowd.site.init_site", init)
-    monkeypatch.setattr("brainmap.crowd.projects.add_project", lambda site, spec: made.append(spec.tiles))
+    monkeypatch.setattr("brainmap.crowd.store.site.init_site", init)
+    monkeypatch.setattr(
+        "brainmap.crowd.work.projects.add_project", lambda site, spec: made.append(spec.tiles)
+    )
     monkeypatch.setattr("brainmap.crowd.web.serve.serve", lambda *arguments: served.append(arguments))
     monkeypatch.setattr(demo.webbrowser, "open", lambda url: None)
     demo.serve_demo(tmp_path, port=8123)
@@ -88,6 +90,6 @@ def test_serving_makes_the_site_once_and_opens_the_page(
 def test_serving_without_the_site_s_packages_says_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "brainmap.crowd.projects", None)
+    monkeypatch.setitem(sys.modules, "brainmap.crowd.work.projects", None)
     with pytest.raises(MissingExtraError, match="brainmap\\[crowd\\]"):
         demo.serve_demo(tmp_path)

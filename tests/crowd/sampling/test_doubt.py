@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from brainmap.crowd.loop.simulate import cells_of_tiles, write_crowd
 from brainmap.crowd.sampling import SampleRequest, sample_tiles
 from brainmap.crowd.sampling.doubt import LastTruth, crowd_doubt, last_truth
 from brainmap.crowd.sampling.network import TileNetwork
 from brainmap.crowd.sampling.strategies import statistics
-from brainmap.crowd.simulate import cells_of_tiles, write_crowd
 from brainmap.errors import DataError, NotFoundError, UsageError
 from brainmap.gt.aggregate import aggregate
 from brainmap.infer.detector import Detector

@@ -74,6 +74,11 @@ KNOWN: dict[str, dict[str, Any]] = {
         "compressors": None,
     },
     "checksum": {"compressors": [ZstdCodec(), Crc32cCodec()]},
+    "blosc with checksum": {"compressors": [BloscCodec(blocksize=256), Crc32cCodec()]},
+    "blosc with checksum in shards": {
+        "shards": (8, 16, 32),
+        "compressors": [BloscCodec(cname="zstd", blocksize=256), Crc32cCodec()],
+    },
     "keys of Zarr 2": {"chunk_key_encoding": {"name": "v2", "separator": "."}},
 }
 UNKNOWN: dict[str, dict[str, Any]] = {
@@ -83,7 +88,6 @@ UNKNOWN: dict[str, dict[str, Any]] = {
         "chunks": (8, 16, 16),
         "compressors": None,
     },
-    "blosc with checksum": {"compressors": [BloscCodec(), Crc32cCodec()]},
     "v2 filter": {"zarr_format": 2, "filters": numcodecs.Delta(dtype="u2")},
 }
 

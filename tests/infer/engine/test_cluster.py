@@ -222,6 +222,14 @@ def test_jobs_that_slurm_cannot_run_are_refused_at_once(slurm: Path, monkeypatch
 def test_progress_bar_shows_rate_and_cells(capsys: pytest.CaptureFixture[str]) -> None:
     with Progress(10_000_000, shown=True) as bar:
         bar.update(5_000_000, 1234, 1, 2.0)
+        bar.within(3, 1_000_000)
+        assert bar._task is not None and bar._task.done == 6_000_000
+        bar.within(3, 0)
+        bar.update(5_500_000, 1234, 1, 2.0)
+        assert bar._task.done == 6_000_000, "never back"
+        bar.within(4, 1e9)
+        assert bar._task.done == 10_000_000
+        assert "2.8 Mvox/s, 1,234 cells, 1 blocks failed" in bar._task.words()
     assert capsys.readouterr().out == ""
     with Progress(10, shown=False) as bar:
         bar.update(5, 1, 0, 2.0)

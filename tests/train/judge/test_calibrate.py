@@ -13,13 +13,8 @@ from brainmap.errors import DataError  # noqa: E402
 from brainmap.gt.truth import GroundTruth  # noqa: E402
 from brainmap.infer.detector import PLAIN_PROMINENCE, Detector  # noqa: E402
 from brainmap.tiles.tiles import Tiles, write_tiles  # noqa: E402
-from brainmap.train.judge.calibrate import (  # noqa: E402
-    Judged,
-    best_threshold,
-    calibrate_on_tiles,
-    prominence_weights,
-    tile_calibration,
-)
+from brainmap.train.judge.calibrate import Judged, best_threshold, prominence_weights  # noqa: E402
+from brainmap.train.judge.calibrate_tiles import calibrate_on_tiles, tile_calibration  # noqa: E402
 from brainmap.train.judge.predict import calibrated, predict_tiles  # noqa: E402
 from brainmap.train.judge.scores import reliability  # noqa: E402
 

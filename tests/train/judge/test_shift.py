@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from brainmap.train.judge.calibrate import tile_calibration
+from brainmap.train.judge.calibrate_tiles import tile_calibration
 from brainmap.train.judge.predict import calibrated
 from brainmap.train.judge.shift import shifted, simplest
 

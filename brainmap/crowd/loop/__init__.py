@@ -1,0 +1,1 @@
+"""From clicks to a better detector: rounds, simulated crowds, studies of sampling, the demo."""

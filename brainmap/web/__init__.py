@@ -1,0 +1,1 @@
+"""What every page served on the web needs: guards before it, an address to listen on."""

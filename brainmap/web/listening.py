@@ -1,0 +1,34 @@
+"""The address that pages are served at."""
+
+from __future__ import annotations
+
+import socket
+
+from brainmap.errors import UsageError
+
+__all__ = ["LOOPBACK", "listen"]
+
+#: Names of this machine that only itself can reach.
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens at an address.
+
+    Raises
+    ------
+    UsageError
+        If the port is taken, or the host is not this machine's.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise UsageError(
+            f"cannot listen on {host}:{port}: {error.strerror}; choose another --port"
+        ) from error
+    listener.listen(2048)
+    return listener
