@@ -30,7 +30,12 @@ ARGUMENTS = [
     "--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage",
 ]  # fmt: skip
 DESK = {"viewport": {"width": 1400, "height": 900}}
-PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True, "device_scale_factor": 2}
+PHONE = {
+    "viewport": {"width": 390, "height": 844},
+    "has_touch": True,
+    "is_mobile": True,
+    "device_scale_factor": 2,
+}
 # The cell that is looked at: shown, in the middle of the image.
 CELL = 246
 
@@ -52,7 +57,9 @@ def served(run: Path) -> Iterator[str]:
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
     listener.listen(128)
-    config = uvicorn.Config(create_app(Desk.open(run)), log_level="warning", access_log=False, timeout_graceful_shutdown=1)
+    config = uvicorn.Config(
+        create_app(Desk.open(run)), log_level="warning", access_log=False, timeout_graceful_shutdown=1
+    )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
@@ -93,7 +100,11 @@ class Person:
         wait_until(lambda: all(word in self.text(name) for word in words))
 
     def leave(self) -> None:
-        outside = [url for url in self.asked if not url.startswith((self.address + "/", "blob:" + self.address, "data:"))]
+        outside = [
+            url
+            for url in self.asked
+            if not url.startswith((self.address + "/", "blob:" + self.address, "data:"))
+        ]
         assert outside == []
         assert self.errors == []
         self.context.close()
