@@ -59,7 +59,7 @@ log = logging.getLogger(__name__)
 # Clear cells (by contrast) tell the size of cells; this many, this far from the expected size, are a warning.
 _CLEAR_SNR, _ENOUGH_CELLS, _SIZE_RATIO = 10.0, 20, 1.45
 # More tissue without stored chunks than this share is a warning.
-_UNSTORED = 0.02
+_UNSTORED = 0.05
 # What an interrupted run leaves.
 _KEPT = "finished blocks and the registration are kept in {}, and the same command goes on from them"
 
@@ -275,14 +275,17 @@ class _Run:
             preload(self.part, self.inputs.detector, self.folder, options_for(self.request, self.part))
 
     def _fit_intensity(self) -> Intensity:
+        diameter = looked_for(self.request, self.inputs)
         saved = self.folder / BLOCKS_DIR / INTENSITY_FILE
+        if not saved.is_file():
+            saved = self.place.overview_of_before(diameter) or saved
         if saved.is_file():
             try:
                 return Intensity.load(saved)
             except DataError as error:
                 # Equal images give equal ones: finished blocks stay right.
                 log.warning("%s", error)
-        return Intensity.fit(self.part, looked_for(self.request, self.inputs))
+        return Intensity.fit(self.part, diameter)
 
     def _detect(self, intensity: Intensity) -> DetectionResult:
         if self.inputs.mask is not None:
@@ -317,7 +320,9 @@ class _Run:
 
     def _look_for_chunks(self, intensity: Intensity) -> None:
         """Warn where much of the tissue is not stored: a copy that was cut short reads as darkness."""
-        self.unstored = unstored_share(self.folder, self.part, intensity)
+        self.unstored = unstored_share(
+            self.folder, self.part, intensity, looked_for(self.request, self.inputs)
+        )
         if self.unstored > _UNSTORED:
             self.warnings.append(
                 f"{100 * self.unstored:.3g} % of the tissue is in chunks that are not stored and was read as empty: "
@@ -401,7 +406,8 @@ class _Run:
             timings_s=timings | {"total": round(time.perf_counter() - self.began, 3)},
             results={k: v for k, v in (record.results | numbers).items() if v is not None} | settings,
             warnings=tuple(self.warnings),
-            execution=self.request.execution()
+            execution=self.record.execution
+            | self.request.execution()
             | {"backend": self.request.backend, "device": self.request.device},
         ).save(new)
 

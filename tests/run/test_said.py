@@ -63,7 +63,8 @@ def test_a_dry_run_speaks_in_sentences_and_units() -> None:
 
 
 @pytest.mark.parametrize(
-    ("n", "text"), [(0, "0 bytes"), (999, "999 bytes"), (1500, "1.5 kB"), (52.3e9, "52 GB"), (9.9e15, "9900 TB")]
+    ("n", "text"),
+    [(0, "0 bytes"), (999, "999 bytes"), (1500, "1.5 kB"), (52.3e9, "52 GB"), (9.9e15, "9900 TB")],
 )
 def test_sizes_have_units(n: float, text: str) -> None:
     assert size_words(n) == text
