@@ -45,7 +45,9 @@ SHOWN, WEAK = 320, 80
 
 def places() -> np.ndarray:
     """Voxels (n, 3) of the spots, on a lattice far wider than a cell."""
-    grid = np.stack(np.meshgrid(range(4, 40, 8), range(10, 160, 20), range(10, 200, 20), indexing="ij"), axis=-1)
+    grid = np.stack(
+        np.meshgrid(range(4, 40, 8), range(10, 160, 20), range(10, 200, 20), indexing="ij"), axis=-1
+    )
     return grid.reshape(-1, 3).astype(float)
 
 
@@ -54,7 +56,9 @@ def write_run(folder: Path, brain: Path, atlas_folder: Path) -> None:
     at = places()
     n = len(at)
     rng = np.random.default_rng(1)
-    score = np.where(np.arange(n) % 5 == 0, rng.uniform(0.1, 0.45, n), rng.uniform(0.55, 0.99, n)).astype(np.float32)
+    score = np.where(np.arange(n) % 5 == 0, rng.uniform(0.1, 0.45, n), rng.uniform(0.55, 0.99, n)).astype(
+        np.float32
+    )
     results.open_plan(folder, {"threshold": THRESHOLD, "candidate_score": 0.05, "block_count": [1, 1, 2]})
     columns: dict[str, Any] = dict(zip("zyx", at.T, strict=True)) | {"score": score}
     columns |= {name: np.ones(n) for name in COLUMNS if name not in columns}
@@ -109,7 +113,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     z, y, x = np.ogrid[: SHAPE[0], : SHAPE[1], : SHAPE[2]]
     for at in places():
         near = tuple(slice(max(0, int(v) - r), int(v) + r + 1) for v, r in zip(at, (4, 10, 10), strict=True))
-        grid = [axis[tuple(near[i] if axis.shape[i] > 1 else slice(None) for i in range(3))] for axis in (z, y, x)]
+        grid = [
+            axis[tuple(near[i] if axis.shape[i] > 1 else slice(None) for i in range(3))] for axis in (z, y, x)
+        ]
         distance = sum(((axis - v) * um) ** 2 for axis, v, um in zip(grid, at, VOXEL_UM, strict=True))
         image[near] += 2000 * 0.5 ** (distance / 4.0**2)
     both = np.stack([image, rng.normal(100, 5, SHAPE)]).astype(np.uint16)

@@ -40,7 +40,9 @@ def test_look_ups_equal_a_search_of_all(tmp_path: Path, n: int, monkeypatch: pyt
     monkeypatch.setattr(spatial_order, "_PIECE", 700)
     given = records(n)
     seen: list[int] = []
-    order = sort_in_space(tmp_path / "o", np.array_split(given, 4), lambda piece: seen.extend(piece["row"].tolist()))
+    order = sort_in_space(
+        tmp_path / "o", np.array_split(given, 4), lambda piece: seen.extend(piece["row"].tolist())
+    )
     assert seen == list(range(n))
     assert sorted(order.records["row"].tolist()) == list(range(n))
     assert order.starts[-1] == n

@@ -21,7 +21,11 @@ def test_precision_of_one_stratum_is_wilsons() -> None:
     found = precision(Strata(ints(10**9), ints(100), ints(90)))
     assert found is not None
     # Wilson's interval of 90 of 100; shrinking by one mark moves it by less than a percent.
-    assert (found.value, found.low, found.high) == (0.9, pytest.approx(0.826, abs=0.005), pytest.approx(0.945, abs=0.005))
+    assert (found.value, found.low, found.high) == (
+        0.9,
+        pytest.approx(0.826, abs=0.005),
+        pytest.approx(0.945, abs=0.005),
+    )
 
 
 def test_precision_weights_strata_by_their_cells() -> None:
@@ -96,7 +100,9 @@ def test_hard_cells_are_doubtful_and_from_everywhere() -> None:
 
 @pytest.fixture(scope="module")
 def bench(repository: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("review_intervals", repository / "benchmarks" / "review_intervals.py")
+    spec = importlib.util.spec_from_file_location(
+        "review_intervals", repository / "benchmarks" / "review_intervals.py"
+    )
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     import sys

@@ -31,9 +31,13 @@ def save(image: ServedImage, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("channel", [0, 1])
-def test_a_channel_of_a_sharded_image_is_read_back(made: SimpleNamespace, tmp_path: Path, channel: int) -> None:
+def test_a_channel_of_a_sharded_image_is_read_back(
+    made: SimpleNamespace, tmp_path: Path, channel: int
+) -> None:
     save(ServedImage(Volume.open(made.brain, channel=channel)), tmp_path / "served.zarr")
-    np.testing.assert_array_equal(zarr.open_array(tmp_path / "served.zarr" / "0", mode="r")[...], made.image[channel])
+    np.testing.assert_array_equal(
+        zarr.open_array(tmp_path / "served.zarr" / "0", mode="r")[...], made.image[channel]
+    )
     again = Volume.open(tmp_path / "served.zarr")
     assert (again.shape, again.voxel_um, again.origin_um) == (SHAPE, VOXEL_UM, ORIGIN_UM)
     assert again.levels[1].voxel_um == (5.0, 4.0, 4.0)
@@ -42,7 +46,10 @@ def test_a_channel_of_a_sharded_image_is_read_back(made: SimpleNamespace, tmp_pa
     )
 
 
-@pytest.mark.parametrize(("stored", "served"), [("float64", "float32"), ("uint8", "uint8"), ("int64", "float32"), (">u2", "uint16")])
+@pytest.mark.parametrize(
+    ("stored", "served"),
+    [("float64", "float32"), ("uint8", "uint8"), ("int64", "float32"), (">u2", "uint16")],
+)
 def test_types_that_browsers_lack_are_converted(tmp_path: Path, stored: str, served: str) -> None:
     data = np.arange(3 * 5 * 7).reshape(3, 5, 7).astype(stored)
     zarr.create_array(tmp_path / "a.zarr", data=data, zarr_format=2)
@@ -61,7 +68,18 @@ def test_chunks_are_neither_tiny_nor_huge(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["", "zarr.json/", "2/zarr.json", "0/c/0/0", "0/c/9/0/0", "0/c/-1/0/0", "../zarr.json", "0/c/0/0/0/0", "x/c/0/0/0"]
+    "path",
+    [
+        "",
+        "zarr.json/",
+        "2/zarr.json",
+        "0/c/0/0",
+        "0/c/9/0/0",
+        "0/c/-1/0/0",
+        "../zarr.json",
+        "0/c/0/0/0/0",
+        "x/c/0/0/0",
+    ],
 )
 def test_other_files_are_not_there(made: SimpleNamespace, path: str) -> None:
     with pytest.raises(NotFoundError):

@@ -69,7 +69,12 @@ def test_regions_lead_into_themselves(client: TestClient, run: Path) -> None:
 def test_a_cell_is_described_and_pictured(client: TestClient) -> None:
     z, y, x = UM[8]
     cell = client.get(f"/api/cell?z={z}&y={y + 3}&x={x}").json()
-    assert (cell["acronym"], cell["region"], cell["hemisphere"], cell["shown"]) == ("BIG", "Big", "left", True)
+    assert (cell["acronym"], cell["region"], cell["hemisphere"], cell["shown"]) == (
+        "BIG",
+        "Big",
+        "left",
+        True,
+    )
     assert client.get(f"/api/cell?z={z}&y={y + 18}&x={x}").status_code == 204
     assert client.get(f"/crop.png?z={z}&y={y}&x={x}&side=50").content[:4] == b"\x89PNG"
     box = f"z0={z - 5}&y0={y - 40}&x0={x - 40}&z1={z + 5}&y1={y + 40}&x1={x + 40}"
@@ -112,7 +117,9 @@ def test_marks_snap_to_the_nearest_cell_shown(client: TestClient, run: Path) -> 
         ("/api/review/answer", {"kind": "cell", "key": 0, "mark": "missed"}, 422),
     ],
 )
-def test_bad_requests_change_nothing(client: TestClient, run: Path, url: str, body: dict[str, Any], status: int) -> None:
+def test_bad_requests_change_nothing(
+    client: TestClient, run: Path, url: str, body: dict[str, Any], status: int
+) -> None:
     before = sorted(path.name for path in run.iterdir())
     record = (run / "run.json").read_bytes()
     answer = client.post(url, json=body)
@@ -120,7 +127,7 @@ def test_bad_requests_change_nothing(client: TestClient, run: Path, url: str, bo
     assert answer.json()["error"]
     assert not (run / "marks.csv").exists()
     assert (run / "run.json").read_bytes() == record
-    assert set(path.name for path in run.iterdir()) - set(before) <= {"view_review.json"}
+    assert {path.name for path in run.iterdir()} - set(before) <= {"view_review.json"}
 
 
 FOREIGN = [
@@ -137,9 +144,22 @@ FOREIGN = [
 
 @pytest.mark.parametrize("headers", FOREIGN, ids=lambda h: " ".join(f"{k}={v}" for k, v in h.items()))
 def test_other_pages_neither_change_nor_read(client: TestClient, run: Path, headers: dict[str, str]) -> None:
-    for url in ("/api/run", "/api/marks", "/image/0/zarr.json", "/cells/info", "/crop.png?z=1&y=1&x=1&side=30"):
+    for url in (
+        "/api/run",
+        "/api/marks",
+        "/image/0/zarr.json",
+        "/cells/info",
+        "/crop.png?z=1&y=1&x=1&side=30",
+    ):
         assert client.get(url, headers=headers).status_code == 403, url
-    for url in ("/api/marks", "/api/fields", "/api/undo", "/api/threshold", "/api/tune", "/api/review/answer"):
+    for url in (
+        "/api/marks",
+        "/api/fields",
+        "/api/undo",
+        "/api/threshold",
+        "/api/tune",
+        "/api/review/answer",
+    ):
         body = {"mark": "yes", "zyx_um": UM[8].tolist(), "threshold": 0.9, "confirmed": True}
         assert client.post(url, json=body, headers=headers).status_code == 403, url
     assert not (run / "marks.csv").exists()
@@ -162,9 +182,15 @@ def test_forms_and_large_bodies_are_refused(client: TestClient) -> None:
     assert client.post("/api/undo", content="{}", headers={"Content-Type": "text/plain"}).status_code == 415
     assert client.post("/api/undo", data={"a": "b"}).status_code == 415
     large = json.dumps({"a": "b" * 100_000})
-    assert client.post("/api/undo", content=large, headers={"Content-Type": "application/json"}).status_code == 413
+    assert (
+        client.post("/api/undo", content=large, headers={"Content-Type": "application/json"}).status_code
+        == 413
+    )
     for body, status in (("[1]", 400), ("{", 400)):
-        assert client.post("/api/undo", content=body, headers={"Content-Type": "application/json"}).status_code == status
+        assert (
+            client.post("/api/undo", content=body, headers={"Content-Type": "application/json"}).status_code
+            == status
+        )
 
 
 @pytest.mark.parametrize(
@@ -228,10 +254,16 @@ def test_tune_shows_before_it_writes(client: TestClient, run: Path) -> None:
 
 
 @pytest.mark.parametrize("command", ["view", "review"])
-def test_no_acknowledged_mark_is_lost_when_the_server_is_killed(run: Path, repository: Path, command: str) -> None:
+def test_no_acknowledged_mark_is_lost_when_the_server_is_killed(
+    run: Path, repository: Path, command: str
+) -> None:
     words = [sys.executable, str(repository / "cli.py"), command, str(run), "--no-browser"]
     process = subprocess.Popen(
-        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": str(repository)}
+        words,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(repository)},
     )
     assert process.stdout is not None and process.stderr is not None
     try:

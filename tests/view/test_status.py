@@ -21,7 +21,9 @@ START = datetime(2026, 1, 1, 12, 0, tzinfo=UTC)
 
 def running(folder: Path, batches: int, failed: dict[str, str] | None = None) -> Path:
     """A run that has finished a batch of four blocks every ten seconds, of a hundred blocks."""
-    results.open_plan(folder, {"threshold": 0.5, "block_count": [2, 5, 10], "device": "cpu", "backend": "openvino"})
+    results.open_plan(
+        folder, {"threshold": 0.5, "block_count": [2, 5, 10], "device": "cpu", "backend": "openvino"}
+    )
     for number in range(batches):
         columns = {name: np.ones(3, kind) for name, kind in COLUMNS.items()}
         block = np.full(3, 4 * number)
@@ -38,7 +40,13 @@ def running(folder: Path, batches: int, failed: dict[str, str] | None = None) ->
 
 def test_a_running_run(tmp_path: Path) -> None:
     found = run_status(running(tmp_path / "run", 5), price_per_hour=3.6, at=START + timedelta(seconds=60))
-    assert (found.status, found.stage, found.done, found.total, found.empty) == ("running", "detecting", 20, 100, 20)
+    assert (found.status, found.stage, found.done, found.total, found.empty) == (
+        "running",
+        "detecting",
+        20,
+        100,
+        20,
+    )
     assert found.cells == 15
     assert found.blocks_per_minute == pytest.approx(24)
     # 60 blocks are left.
