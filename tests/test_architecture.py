@@ -31,6 +31,7 @@ FLOORS = (
 SIDEWAYS = {
     ("tiles", "gt"),  # ids of images are checked as those of clicks are
     ("files", "machine"),
+    ("cohort", "run"),  # a study detects the brains that are not done
 }
 MOST_MODULES = 18
 

@@ -1,4 +1,4 @@
-"""Commands for many animals: compare."""
+"""Commands for many animals: compare, power, study."""
 
 from __future__ import annotations
 
@@ -142,6 +142,93 @@ def compare(
         print_pairs([*study.lines(), ("report", str(out / "report.html"))])
 
 
+def power(
+    groups: Annotated[
+        Path, typer.Argument(help="CSV run,animal,group of a pilot or a study.", metavar="GROUPS.csv")
+    ],
+    effect: Annotated[float, typer.Option(help="Ratio of densities to find, e.g. 1.5.", metavar="F")],
+    share: Annotated[float, typer.Option(help="Of a division's regions that change.", metavar="F")] = 0.5,
+    power: Annotated[float, typer.Option(help="Chance of finding it that is wanted.", metavar="F")] = 0.8,
+    alpha: Annotated[float, typer.Option(help="Rate of false discoveries.", metavar="F")] = 0.05,
+    level: Level = "summary",
+    within: Within = None,
+    hemisphere: Annotated[str, typer.Option(help="Side.", metavar="left|right|both")] = "both",
+    relative: Relative = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Also write power.csv, the curves and a page.", metavar="DIR")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Say how many animals a group are needed, division by division, from the scatter of the animals at hand."""
+    from brainmap.cohort.planning.power import PowerSettings, study_power
+    from brainmap.cohort.planning.power_page import write_power
+
+    settings = PowerSettings(effect, share, power, alpha, level, within, hemisphere, relative)
+    found = study_power(groups, settings)
+    if out is not None:
+        write_power(found, out)
+    if as_json:
+        print_json(found)
+    else:
+        print_pairs([*found.lines(), *([("report", str(out / "report.html"))] if out else [])])
+
+
+def study(
+    table: Annotated[
+        Path,
+        typer.Argument(
+            help="CSV brain,animal,group; options of detect (orientation, channel, ...) and other columns.",
+            metavar="STUDY.csv",
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder of the runs and the comparison.", metavar="DIR")],
+    config: Annotated[
+        Path | None, typer.Option(help="Settings of detect for all brains; columns win.", metavar="FILE.toml")
+    ] = None,
+    level: Level = "summary",
+    within: Within = None,
+    hemisphere: Hemisphere = "both",
+    alpha: Annotated[float, typer.Option(help="Rate of false discoveries.", metavar="F")] = 0.05,
+    covariate: Covariates = None,
+    formula: Formula = None,
+    contrast: Contrasts = None,
+    paired: Paired = None,
+    unit: Unit = None,
+    relative: Relative = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace runs that were made with other options.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what is left to do; do nothing.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Detect the cells of all brains that are not done, then compare the groups; the same command goes on."""
+    from brainmap.cohort.planning.brains import COMPARISON_DIR, plan_study, run_study
+    from brainmap.cohort.results import study_record
+    from brainmap.cohort.study import CompareSettings
+
+    settings = CompareSettings(
+        level=level,
+        within=within,
+        hemisphere=hemisphere,
+        alpha=alpha,
+        covariates=tuple(covariate or ()),
+        formula=formula,
+        contrasts=tuple(contrast or ()),
+        paired=paired,
+        unit=unit,
+        relative=relative,
+    )
+    plan = plan_study(table, out, config, overwrite=overwrite)
+    if dry_run:
+        print_pairs(plan.lines())
+        return
+    found = run_study(plan, settings)
+    if as_json:
+        print_json(study_record(found))
+    else:
+        print_pairs([*found.lines(), ("report", str(out / COMPARISON_DIR / "report.html"))])
+
+
 def _words(text: str | None) -> tuple[str, ...]:
     return tuple(word.strip() for word in (text or "").split(",") if word.strip())
 
@@ -149,3 +236,5 @@ def _words(text: str | None) -> tuple[str, ...]:
 def register(app: typer.Typer) -> None:
     """Add the commands to the program."""
     command(app, "compare")(compare)
+    command(app, "power")(power)
+    command(app, "study")(study)

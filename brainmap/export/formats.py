@@ -170,15 +170,20 @@ def _write_napari(run: Path, path: Path) -> None:
 
 def _write_brainrender(run: Path, path: Path) -> None:
     columns = ("atlas_z_um", "atlas_y_um", "atlas_x_um")
-    kept = [points.atlas_zyx_um for points in _batches(run, columns)]
-    mapped = np.concatenate(kept) if kept else np.empty((0, 3))
-    inside = np.isfinite(mapped).all(axis=1)
-    if len(mapped) and not inside.any():
+    kept, seen, mapped = [], 0, 0
+    for points in _batches(run, columns, ("region_id",)):
+        known = np.isfinite(points.atlas_zyx_um).all(axis=1)
+        seen, mapped = seen + len(points), mapped + int(known.sum())
+        # Cells that map outside the atlas would hang beside the brain that is drawn.
+        inside = known & (points["region_id"] != 0) if "region_id" in points else known
+        kept.append(points.atlas_zyx_um[inside])
+    if seen and not mapped:
         raise DataError(
             f"{run} has no atlas coordinates: detect with --atlas, or map it with brainmap regions"
         )
+    cells = np.concatenate(kept) if kept else np.empty((0, 3))
     with path.open("wb") as file:
-        np.save(file, mapped[inside].astype(np.float32))
+        np.save(file, cells.astype(np.float32))
 
 
 def _write_neuroglancer(run: Path, path: Path) -> None:

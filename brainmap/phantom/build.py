@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -115,7 +115,9 @@ class Phantom:
         return self.warp.to_atlas_um(vox_to_edge_um(points_vox, self.voxel_um))
 
 
-def write_phantom(folder: str | Path, seed: int = 0, size: str = "demo") -> Phantom:
+def write_phantom(
+    folder: str | Path, seed: int = 0, size: str = "demo", changes: Mapping[str, float] | None = None
+) -> Phantom:
     """Write a phantom brain, its atlas and the truth about it; equal seeds give equal files.
 
     Parameters
@@ -126,6 +128,8 @@ def write_phantom(folder: str | Path, seed: int = 0, size: str = "demo") -> Phan
         Fixes cells, warp, texture and noise. The atlas is the same for all seeds.
     size : {"demo", "tiny"}
         demo: 42 Mvox per channel, about 3,400 cells; tiny: 5 Mvox, a few hundred cells, for tests.
+    changes : dict of float, optional
+        Acronym of a structure without parts -> by what its density of cells is multiplied: an animal of another group.
 
     Raises
     ------
@@ -144,7 +148,9 @@ def write_phantom(folder: str | Path, seed: int = 0, size: str = "demo") -> Phan
     warp = SmoothWarp.random(
         warp_rng, ORIENTATION, (extent[0], extent[1], extent[2]), np.array(FIELD_UNITS) * recipe.unit_um
     )
-    cells = place_cells(cell_rng, anatomy, warp, recipe.shape, recipe.voxel_um, recipe.density_factor)
+    cells = place_cells(
+        cell_rng, anatomy, warp, recipe.shape, recipe.voxel_um, recipe.density_factor, changes
+    )
     folder.mkdir(parents=True, exist_ok=True)
     atlas = write_atlas(
         folder / "atlas", anatomy, recipe.atlas_um, f"phantom_{size}" if size != "demo" else "phantom"

@@ -7,7 +7,7 @@ axis: the Gaussian point spread function (longer along z) integrated over the vo
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -76,26 +76,31 @@ def place_cells(
     shape: tuple[int, int, int],
     voxel_um: tuple[float, float, float],
     density_factor: float,
+    changes: Mapping[str, float] | None = None,
 ) -> Cells:
     """Draw cells with each region's and side's own density, at least 10.5 um apart but for touching pairs.
 
     Positions are uniform in the volume (its first and last slice included) and kept with the probability that the
-    region's density asks for, so the region of every cell is known exactly: the warp is analytic.
+    region's density asks for, so the region of every cell is known exactly: the warp is analytic. `changes`
+    multiply the density of structures, by acronym.
     """
     volume_mm3 = float(np.prod(shape) * np.prod(voxel_um)) * 1e-9
-    highest = max(max(s.density_left, s.density_right) for s in STRUCTURES) * density_factor
+    factors = {structure.acronym: (changes or {}).get(structure.acronym, 1.0) for structure in STRUCTURES}
+    highest = (
+        max(max(s.density_left, s.density_right) * factors[s.acronym] for s in STRUCTURES) * density_factor
+    )
     count = rng.poisson(highest * volume_mm3)
     edges = np.asarray(shape, float)
     vox = rng.uniform(-0.5, edges - 0.5, (count, 3))
     # The posterior face cuts through the brain: a few extra cells there make sure that faces are tested.
     face = rng.uniform([-0.5, -0.5, -0.5], [0.9, edges[1] - 0.5, edges[2] - 0.5], (40 * _FACE_CELLS, 3))
-    wanted = _density(anatomy, warp, vox, voxel_um) * density_factor
+    wanted = _density(anatomy, warp, vox, voxel_um, factors) * density_factor
     vox = vox[rng.uniform(0, highest, count) < wanted]
-    face = face[_density(anatomy, warp, face, voxel_um) > 0][:_FACE_CELLS]
+    face = face[_density(anatomy, warp, face, voxel_um, factors) > 0][:_FACE_CELLS]
     vox = _thin(np.concatenate([face, vox]), voxel_um, _SPACING_UM)
     vox = np.concatenate([vox, _partners(rng, vox, voxel_um)])
     inside = np.all((vox >= -0.5) & (vox < edges - 0.5), axis=1)
-    vox = vox[inside & (_density(anatomy, warp, vox, voxel_um) > 0)]
+    vox = vox[inside & (_density(anatomy, warp, vox, voxel_um, factors) > 0)]
     vox = _thin(vox, voxel_um, 8.5)
     vox = vox[np.lexsort(vox.T[::-1])]
     atlas_um = warp.to_atlas_um(vox_to_edge_um(vox, voxel_um))
@@ -132,14 +137,21 @@ def render_cells(
         yield Patch((starts[0], starts[1], starts[2]), (light * cells.brightness[i]).astype(np.float32))
 
 
-def _density(anatomy: Anatomy, warp: SmoothWarp, vox: Floats, voxel_um: tuple[float, float, float]) -> Floats:
+def _density(
+    anatomy: Anatomy,
+    warp: SmoothWarp,
+    vox: Floats,
+    voxel_um: tuple[float, float, float],
+    factors: Mapping[str, float],
+) -> Floats:
     """Cells per mm3 asked for at voxel positions; 0 outside and within 4 um of the brain's surface."""
     atlas_um = warp.to_atlas_um(vox_to_edge_um(vox, voxel_um))
     labels, left = anatomy.labels(atlas_um), anatomy.hemisphere(atlas_um) == LEFT
     result = np.zeros(len(vox))
     for structure in STRUCTURES:
         here = labels == structure.id
-        result[here] = np.where(left[here], structure.density_left, structure.density_right)
+        densities = np.where(left[here], structure.density_left, structure.density_right)
+        result[here] = densities * factors[structure.acronym]
     result[anatomy.surface(atlas_um) > -4.0] = 0.0
     return result
 

@@ -35,6 +35,8 @@ class Evaluation:
         Of the matched pairs, in `unit`; NaN without any.
     curve : PrecisionRecall or None
         Over thresholds of the score, if the predictions have scores.
+    distinct : int
+        How many different scores there are; of more than the curve has, it takes quantiles.
     """
 
     scores: Scores
@@ -43,6 +45,12 @@ class Evaluation:
     rule: str
     distance_mean: float
     curve: PrecisionRecall | None
+    distinct: int = 0
+
+    @property
+    def sampled(self) -> bool:
+        """Whether the curve takes quantiles of the scores, not all of them."""
+        return self.curve is not None and self.distinct > len(self.curve)
 
     def as_dict(self) -> dict[str, Any]:
         """Everything as plain values, for JSON."""
@@ -61,9 +69,12 @@ class Evaluation:
             "distance_mean": self.distance_mean,
         }
         if self.curve is not None:
-            threshold, best = self.curve.best
+            # Without a prediction no threshold finds more than this one.
+            threshold, best = self.curve.best if len(self.curve) else (float("nan"), self.scores)
             result |= {
                 "average_precision": self.curve.average_precision,
+                "thresholds": len(self.curve),
+                "thresholds_are": "quantiles of the scores" if self.sampled else "all scores",
                 "best_threshold": threshold,
                 "best_f1": best.f1,
                 "curve": {
@@ -88,7 +99,8 @@ class Evaluation:
         ]  # fmt: skip
         if self.curve is not None and len(self.curve):
             threshold, best = self.curve.best
-            lines.append(("average precision", f"{self.curve.average_precision:.4f}"))
+            where = f" (at {len(self.curve)} quantiles of the scores)" if self.sampled else ""
+            lines.append(("average precision", f"{self.curve.average_precision:.4f}{where}"))
             lines.append(("best F1", f"{best.f1:.4f} at threshold {threshold:.3f}"))
         return lines
 
@@ -151,14 +163,17 @@ def evaluate_points(
         raise DataError("only one of the two tables names images (image_id): their points cannot be matched")
     groups = (points["image_id"], truth["image_id"]) if "image_id" in points else (None, None)
     match = match_points(predicted, true, tolerance, rule=chosen, group_a=groups[0], group_b=groups[1])
-    curve = None
+    curve, distinct = None, 0
     if "score" in points:
         curve = precision_recall(
             predicted, points["score"], true, tolerance, rule=chosen,
             group_predicted=groups[0], group_true=groups[1],
         )  # fmt: skip
+        distinct = len(np.unique(points["score"]))
     mean = float(np.mean(match.distance)) if len(match) else float("nan")
-    return Evaluation(score(len(match), len(points), len(truth)), tolerance, unit, rule, mean, curve)
+    return Evaluation(
+        score(len(match), len(points), len(truth)), tolerance, unit, rule, mean, curve, distinct
+    )
 
 
 def _coordinates(

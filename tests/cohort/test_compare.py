@@ -13,9 +13,10 @@ from typer.testing import CliRunner
 
 from brainmap.cli.main import app
 from brainmap.cohort.compare import compare_groups
-from brainmap.cohort.results import COMPARISON_COLUMNS, TABLE_COLUMNS, compare
+from brainmap.cohort.results import compare
 from brainmap.cohort.simulate import Simulation, simulate, write_runs
 from brainmap.cohort.study import CompareSettings
+from brainmap.cohort.tables import COMPARISON_COLUMNS, TABLE_COLUMNS
 from brainmap.errors import DataError, UsageError
 from brainmap.run_folder import RunRecord
 
@@ -36,7 +37,7 @@ def test_from_run_folders_to_tables(study: Path, tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     assert "4 control, 4 treated" in done.output and "4 of 40 regions differ" in done.output
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        "compare.json", "comparison.csv", "figures", "missing.csv", "report.html", "table.csv",
+        "compare.json", "comparison.csv", "divisions.csv", "figures", "missing.csv", "report.html", "table.csv",
     ]  # fmt: skip
     table = pd.read_csv(tmp_path / "out" / "table.csv")
     assert tuple(table.columns) == TABLE_COLUMNS and len(table) == 8 * 40

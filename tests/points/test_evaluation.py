@@ -54,6 +54,24 @@ def test_scores_give_a_curve() -> None:
     assert evaluate_points(true, true).curve is None
 
 
+def test_no_detection_is_no_perfect_score() -> None:
+    none = voxels([]).with_columns(score=np.empty(0))
+    result = evaluate_points(none, voxels([(0, 0, 0), (50, 0, 0), (90, 0, 0)]))
+    found = result.as_dict()
+    assert found["f1"] == found["best_f1"] == found["average_precision"] == 0
+    assert np.isnan(found["best_threshold"]) and "best F1" not in dict(result.lines())
+
+
+def test_a_curve_that_leaves_scores_out_says_so() -> None:
+    many = voxels([(20.0 * i, 0, 0) for i in range(150)])
+    scored = many.with_columns(score=np.linspace(0.1, 0.9, 150))
+    result = evaluate_points(scored, many)
+    assert result.as_dict()["thresholds_are"] == "quantiles of the scores"
+    assert dict(result.lines())["average precision"].endswith("(at 100 quantiles of the scores)")
+    few = evaluate_points(scored.take(np.arange(50)), many)
+    assert few.as_dict()["thresholds_are"] == "all scores" and few.as_dict()["thresholds"] == 50
+
+
 def test_rules_differ() -> None:
     a, b = voxels([(0, 0, 0), (12, 0, 0)]), voxels([(10, 0, 0), (22, 0, 0)])
     assert evaluate_points(a, b, tolerance_px=5).scores.tp == 1

@@ -89,8 +89,12 @@ def shared_in_divisions(residual: Floats, design: Floats, division: NDArray[np.i
     division : int array (regions,)
         -1: none.
     """
-    spare = design.shape[0] - np.linalg.matrix_rank(design)
+    known = np.isfinite(residual)
+    residual, design = residual[known.any(axis=1)], design[known.any(axis=1)]
+    if len(residual) <= np.linalg.matrix_rank(design):
+        return 0.0
     centred = residual - np.nanmean(residual, axis=1, keepdims=True)
+    spare = len(design) - np.linalg.matrix_rank(design)
     excess, weight = 0.0, 0.0
     for key in np.unique(division[division >= 0]):
         own = centred[:, division == key]

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from brainmap.atlas.atlas import Atlas
+from brainmap.cohort.missing import hierarchy_of
 from brainmap.cohort.report.charts import EFFECT_MAP, Chart
 from brainmap.cohort.study import Comparison, Study
 from brainmap.errors import BrainmapError
@@ -70,8 +71,6 @@ class Brain:
 
 def _rows_of_structures(study: Study) -> dict[int, int]:
     """Region of every structure, its parts included."""
-    from brainmap.cohort.missing import hierarchy_of
-
     hierarchy = hierarchy_of(study.table)
     found: dict[int, int] = {}
     for i in reversed(range(len(study.selection))):

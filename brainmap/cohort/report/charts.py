@@ -11,7 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from brainmap.cohort.missing import OUTLIER
+from brainmap.cohort.model.densities import log_density
+from brainmap.cohort.model.statistics import in_family
 from brainmap.cohort.study import COUNT, Comparison, Study
+from brainmap.cohort.table import SIDES
 from brainmap.report import style
 
 if TYPE_CHECKING:
@@ -126,8 +130,6 @@ def _apart(x: Floats, y: Floats, found: Rows, highest: float) -> list[int]:
 
 def p_values(study: Study, one: Comparison, name: str) -> Chart:
     """Histogram of the p-values of the regions in the family."""
-    from brainmap.cohort.model.statistics import in_family
-
     figure = style.new_figure(4.4, 4.4)
     cells = np.nan_to_num(one.cells_a * one.n_a) + np.nan_to_num(one.cells_b * one.n_b)
     known = np.isfinite(one.result.p) if not one.contrast.group_a else in_family(one.result.p, cells)
@@ -147,7 +149,7 @@ def p_values(study: Study, one: Comparison, name: str) -> Chart:
 def by_division(study: Study, one: Comparison, name: str) -> Chart:
     """Ratios with intervals, division by division, the regions of each in order of their ratio."""
     order = _in_divisions(study, one)
-    figure = style.new_figure(7.6, 0.22 * len(order) + 1.3)
+    figure = style.new_figure(5.8, 0.22 * len(order) + 1.3)
     axes = style.clean(figure.subplots(), x=_ratio_title(one), grid="x")
     result, rows, labels, numbers = one.result, [], [], []
     for y, (i, is_division) in enumerate(order):
@@ -231,7 +233,7 @@ def heat_map(study: Study, one: Comparison, name: str) -> Chart:
     regions = regions[np.argsort(one.result.log2_ratio[regions], kind="stable")] if one.is_ratio else regions
     animals = np.argsort([study.groups.names.index(g) for g in study.groups.group], kind="stable")
     values = _relative_log_density(study, one.hemisphere)[np.ix_(animals, regions)]
-    figure = style.new_figure(7.6, 0.17 * len(regions) + 1.6)
+    figure = style.new_figure(6.0, 0.17 * len(regions) + 1.6)
     axes = figure.subplots()
     limit = (
         float(np.clip(np.nanquantile(np.abs(values), 0.98), 0.5, 3.0)) if np.isfinite(values).any() else 1.0
@@ -266,8 +268,6 @@ def heat_map(study: Study, one: Comparison, name: str) -> Chart:
 
 def top_animals(study: Study, one: Comparison, name: str) -> Chart:
     """Density of every animal in the regions of smallest p, group by group; a bar marks the mean."""
-    from brainmap.cohort.table import SIDES
-
     regions = one.ranked[:_DRAWN]
     columns = 4
     rows = max(1, -(-len(regions) // columns))
@@ -307,7 +307,7 @@ def levels(study: Study, name: str) -> Chart | None:
     if found is None:
         return None
     animals = study.table.groups
-    figure = style.new_figure(7.0, 0.26 * len(animals) + 1.2)
+    figure = style.new_figure(6.0, 0.26 * len(animals) + 1.2)
     axes = style.clean(figure.subplots(), x="level over the brain (1: the usual one)", grid="x")
     log = np.log2(found.factor)
     reach = 1.96 * found.error / np.log(2.0)
@@ -341,12 +341,10 @@ def levels(study: Study, name: str) -> Chart | None:
 
 def quality(study: Study, name: str) -> Chart:
     """How far each animal lies from what the others predict, over all regions."""
-    from brainmap.cohort.table import SIDES
-
     side = SIDES.index(study.settings.sides[0])
     off = study.missing.log2_factor[:, :, side]
     labels = study.groups.labels
-    figure = style.new_figure(7.0, 0.3 * len(labels) + 1.2)
+    figure = style.new_figure(6.0, 0.3 * len(labels) + 1.2)
     axes = style.clean(figure.subplots(), x="log2 of density over the other animals' prediction", grid="x")
     rows = []
     for y, label in enumerate(labels):
@@ -355,7 +353,7 @@ def quality(study: Study, name: str) -> Chart:
             low, middle, high = np.quantile(known, [0.05, 0.5, 0.95])
             axes.hlines(y, low, high, color=style.SKY, linewidth=5)
             axes.scatter(middle, y, s=22, color=style.BLUE, zorder=3, linewidths=0)
-            out = off[y][study.missing.code[y, :, side] == 5]
+            out = off[y][study.missing.code[y, :, side] == OUTLIER]
             axes.scatter(out, np.full(len(out), y), s=14, color=style.RED, marker="x", zorder=4)
             rows.append((label, study.groups.group[y], low, middle, high, len(out)))
     axes.axvline(0, color=style.INK, linewidth=0.8)
@@ -385,9 +383,6 @@ def title_of(one: Comparison) -> str:
 
 def _relative_log_density(study: Study, hemisphere: str) -> Floats:
     """log2 density of every animal against the mean of the first group, (animals, regions); NaN where missing."""
-    from brainmap.cohort.model.densities import log_density
-    from brainmap.cohort.table import SIDES
-
     side = SIDES.index(hemisphere)
     values = log_density(
         study.count[:, :, side].astype(float), study.volume_mm3[:, :, side] * study.level[:, None]

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import numpy as np
 
+from brainmap.cohort.checks import overall_density
 from brainmap.cohort.model.statistics import CONFIDENCE, LEAST_CELLS, PSEUDO_CELLS
 from brainmap.cohort.report import charts
 from brainmap.cohort.report.brain import Brain, coronal_series
 from brainmap.cohort.report.charts import Chart, title_of
 from brainmap.cohort.report.methods import CITATIONS, methods_text
 from brainmap.cohort.study import COUNT, Comparison, Study, overall_words
+from brainmap.cohort.tables import write_csv
 from brainmap.files import atomic_path
 from brainmap.report.html import Page
 
@@ -90,8 +92,6 @@ class _Writer:
 
     def chart(self, chart: Chart, width: str = "") -> None:
         """Show a chart and keep it as SVG with its numbers."""
-        from brainmap.cohort.results import write_csv
-
         content = charts.render(chart.figure)
         with atomic_path(self.folder / f"{chart.name}.svg") as temporary:
             temporary.write_bytes(content)
@@ -183,8 +183,6 @@ class _Writer:
         study, page = self.study, self.page
         page.add_section("The animals", "Whether the runs behind the comparison are alike.")
         groups = study.table.groups
-        from brainmap.cohort.checks import overall_density
-
         density = overall_density(study.table)
         cells = study.table.count[:, ~np.isin(study.table.parent_id, study.table.id), 2].sum(axis=1)
         missing = (

@@ -1,0 +1,1 @@
+"""Before and around a comparison: how many animals are needed, and one command from brains to results."""
