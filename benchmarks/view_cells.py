@@ -42,7 +42,9 @@ def write_run(folder: Path, cells: int) -> None:
             um[near] = centres[rng.integers(0, 300, len(near))] + rng.normal(0, 250, (len(near), 3))
             um = np.clip(um, 0, EXTENT_UM - 26)
             vox = um / VOXEL_UM
-            columns = dict(zip("zyx", vox.T, strict=True)) | dict(zip(("z_um", "y_um", "x_um"), um.T, strict=True))
+            columns = dict(zip("zyx", vox.T, strict=True)) | dict(
+                zip(("z_um", "y_um", "x_um"), um.T, strict=True)
+            )
             columns |= {"score": rng.uniform(0.5, 1, n).astype(np.float32)}
             columns |= {"region_id": rng.integers(0, 600_000_000, n)}
             columns |= {"hemisphere": rng.integers(0, 3, n).astype(np.int8)}
@@ -62,7 +64,11 @@ def first_view(run: Path) -> tuple[float, int]:
 
     start = time.perf_counter()
     client = TestClient(create_app(Desk.open(run)), base_url="http://127.0.0.1:8000")
-    got = len(client.get("/").content) + len(client.get("/api/run").content) + len(client.get("/api/state").content)
+    got = (
+        len(client.get("/").content)
+        + len(client.get("/api/run").content)
+        + len(client.get("/api/state").content)
+    )
     info = client.get("/cells/info").json()
     # Neuroglancer goes down until about a cell a few pixels is shown: three levels for the whole brain.
     for level in info["spatial"][:3]:
@@ -100,7 +106,9 @@ def in_browser(run: Path) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--cells", type=int, default=10_000_000)
     parser.add_argument("--browser", action="store_true")
     parser.add_argument("--folder", type=Path)
