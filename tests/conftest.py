@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 import tifffile
+
+from brainmap.errors import BrainmapError
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -47,6 +50,67 @@ def quiet_afterwards() -> Iterator[None]:
     """Commands log to the stderr of their test: the next test must not write to a closed one."""
     yield
     logging.getLogger("brainmap").handlers.clear()
+
+
+class Damage:
+    """What tests of failures share: a disk that is full at a file, and looks at what is left."""
+
+    @staticmethod
+    def snapshot(folder: Path) -> dict[str, bytes]:
+        """Every file of a folder that a person sees."""
+        files = {path.relative_to(folder): path for path in folder.rglob("*") if path.is_file()}
+        seen = {name: path for name, path in files.items() if not any(p.startswith(".") for p in name.parts)}
+        return {str(name): path.read_bytes() for name, path in sorted(seen.items())}
+
+    @staticmethod
+    def hidden(folder: Path) -> list[str]:
+        """What a command may leave only while it is at work."""
+        return sorted(str(path.relative_to(folder)) for path in folder.rglob(".*"))
+
+    @classmethod
+    def is_whole(cls, folder: Path, before: dict[str, bytes]) -> bool:
+        """Whether the old result is there; one that only waits for its files to be moved is complete too."""
+        return (folder / ".swap" / ".order.json").is_file() or cls.snapshot(folder) == before
+
+    @staticmethod
+    def at_every_file(command: Callable[[], object], after_failure: Callable[[str], None]) -> list[str]:
+        """Give a command again and again until it succeeds; each time another file does not get its name.
+
+        Returns
+        -------
+        list of str
+            The files, as folder/name, in the order in which they failed.
+        """
+        failed: list[str] = []
+        replace = os.replace
+
+        def full(source: str | Path, target: str | Path) -> None:
+            place = Path(target)
+            name = re.sub(r"[0-9a-f]{8,}", "*", f"{place.parent.name}/{place.name}")
+            if fresh and name not in failed:
+                failed.append(name)
+                fresh.clear()
+                raise OSError(28, "No space left on device", str(target))
+            replace(source, target)
+
+        while True:
+            fresh = [True]
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(os, "replace", full)
+                message = "No space left"
+                try:
+                    command()
+                except (OSError, BrainmapError) as error:
+                    message = str(error)
+            assert "No space left" in message
+            if fresh:
+                return failed
+            after_failure(failed[-1])
+
+
+@pytest.fixture
+def damage() -> type[Damage]:
+    return Damage
 
 
 # An id as large as Allen's largest.

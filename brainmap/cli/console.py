@@ -19,6 +19,7 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
+from brainmap.cli.help import EXAMPLES, GroupedCommand, GroupedCommands
 from brainmap.errors import BrainmapError
 from brainmap.progress import shown
 
@@ -35,7 +36,10 @@ __all__ = [
 EXIT_FAILED, EXIT_INTERRUPTED = 1, 130
 
 Verbose = Annotated[
-    int, typer.Option("--verbose", "-v", count=True, help="Log more; twice: everything, and tracebacks.")
+    int,
+    typer.Option(
+        "--verbose", "-v", count=True, show_default=False, help="Log more; twice: everything, and tracebacks."
+    ),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Log warnings and errors only, no progress bar.")]
 
@@ -44,6 +48,7 @@ def new_app(name: str, text: str) -> typer.Typer:
     """An application or a group of commands, set up as all of ours."""
     return typer.Typer(
         name=name,
+        cls=GroupedCommands,
         help=text,
         no_args_is_help=True,
         add_completion=False,
@@ -77,7 +82,9 @@ def command(app: typer.Typer, name: str) -> Callable[[Callable[..., None]], Call
         run.__signature__ = signature  # type: ignore[attr-defined]
         run.__annotations__ = hints | {"verbose": Verbose, "quiet": Quiet}
         del run.__wrapped__
-        app.command(name)(run)
+        words = name if app.info.name == "brainmap" else f"{app.info.name} {name}"
+        with_examples = type("Shown", (GroupedCommand,), {"examples": EXAMPLES.get(words, ())})
+        app.command(name, cls=with_examples)(run)
         return function
 
     return register

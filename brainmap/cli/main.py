@@ -295,6 +295,9 @@ def regions(
         ),
     ] = None,
     level: SummaryLevel = None,
+    brain: Annotated[
+        str | None, typer.Option(help="Where the run's image lies, if it was moved.", metavar="BRAIN")
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Write the summary here, and nothing else.", metavar="FILE.csv")
     ] = None,
@@ -308,7 +311,7 @@ def regions(
         return
     if out is not None:
         raise UsageError("--out writes a summary alone: it cannot go with --registration or --threshold")
-    found = recount(run, registration, level, threshold)
+    found = recount(run, registration, level, threshold, brain)
     outside = "" if found.outside is None else f", {found.outside} of them outside the atlas"
     typer.echo(f"{run}  {found.cells} cells{outside}")
 

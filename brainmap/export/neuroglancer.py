@@ -21,7 +21,7 @@ import numpy.typing as npt
 from brainmap.files import write_json
 from brainmap.points.spatial_order import ROW, SpatialOrder, box_of, sort_in_space
 
-__all__ = ["Cells", "Property", "write_annotations", "write_layer"]
+__all__ = ["Cells", "Property", "row_priority", "write_annotations", "write_layer"]
 
 # Cells shown at once per grid cell of a level.
 LIMIT = 5000
@@ -165,7 +165,7 @@ def _stored(records: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     return np.ascontiguousarray(records).view(np.uint8).reshape(len(records), size)[:, : size - 4]
 
 
-def _priority(rows: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.float64]:
+def row_priority(rows: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.float64]:
     """A number in [0, 1) for each row that looks random and is always the same (splitmix64)."""
     z = (rows.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -203,7 +203,7 @@ def _write_spatial(folder: Path, order: SpatialOrder, limit: int) -> list[dict[s
         stop = min(start + _PIECE, order.n)
         records = np.asarray(order.records[start:stop])
         code = np.searchsorted(order.starts, np.arange(start, stop), side="right") - 1
-        level_of = np.searchsorted(cuts, _priority(records[ROW]), side="right") - 1
+        level_of = np.searchsorted(cuts, row_priority(records[ROW]), side="right") - 1
         for number, level in enumerate(levels):
             mine = level_of == number
             level.add(code[mine] >> level.shift, records[mine])
@@ -239,7 +239,7 @@ class _Level:
             return
         records = np.concatenate(self._open)
         # A viewer shows the first ones where all are too many: they must be any.
-        records = records[np.argsort(_priority(records[ROW]), kind="stable")]
+        records = records[np.argsort(row_priority(records[ROW]), kind="stable")]
         z, y, x = box_of(np.array(self._code)).tolist()
         with (self.folder / f"{x}_{y}_{z}").open("wb") as file:
             file.write(np.uint64(len(records)).astype("<u8").tobytes())

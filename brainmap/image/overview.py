@@ -15,7 +15,7 @@ from scipy import ndimage
 from brainmap.errors import DataError
 from brainmap.image.otsu import otsu
 
-__all__ = ["Source", "find_tissue", "overview", "pooled", "smooth_inside"]
+__all__ = ["Source", "find_tissue", "overview", "overview_level", "pooled", "smooth_inside"]
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ class Source(Protocol):
     def read(self, z: slice, y: slice, x: slice, level: int = 0) -> NDArray[Any]: ...
 
 
-def _overview_level(levels: tuple[Any, ...], cell_um: float) -> int:
+def overview_level(levels: tuple[Any, ...], cell_um: float) -> int:
     """Coarsest level that still resolves a sub-bin in the plane and its sections well enough."""
     z_limit = max(levels[0].voxel_um[0], 2 * cell_um)
     for index in range(len(levels) - 1, 0, -1):
@@ -67,7 +67,7 @@ def overview(source: Source, cell_um: float) -> tuple[NDArray[np.float32], tuple
     tuple of float
         Width of a bin along z, y, x in level-0 voxels.
     """
-    level = _overview_level(source.levels, cell_um)
+    level = overview_level(source.levels, cell_um)
     record, full = source.levels[level], source.levels[0]
     sub = [max(1, round(_SUBBIN_CELLS * cell_um / record.voxel_um[axis])) for axis in (1, 2)]
     sub = [min(s, max(1, n // _SUBBINS)) for s, n in zip(sub, record.shape[1:], strict=True)]

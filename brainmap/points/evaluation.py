@@ -171,7 +171,9 @@ def evaluate_points(
         )  # fmt: skip
         distinct = len(np.unique(points["score"]))
     mean = float(np.mean(match.distance)) if len(match) else float("nan")
-    return Evaluation(score(len(match), len(points), len(truth)), tolerance, unit, rule, mean, curve, distinct)
+    return Evaluation(
+        score(len(match), len(points), len(truth)), tolerance, unit, rule, mean, curve, distinct
+    )
 
 
 def _coordinates(

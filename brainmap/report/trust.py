@@ -251,9 +251,16 @@ def next_steps(run: Run, verdicts: list[Check], precision: Precision | None) -> 
             "brainmap register BRAIN --out RUN/registration --landmarks landmarks.csv --overwrite",
         ))  # fmt: skip
     if run.summary is not None and run.summary.n and precision is None:
+        steps.append(
+            (
+                "Look at the cells in the image.",
+                "brainmap view RUN",
+            )
+        )
         steps.append((
-            "Look at cells in the image and mark some fifty of them; the marks fit score and threshold to your tissue.",
-            "brainmap tune RUN",
+            "Judge some fifty of them in a few minutes: it tells how good the counts are. The marks also fit score and "
+            "threshold to your tissue (brainmap tune RUN).",
+            "brainmap review RUN",
         ))  # fmt: skip
     threshold = lookup(record, "threshold")
     if run.summary is not None and isinstance(threshold, (int, float)):

@@ -36,6 +36,7 @@ from brainmap.run.inputs import Inputs, foreseen, looked_for, options_for, part_
 from brainmap.run.pages import write_pages
 from brainmap.run.place import RunPlace, require_free
 from brainmap.run.request import DetectRequest
+from brainmap.run.said import plan_words, summary_words
 from brainmap.run.threshold_counts import count_over_thresholds
 from brainmap.run_folder import (
     BLOCKS_DIR,
@@ -43,7 +44,6 @@ from brainmap.run_folder import (
     INTENSITY_FILE,
     POINTS_PARQUET,
     REGISTRATION_DIR,
-    REPORT_HTML,
     RUN_JSON,
     RunRecord,
 )
@@ -59,7 +59,7 @@ log = logging.getLogger(__name__)
 # Clear cells (by contrast) tell the size of cells; this many, this far from the expected size, are a warning.
 _CLEAR_SNR, _ENOUGH_CELLS, _SIZE_RATIO = 10.0, 20, 1.45
 # More tissue without stored chunks than this share is a warning.
-_UNSTORED = 0.02
+_UNSTORED = 0.05
 # What an interrupted run leaves.
 _KEPT = "finished blocks and the registration are kept in {}, and the same command goes on from them"
 
@@ -91,6 +91,10 @@ class DetectSummary:
     warnings : tuple of str
     plan : dict or None
         The estimate of a dry run.
+    registration : str or None
+        Verdict on the registration: "good", "doubtful" or "bad"; None without one.
+    registers : bool
+        Whether the run of a dry run would register the brain first.
     """
 
     run: Path
@@ -101,19 +105,13 @@ class DetectSummary:
     voxels_per_second: float
     warnings: tuple[str, ...] = ()
     plan: dict[str, Any] | None = None
+    registration: str | None = None
+    registers: bool = False
 
     def __str__(self) -> str:
         if self.plan is not None:
-            width = max(map(len, self.plan))
-            lines = [f"{name:<{width}}  {value}" for name, value in self.plan.items()]
-            return "\n".join([*lines, *(f"warning: {warning}" for warning in self.warnings)])
-        rate = f", {self.voxels_per_second / 1e6:.3g} Mvoxel/s" if self.voxels_per_second else ""
-        lines = [f"{self.cells} cells in {self.seconds:.1f} s{rate}"]
-        if self.outside is not None:
-            lines.append(f"{self.outside} of them outside the atlas")
-        lines += [f"warning: {warning}" for warning in self.warnings]
-        lines.append(f"report  {self.run / REPORT_HTML}")
-        return "\n".join(lines)
+            return plan_words(self.plan, self.warnings, self.registers)
+        return summary_words(self)
 
 
 def detect_brain(request: DetectRequest) -> DetectSummary:
@@ -193,6 +191,7 @@ class _Run:
             seconds=time.perf_counter() - self.began,
             voxels_per_second=result.voxels / result.seconds if result.voxels else 0.0,
             warnings=tuple(self.warnings),
+            registration=self.verdict,
         )
 
     def _publish(self, result: DetectionResult) -> None:
@@ -276,14 +275,17 @@ class _Run:
             preload(self.part, self.inputs.detector, self.folder, options_for(self.request, self.part))
 
     def _fit_intensity(self) -> Intensity:
+        diameter = looked_for(self.request, self.inputs)
         saved = self.folder / BLOCKS_DIR / INTENSITY_FILE
+        if not saved.is_file():
+            saved = self.place.overview_of_before(diameter) or saved
         if saved.is_file():
             try:
                 return Intensity.load(saved)
             except DataError as error:
                 # Equal images give equal ones: finished blocks stay right.
                 log.warning("%s", error)
-        return Intensity.fit(self.part, looked_for(self.request, self.inputs))
+        return Intensity.fit(self.part, diameter)
 
     def _detect(self, intensity: Intensity) -> DetectionResult:
         if self.inputs.mask is not None:
@@ -318,7 +320,9 @@ class _Run:
 
     def _look_for_chunks(self, intensity: Intensity) -> None:
         """Warn where much of the tissue is not stored: a copy that was cut short reads as darkness."""
-        self.unstored = unstored_share(self.folder, self.part, intensity)
+        self.unstored = unstored_share(
+            self.folder, self.part, intensity, looked_for(self.request, self.inputs)
+        )
         if self.unstored > _UNSTORED:
             self.warnings.append(
                 f"{100 * self.unstored:.3g} % of the tissue is in chunks that are not stored and was read as empty: "
@@ -402,7 +406,8 @@ class _Run:
             timings_s=timings | {"total": round(time.perf_counter() - self.began, 3)},
             results={k: v for k, v in (record.results | numbers).items() if v is not None} | settings,
             warnings=tuple(self.warnings),
-            execution=self.request.execution()
+            execution=self.record.execution
+            | self.request.execution()
             | {"backend": self.request.backend, "device": self.request.device},
         ).save(new)
 
@@ -427,5 +432,6 @@ def _plan(request: DetectRequest, inputs: Inputs) -> DetectSummary:
     plan = estimate(part, intensity, inputs.detector, options_for(request, part))
     warnings = tuple(foreseen(request, inputs))
     return DetectSummary(
-        request.out, "planned", 0, None, 0.0, 0.0, warnings=warnings, plan=dataclasses.asdict(plan)
-    )
+        request.out, "planned", 0, None, 0.0, 0.0, warnings=warnings, plan=dataclasses.asdict(plan),
+        registers=inputs.atlas is not None and inputs.registration is None,
+    )  # fmt: skip

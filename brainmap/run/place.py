@@ -11,10 +11,13 @@ from typing import Any
 
 from brainmap.errors import BrainmapError, NotFoundError, UsageError
 from brainmap.files import sweep_inside
+from brainmap.image.brain_of_run import way_to_brain
 from brainmap.infer.engine.results import stored_from
 from brainmap.run.request import DetectRequest
 from brainmap.run_folder import (
+    BLOCKS_DIR,
     EXPORTS_DIR,
+    INTENSITY_FILE,
     POINTS_PARQUET,
     REGISTRATION_DIR,
     RUN_FILES,
@@ -95,7 +98,8 @@ class RunPlace:
         """
         home = request.out
         finish_swap(home)
-        new = RunRecord(parameters=parameters, fingerprints=prints, execution=request.execution())
+        execution = request.execution() | {"way_to_brain": way_to_brain(home, request.brain)}
+        new = RunRecord(parameters=parameters, fingerprints=prints, execution=execution)
         there = [name for name in RUN_FILES if (home / name).exists()]
         # A registration that was made before a run is used by it, or refused by it.
         if not set(there) - {REGISTRATION_DIR}:
@@ -112,7 +116,7 @@ class RunPlace:
         if (home / REPLACEMENT_DIR).is_dir():
             log.info("%s: an unfinished run that was to replace this one waits in %s", home, REPLACEMENT_DIR)
         # Files that were moved are where they are now.
-        return cls(home, home, old.updated(parameters=parameters))
+        return cls(home, home, old.updated(parameters=parameters, execution=old.execution | execution))
 
     @classmethod
     def _replacing(cls, home: Path, new: RunRecord) -> RunPlace:
@@ -141,6 +145,18 @@ class RunPlace:
     def reusable_registration(self) -> Path | None:
         """The registration of the run that is to be replaced, if that may be used again."""
         return None if self.before is None else self.home / REGISTRATION_DIR
+
+    def overview_of_before(self, diameter_um: float) -> Path | None:
+        """The overview of the run that is to be replaced, if it is that of the same image, mask and size of cells."""
+        if self.before is None:
+            return None
+        same = all(
+            self.before.fingerprints.get(name) == self.record.fingerprints.get(name)
+            for name in ("volume", "mask")
+        )
+        saved = self.home / BLOCKS_DIR / INTENSITY_FILE
+        known = self.before.results.get("cell_diameter_um")
+        return saved if same and known == diameter_um and saved.is_file() else None
 
     def publish(self) -> None:
         """Give the finished run its place."""

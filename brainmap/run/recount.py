@@ -8,12 +8,13 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from brainmap.errors import NotFoundError, UsageError
-from brainmap.image.volume import Volume
+from brainmap.errors import BrainmapError, NotFoundError, UsageError
+from brainmap.image.brain_of_run import brain_of_run
 from brainmap.infer.engine.results import iter_results, require_stored
 from brainmap.lock import held
 from brainmap.points.table import Points, iter_points
@@ -36,6 +37,7 @@ from brainmap.swap import finish_swap, staged
 
 if TYPE_CHECKING:
     from brainmap.atlas.atlas import Atlas
+    from brainmap.image.volume import Volume
     from brainmap.registration.register import Registration
 
 __all__ = ["Recounted", "recount", "roi_of", "summarise_run"]
@@ -76,6 +78,7 @@ def recount(
     registration_dir: str | Path | None = None,
     level: str | None = None,
     threshold: float | None = None,
+    brain: str | Path | None = None,
 ) -> Recounted:
     """Count a run's cells per region anew and rewrite its tables, exports and report, all of them or none.
 
@@ -90,6 +93,8 @@ def recount(
     threshold : float, optional
         Lowest score of a cell: the cells come from the candidates in the run folder and are those of
         ``brainmap detect --threshold``. By default the cells of the table stay as they are, and an atlas is needed.
+    brain : path or URL, optional
+        Where the image lies now; needed for the report's pictures, and for another registration.
 
     Raises
     ------
@@ -102,11 +107,15 @@ def recount(
     folder = Path(run)
     RunRecord.load(folder)
     with held(folder, f"{folder} is as it was before"):
-        return _recount(folder, registration_dir, level, threshold)
+        return _recount(folder, registration_dir, level, threshold, brain)
 
 
 def _recount(
-    folder: Path, registration_dir: str | Path | None, level: str | None, threshold: float | None
+    folder: Path,
+    registration_dir: str | Path | None,
+    level: str | None,
+    threshold: float | None,
+    brain: str | Path | None,
 ) -> Recounted:
     finish_swap(folder)
     record = RunRecord.load(folder)
@@ -116,7 +125,8 @@ def _recount(
     if threshold is not None:
         _check_threshold(folder, record, threshold)
     meta = next((piece.meta for piece in iter_points(table, 1)), None) or Points.read(table, ["z"]).meta
-    used = _atlas_of(folder, record, meta, registration_dir, level, needed=threshold is None)
+    volume = _volume(folder, brain)
+    used = _atlas_of(folder, record, meta, registration_dir, level, volume, needed=threshold is None)
     with staged(folder, RUN_JSON, [EXPORTS_DIR]) as new:
         record, found = _write_tables(folder, new, record, meta, used, threshold)
         if (folder / THRESHOLDS_CSV).is_file() and registration_dir is None:
@@ -124,7 +134,7 @@ def _recount(
         else:
             _count_thresholds(folder, new, record, meta, used)
         record.save(new)
-        write_pages(folder, new)
+        write_pages(folder, new, volume)
     return found
 
 
@@ -138,12 +148,24 @@ def _check_threshold(folder: Path, record: RunRecord, threshold: float) -> None:
     require_stored(folder, threshold)
 
 
+def _volume(folder: Path, brain: str | Path | None) -> Volume | None:
+    """The run's image; without it the tables can be made anew, but not the pictures."""
+    if brain is not None:
+        return brain_of_run(folder, brain)
+    try:
+        return brain_of_run(folder)
+    except BrainmapError as error:
+        log.warning("%s; the report has no pictures of it", error)
+        return None
+
+
 def _atlas_of(
     folder: Path,
     record: RunRecord,
     meta: dict[str, Any],
     registration_dir: str | Path | None,
     level: str | None,
+    volume: Volume | None,
     needed: bool,
 ) -> _Atlas | None:
     """The registration and atlas to count by; None for a run without, where none is needed."""
@@ -155,20 +177,30 @@ def _atlas_of(
     from brainmap.atlas.region_sets import check_level
     from brainmap.registration.register import Registration
 
-    own = record.parameters.get("registration") or folder / REGISTRATION_DIR
-    registration = Registration.load(registration_dir or own)
+    registration = Registration.load(registration_dir or _own_registration(folder, record, meta))
     if registration.fingerprint != meta.get("registration"):
         # The image itself is needed only for a registration that the run does not know yet.
-        volume = Volume.open(
-            meta["brain"], channel=record.parameters.get("channel"), voxel_um=meta["voxel_um"],
-            orientation=meta.get("orientation"), timepoint=record.parameters.get("timepoint"),
-            axes=record.parameters.get("axes"),
-        )  # fmt: skip
+        volume = volume or brain_of_run(folder)
         registration.check_belongs(volume)
     atlas = Atlas.open(registration.atlas_folder)
     level = _level(level, record)
     check_level(level, atlas.structures)
     return _Atlas(registration, atlas, level)
+
+
+def _own_registration(folder: Path, record: RunRecord, meta: dict[str, Any]) -> Path:
+    """Where the run's registration lies: in the run, or where it was given, unless that was moved with the run."""
+    from brainmap.registration.register import Registration
+
+    given = record.parameters.get("registration")
+    if given is None:
+        return folder / REGISTRATION_DIR
+    beside = (Path(given), folder / REGISTRATION_DIR, folder.absolute().parent / Path(given).name)
+    for place in beside:
+        with suppress(BrainmapError):
+            if Registration.load(place).fingerprint == meta.get("registration"):
+                return place
+    return Path(given)
 
 
 def _write_tables(

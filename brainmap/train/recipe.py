@@ -9,15 +9,13 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from brainmap.gt.aggregate import aggregate
 from brainmap.gt.truth import GroundTruth
-from brainmap.settings import check_keys, read_settings
 from brainmap.tiles.tiles import Tiles, import_tiles
 from brainmap.train.judge.calibrate import (
     Judged,
@@ -29,16 +27,18 @@ from brainmap.train.judge.calibrate import (
     prominence_weights,
 )
 from brainmap.train.learn.centernet import CenterNet
+from brainmap.train.learn.distil import narrowed
 from brainmap.train.learn.export import export_detector
 from brainmap.train.learn.labelled import labelled_volumes
 from brainmap.train.learn.pool import backgrounds_of, make_inserted, make_sections, make_volumes
 from brainmap.train.learn.pretrain import PretrainConfig, load_model, pretrain
-from brainmap.train.learn.real_tissue import RealStacks, real_volumes
+from brainmap.train.learn.real_tissue import real_volumes
 from brainmap.train.learn.samples import GridSettings, NetVolume, net_volume
+from brainmap.train.recipe_settings import Polish, Recipe, Student
 from brainmap.train.retrain.lineage import Lineage, print_tiles
 from brainmap.train.tissue.tissue import KINDS, simulate, variant
 
-__all__ = ["Calibration", "Polish", "Recipe", "Round", "build_detector"]
+__all__ = ["build_detector"]
 
 log = logging.getLogger(__name__)
 
@@ -68,140 +68,6 @@ neighbours are the usual errors. Not a medical device.
 """
 
 
-@dataclass(frozen=True)
-class Calibration:
-    """How much of each kind is simulated for calibration and threshold.
-
-    Parameters
-    ----------
-    volumes, sections, inserted : int
-    """
-
-    volumes: int = 160
-    sections: int = 0
-    inserted: int = 0
-
-
-@dataclass(frozen=True)
-class Round:
-    """A further round of pre-training, from a lower learning rate, that meets faint cells more often.
-
-    Parameters
-    ----------
-    faint : int
-        Volumes of faint cells added to the pool.
-    faint_share : float
-        Probability that a sample is one of them.
-    steps, learning_rate : int, float
-        As in `PretrainConfig`.
-    """
-
-    faint: int = 600
-    faint_share: float = 0.2
-    steps: int = 10_000
-    learning_rate: float = 1e-3
-
-
-@dataclass(frozen=True)
-class Polish:
-    """A last stage: real annotated sections, and other real tissue, among simulated tissue.
-
-    Parameters
-    ----------
-    images, clicks : str
-        Folder of section images and table of clicks (`image_id worker_id x y`), relative to the data folder.
-    pixel_um, cell_diameter_um : float
-        Of the sections.
-    folds : int
-        The sections are dealt into so many parts; each is judged by a network polished on the others.
-    steps, learning_rate : int, float
-        As in `PretrainConfig`.
-    share : float
-        Probability that a sample is a real section.
-    contrast_spread, grey_levels : float
-        As in `PretrainConfig`.
-    stacks : tuple of RealStacks
-        Other real tissue, and how often it is met.
-    """
-
-    images: str
-    clicks: str
-    pixel_um: float
-    cell_diameter_um: float
-    folds: int = 2
-    steps: int = 2000
-    learning_rate: float = 3e-4
-    share: float = 0.15
-    contrast_spread: float = 0.25
-    grey_levels: float = 0.0
-    stacks: tuple[RealStacks, ...] = ()
-
-    @classmethod
-    def from_dict(cls, record: dict[str, Any]) -> Polish:
-        """From TOML; an unknown key is an error."""
-        check_keys(cls, record, "polish")
-        stacks = tuple(RealStacks.from_dict(part) for part in record.get("stacks", ()))
-        return cls(**(record | {"stacks": stacks}))
-
-    @property
-    def real_share(self) -> float:
-        """Probability that a sample is real tissue of any kind."""
-        return self.share + sum(stack.share for stack in self.stacks)
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Settings of the whole recipe, as in `configs/default_detector.toml`.
-
-    Parameters
-    ----------
-    name, version : str
-        Of the detector.
-    sources : str
-        Whose images were used and under which terms, for the card.
-    calibration : Calibration
-    pretrain : PretrainConfig
-    rounds : tuple of Round
-        In this order, each from the network of the one before.
-    polish : tuple of Polish
-        In this order, each from the network of the one before; all of them on the same sections. Empty: simulated
-        cells only.
-    """
-
-    name: str = "default"
-    version: str = "1"
-    sources: str = ""
-    calibration: Calibration = dataclasses.field(default_factory=Calibration)
-    pretrain: PretrainConfig = dataclasses.field(default_factory=PretrainConfig)
-    rounds: tuple[Round, ...] = ()
-    polish: tuple[Polish, ...] = ()
-
-    def settings(self, part: Round) -> PretrainConfig:
-        """Pre-training as a round changes it."""
-        pool = replace(self.pretrain.pool, faint=part.faint, faint_share=part.faint_share)
-        return replace(self.pretrain, pool=pool, steps=part.steps, learning_rate=part.learning_rate)
-
-    @property
-    def last(self) -> PretrainConfig:
-        """Settings of the last round of pre-training."""
-        return self.settings(self.rounds[-1]) if self.rounds else self.pretrain
-
-    @classmethod
-    def read(cls, path: Path) -> Recipe:
-        """From a TOML file; an unknown key is an error."""
-        record = read_settings(path, [f.name for f in dataclasses.fields(cls)])
-        if "pretrain" in record:
-            record["pretrain"] = PretrainConfig.from_dict(record["pretrain"])
-        for part in (parts := record.pop("rounds", [])):
-            check_keys(Round, part, "a round")
-        record["rounds"] = tuple(Round(**part) for part in parts)
-        if "calibration" in record:
-            check_keys(Calibration, record["calibration"], "calibration")
-            record["calibration"] = Calibration(**record["calibration"])
-        record["polish"] = tuple(Polish.from_dict(part) for part in record.pop("polish", []))
-        return cls(**record)
-
-
 def build_detector(
     recipe: Recipe, work: Path, out: Path, pool: Path | None = None, data: Path | None = None
 ) -> None:
@@ -227,6 +93,8 @@ def build_detector(
     judged: dict[str, list[Judged]] = {}
     if recipe.polish:
         model, judged = _polish(recipe, model, work, pool, data)
+    elif recipe.student:
+        model = _taught(recipe.student, model, recipe.last, work / "student", pool, data, [], [])
     judged |= _judge_simulated(recipe, model, data)
     plain = [j for part in judged.values() for j in part]
     face = face_weights(plain)
@@ -249,7 +117,7 @@ def build_detector(
     )
     card = CARD.format(
         name=recipe.name, version=recipe.version, parameters=sum(p.numel() for p in model.parameters()),
-        stride=config.network.stride, diameter=config.grid.cell_diameter_um, slices=config.network.slices,
+        stride=model.config.stride, diameter=config.grid.cell_diameter_um, slices=model.config.slices,
         z=config.grid.z_target_um, pixel=config.grid.pixel_um, made_from=_made_from(recipe),
         sources=f"\n{recipe.sources}" * bool(recipe.sources),
         threshold=threshold, f1=f1, calibrated=len(everything), rows=rows,
@@ -259,6 +127,7 @@ def build_detector(
         "pretrain": recipe.pretrain.to_dict(),
         "rounds": [dataclasses.asdict(part) for part in recipe.rounds],
         "polish": [dataclasses.asdict(part) for part in recipe.polish],
+        "student": None if recipe.student is None else dataclasses.asdict(recipe.student),
         "calibration_f1": round(f1, 4),
         "lineage": _lineage(recipe, work, data).record(),
     }
@@ -288,6 +157,8 @@ def _made_from(recipe: Recipe) -> str:
         parts.append("real sections with people's clicks")
     if any(part.stacks for part in recipe.polish):
         parts.append("other real tissue, marked by people, by a detector, or free of cells")
+    if recipe.student:
+        parts.append("then reduced to a smaller network that answers as the large one did")
     return ", ".join(parts)
 
 
@@ -330,6 +201,9 @@ def _polish(
                 config, folder, pool, data=data, start=network, extra=extra, extra_weight=weight
             )
             network = load_model(checkpoint)[0]
+        if recipe.student:
+            folder = work / f"{name}-student"
+            network = _taught(recipe.student, network, config, folder, pool, data, extra, weight)
         return network
 
     judged: dict[str, list[Judged]] = {"real sections": []}
@@ -344,6 +218,20 @@ def _polish(
             f"real stack {name}": [judge(network, marked[name][-1], base.grid)] for name in sorted(left_out)
         }
     return polished(np.ones(len(tiles), bool), set(), "polish"), judged
+
+
+def _taught(
+    student: Student, teacher: CenterNet, config: PretrainConfig, work: Path, pool: Path, data: Path | None,
+    extra: list[NetVolume], weight: list[float],
+) -> CenterNet:  # fmt: skip
+    """A smaller network that answers as the teacher does, on the tissue that the teacher saw last."""
+    network = replace(config.network, widths=student.widths)
+    config = replace(config, network=network, steps=student.steps, learning_rate=student.learning_rate)
+    start = narrowed(teacher, student.widths)
+    checkpoint = pretrain(
+        config, work, pool, data=data, start=start, extra=extra, extra_weight=weight, teacher=teacher
+    )
+    return load_model(checkpoint)[0]
 
 
 def _lineage(recipe: Recipe, work: Path, data: Path | None) -> Lineage:
@@ -408,10 +296,13 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder for pool, checkpoints and logs")
     parser.add_argument("--pool", type=Path, help="folder of simulated volumes (default: WORK/pool)")
     parser.add_argument("--data", type=Path, help="folder of real images that the recipe names")
+    parser.add_argument("--fine", action="store_true", help="export the teacher, as detector `fine`")
     parser.add_argument("--out", type=Path, required=True, help="detector folder to write")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     recipe = Recipe.read(options.config) if options.config else Recipe()
+    if options.fine:
+        recipe = replace(recipe, name="fine", student=None)
     build_detector(recipe, options.work, options.out, options.pool, options.data)
 
 

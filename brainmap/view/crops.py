@@ -100,7 +100,7 @@ class Crops:
         if (stop > start).all():
             spans = [slice(a, b) for a, b in zip(start.tolist(), stop.tolist(), strict=True)]
             inside = tuple(slice(a, b) for a, b in zip(start - first, stop - first, strict=True))
-            box[inside] = self.volume.read(*spans, level=level)
+            box[inside] = self.volume.read(spans[0], spans[1], spans[2], level=level)
         return box, level
 
     def _png(self, picture: NDArray[np.float32]) -> bytes:

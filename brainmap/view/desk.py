@@ -27,6 +27,7 @@ from brainmap.run.tune import FEWEST, tune_run, weigh_marks
 from brainmap.run_folder import THRESHOLDS_CSV
 from brainmap.view.cells import CellIndex, open_cells
 from brainmap.view.crops import Crops
+from brainmap.view.deck import Deck
 from brainmap.view.marks import MarkKeeper
 from brainmap.view.run_data import ViewedRun
 from brainmap.view.served_image import ServedImage
@@ -56,6 +57,8 @@ class Desk:
     cells: CellIndex
     keeper: MarkKeeper
     _busy: threading.Lock = field(default_factory=threading.Lock)
+    _deck: Deck | None = None
+    _deck_lock: threading.Lock = field(default_factory=threading.Lock)
     # What the marks say, and the state of the marks that it is of.
     _weighed: tuple[tuple[Any, ...], Recalibration | None] | None = None
 
@@ -302,12 +305,13 @@ class Desk:
 
     # ---- review -----------------------------------------------------------------------------------------------
 
-    @cached_property
-    def deck(self) -> Any:
-        """The review deck of this run."""
-        from brainmap.view.deck import Deck
-
-        return Deck.open(self.run, self.cells, self.keeper)
+    @property
+    def deck(self) -> Deck:
+        """The review deck of this run as it is now: another threshold asks other cells."""
+        with self._deck_lock:
+            if self._deck is None or self._deck.run is not self.run:
+                self._deck = Deck.open(self.run, self.cells, self.keeper)
+            return self._deck
 
     def review_next(self, sample: str) -> dict[str, Any] | None:
         """The next card."""

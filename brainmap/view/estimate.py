@@ -95,7 +95,7 @@ def _effective(strata: Strata) -> tuple[float, float]:
     """The estimate, and how many marks of a simple sample say as much."""
     weight = strata.size / strata.total
     n, k = strata.judged, strata.right
-    value = float((weight * k / n).sum())
+    value = min(1.0, float((weight * k / n).sum()))
     number = int(n.sum())
     # Few marks of a stratum say little of its variance: one is added that says what the whole says.
     shrunk = (k + (value * number + 1) / (number + 2)) / (n + 1)

@@ -18,7 +18,7 @@ from brainmap.errors import DataError, UsageError
 from brainmap.files import atomic_path, cell_text, now, plain_text
 from brainmap.run.marks import MARK_COLUMNS, MARKS_CSV, SAMPLES, WORDS
 
-__all__ = ["FIELDS_CSV", "FIELD_COLUMNS", "MarkKeeper", "TableLog"]
+__all__ = ["FIELDS_CSV", "FIELD_COLUMNS", "MarkKeeper", "TableLog", "number_text"]
 
 FIELDS_CSV = "fields.csv"
 #: The corners of a box, in level-0 voxels, both inside.
@@ -139,7 +139,7 @@ class MarkKeeper:
         if word not in WORDS:
             raise UsageError(f"a mark is one of {', '.join(WORDS)}, not {word!r}")
         self._check(zyx_vox, sample)
-        row = dict(zip("zyx", map(_number, zyx_vox), strict=True))
+        row = dict(zip("zyx", map(number_text, zyx_vox), strict=True))
         return self._append(self.marks, row | {"mark": word}, who, sample)
 
     def field(self, low_vox: Triple, high_vox: Triple, who: str = "", sample: str = "free") -> dict[str, str]:
@@ -154,7 +154,7 @@ class MarkKeeper:
         self._check(high_vox, sample)
         if any(a > b for a, b in zip(low_vox, high_vox, strict=True)):
             raise UsageError("a field ends before it starts")
-        row = dict(zip(FIELD_COLUMNS, map(_number, (*low_vox, *high_vox)), strict=False))
+        row = dict(zip(FIELD_COLUMNS, map(number_text, (*low_vox, *high_vox)), strict=False))
         return self._append(self.fields, row, who, sample)
 
     def undo(self) -> dict[str, str] | None:
@@ -181,5 +181,6 @@ class MarkKeeper:
             raise UsageError("this place lies outside the image")
 
 
-def _number(value: float) -> str:
+def number_text(value: float) -> str:
+    """A voxel index as it stands in the tables; equal places are equal texts."""
     return f"{float(value):.3f}"

@@ -57,7 +57,7 @@ def order_cells(stratum: Ints, rng: np.random.Generator) -> Ints:
 def field_sizes(candidates: NDArray[np.integer]) -> Floats:
     """By what fields are drawn: their candidates, and a little, so that empty ones are looked at too."""
     little = _EMPTY * max(int(candidates.sum()), 1) / max(len(candidates), 1)
-    return candidates + little
+    return np.asarray(candidates + little, np.float64)
 
 
 def draw_fields(size: Floats, number: int, rng: np.random.Generator) -> Ints:

@@ -124,7 +124,7 @@ class ServedImage:
             if not 0 <= place * side < size:
                 raise NotFoundError(f"there is no chunk {index} of level {level}")
             spans.append(slice(place * side, min((place + 1) * side, size)))
-        values = self.volume.read(*spans, level=level)
+        values = self.volume.read(spans[0], spans[1], spans[2], level=level)
         whole = np.zeros(sides, self.dtype.newbyteorder("<"))
         whole[tuple(slice(0, n) for n in values.shape)] = values
         codec = numcodecs.Blosc(cname="lz4", clevel=5, shuffle=numcodecs.Blosc.SHUFFLE)

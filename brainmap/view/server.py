@@ -195,6 +195,7 @@ class _Server:
             post("/api/threshold", desk.apply_threshold),
             post("/api/tune", desk.tune),
             post("/api/review/answer", desk.review_answer),
+            post("/api/review/undo", lambda _: desk.deck.undo()),
         ]
 
     def _get(self, path: str, answer: Callable[[Mapping[str, str]], Any]) -> Route:

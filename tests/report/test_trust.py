@@ -133,7 +133,7 @@ def test_the_registrations_verdict_is_an_answer(tmp_path: Path, verdict: str | N
     assert answers["Are these cells?"].verdict == "good" and "90 %" in answers["Are these cells?"].sentence
     steps = [command for _, command in next_steps(run, list(answers.values()), None)]
     assert any("--landmarks" in step for step in steps) == (expected in ("look", "bad"))
-    assert any(step.startswith("brainmap tune") for step in steps)
+    assert any(step.startswith("brainmap review") for step in steps)
 
 
 def test_missing_parts_and_parts_asked_for_are_told_apart(tmp_path: Path) -> None:

@@ -76,10 +76,12 @@ def process_batch(job: Job, indices: tuple[int, ...], topic: str = "") -> BatchR
     stamps = {index: chunks.stamps_of(job, index) for index in indices}
     tell = _teller(topic, indices)
     for place, index in enumerate(indices):
+
+        def told(share: float, place: int = place) -> None:
+            tell((place + share) / len(indices))
+
         try:
-            done[index], stages = process.process_block(
-                job, job.blocks[index], lambda share, place=place: tell((place + share) / len(indices))
-            )
+            done[index], stages = process.process_block(job, job.blocks[index], told)
         except process.BlockCancelledError:
             raise
         except Exception as error:

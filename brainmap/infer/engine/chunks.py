@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from brainmap.files import fingerprint
 from brainmap.image.intensity import Intensity
+from brainmap.image.overview import overview_level
 from brainmap.image.volume import Volume
 from brainmap.infer.block.process import Job
 from brainmap.infer.engine import results
@@ -108,16 +109,25 @@ def drop_stale(job: Job) -> None:
         )
 
 
-def unstored_share(run_dir: Path, volume: Volume, intensity: Intensity) -> float:
-    """Share of the tissue in finished blocks' chunks that are not stored: they are read as the fill value.
+def unstored_share(run_dir: Path, volume: Volume, intensity: Intensity, cell_diameter_um: float) -> float:
+    """Share of the tissue in chunks that finished blocks found not stored: they were read as the fill value.
 
-    Tissue is also what lies between tissue along all three axes: where an image has one level only, missing chunks
-    look like surroundings.
+    Tissue is what the overview says, if that was seen on a coarser level. On level 0 itself missing chunks look like
+    surroundings: there tissue is also what lies between tissue along any axis.
+
+    Parameters
+    ----------
+    run_dir : Path
+        The run folder.
+    volume, intensity, cell_diameter_um
+        What was detected in, and its overview.
     """
     places = {tuple(place) for _, note in results.notes(run_dir) for place in note.get("unstored", ())}
     if not places:
         return 0.0
-    inside = dataclasses.replace(intensity, tissue=_between(intensity.tissue))
+    inside = intensity
+    if overview_level(volume.levels, cell_diameter_um) == 0:
+        inside = dataclasses.replace(intensity, tissue=_between(intensity.tissue))
     whole = float(np.prod(volume.shape)) * float(inside.tissue.mean())
     missing = 0.0
     for place in places:
@@ -132,10 +142,10 @@ def unstored_share(run_dir: Path, volume: Volume, intensity: Intensity) -> float
 
 
 def _between(tissue: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Tissue, and what has tissue on both sides along every axis."""
-    inside = np.ones_like(tissue)
+    """Tissue, and what has tissue on both sides along an axis."""
+    inside = tissue.copy()
     for axis in range(3):
         before = np.maximum.accumulate(tissue, axis)
         after = np.flip(np.maximum.accumulate(np.flip(tissue, axis), axis), axis)
-        inside &= before & after
-    return inside | tissue
+        inside |= before & after
+    return inside

@@ -58,7 +58,10 @@ def _damaged_plan(path: Path) -> DataError:
 
 
 def _read_plan(path: Path) -> dict[str, Any]:
-    plan = read_json(path)
+    try:
+        plan = read_json(path)
+    except DataError as error:
+        raise _damaged_plan(path) from error
     if not isinstance(plan, dict):
         raise _damaged_plan(path)
     return plan
@@ -90,7 +93,7 @@ def _plan_of(run_dir: str | Path) -> dict[str, Any]:
     path = Path(run_dir) / BLOCKS_DIR / PLAN_FILE
     if not path.is_file():
         raise NotFoundError(f"{run_dir} holds no detection: {path} does not exist")
-    return dict(read_json(path))
+    return _read_plan(path)
 
 
 def open_plan(run_dir: Path, plan: dict[str, Any]) -> bool:

@@ -82,7 +82,7 @@ def distillation_loss(
     image : Tensor, shape (batch, slices, H, W)
         As `CenterNet.forward`.
     """
-    image = image.contiguous(memory_format=torch.channels_last)
+    image = image.to(next(student.parameters()).device).contiguous(memory_format=torch.channels_last)
     with torch.no_grad():
         asked, place, _ = teacher(image)
     logit, offset, _ = student(image)

@@ -22,6 +22,7 @@ from brainmap.files import fingerprint
 from brainmap.image.intensity import GAIN, KNEE
 from brainmap.settings import check_keys
 from brainmap.train.learn.centernet import CenterNet, CenterNetConfig
+from brainmap.train.learn.distil import distillation_loss
 from brainmap.train.learn.loop import (
     Job,
     Schedule,
@@ -125,6 +126,7 @@ def pretrain(
     start: CenterNet | None = None,
     extra: list[NetVolume] | None = None,
     extra_weight: list[float] | None = None,
+    teacher: CenterNet | None = None,
 ) -> Path:
     """Train model P; returns the checkpoint.
 
@@ -146,6 +148,8 @@ def pretrain(
         Further volumes, such as annotated sections; drawn with probability `config.extra_share`.
     extra_weight : list of float, optional
         How often each of them is drawn, relative to the others; equally often by default.
+    teacher : CenterNet, optional
+        Network whose answers are learnt instead of the truth; see `distil`.
 
     Raises
     ------
@@ -169,12 +173,17 @@ def pretrain(
     ) -> tuple[Tensor, dict[str, float]]:
         batch = draw_batch(samples, config.batch, rng)
         image = change_contrast(batch[0], config.contrast_spread, config.grey_levels)
+        if teacher is not None:
+            return distillation_loss(model, teacher, image)
         return centernet_step(model, (image, *batch[1:]), config.by_image)
 
     torch.manual_seed(config.seed)
     inputs: dict[str, Any] = {}
     if start is not None:
         inputs["start_sha256"] = fingerprint_weights(start)
+    if teacher is not None:
+        teacher = teacher.to(device).eval()
+        inputs["teacher_sha256"] = fingerprint_weights(teacher)
     if extra:
         inputs["extra_sha256"] = fingerprint([v.cells.tolist() for v in extra])
     model = CenterNet(network)

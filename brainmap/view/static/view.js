@@ -23,6 +23,8 @@ const tried = (act) => async (...given) => {
 /** Where the pointer is, z y x in um; null outside of the pictures. */
 function pointed() {
   const mouse = viewer()?.mouseState;
+  // Where it is now, not where it was when the last picture was drawn.
+  mouse?.updateUnconditionally();
   if (!mouse?.active || mouse.position.length < 3) return null;
   const [x, y, z] = mouse.position;
   return [z, y, x];

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,10 @@ from zarr.codecs import (
 )
 
 from brainmap.errors import DataError
+from brainmap.image.storage import arrays, local
 from brainmap.image.storage.layout import ArrayLayout, NotKnownHereError
 from brainmap.image.storage.local import LocalChunks
-from brainmap.image.volume import Volume
+from brainmap.image.volume import Volume, write_volume
 
 SHAPE = (13, 21, 35)
 REGIONS = [
@@ -225,3 +227,100 @@ def test_what_is_not_known_is_not_guessed(change: dict[str, Any]) -> None:
     assert ArrayLayout.parse(PLAIN).key((1, 2, 3)) == "c/1/2/3"
     with pytest.raises(NotKnownHereError):
         ArrayLayout.parse(PLAIN | change)
+
+
+# Ways to store a chunk, and to read it: here, or by zarr.
+STORED = ("raw", "blosc", "zstd", "v2 raw", "v2 blosc", "raw shards", "shards", "blosc with checksum")
+
+
+def chunk_file(folder: Path, name: str) -> Path:
+    return folder / ("0.0.0" if name.startswith("v2") else "c/0/0/0")
+
+
+def both_ways(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What reading the first chunk raises: read here, and left to zarr."""
+    said = []
+    for left_to_zarr in (False, True):
+        with monkeypatch.context() as patch:
+            arrays._readers.clear()
+            if left_to_zarr:
+                patch.setattr(LocalChunks, "of", classmethod(lambda *_: None))
+            with pytest.raises(DataError) as caught:
+                Volume.open(folder, voxel_um=(1, 1, 1)).read(*(slice(0, n) for n in (4, 8, 16)))
+            said.append(str(caught.value))
+    return said
+
+
+@pytest.mark.parametrize("name", [n for n in STORED if "shards" not in n])
+def test_a_chunk_that_is_too_long_is_damaged_whoever_reads_it(
+    name: str, pixels: NDArray[np.uint16], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(tmp_path / "a.zarr", pixels, **KNOWN[name])
+    chunk = chunk_file(tmp_path / "a.zarr", name)
+    chunk.write_bytes(chunk.read_bytes() + b"some more bytes.")
+    for said in both_ways(tmp_path / "a.zarr", monkeypatch):
+        assert "chunk 0/0/0" in said
+        assert "is damaged or truncated" in said
+
+
+@pytest.mark.parametrize("name", STORED)
+def test_a_folder_in_place_of_a_chunk_is_damage_and_not_emptiness(
+    name: str, pixels: NDArray[np.uint16], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(tmp_path / "a.zarr", pixels, **KNOWN[name])
+    chunk = chunk_file(tmp_path / "a.zarr", name)
+    chunk.unlink()
+    chunk.mkdir()
+    for said in both_ways(tmp_path / "a.zarr", monkeypatch):
+        assert "a folder lies where its bytes should be" in said
+
+
+def test_a_file_in_place_of_a_folder_of_chunks(
+    pixels: NDArray[np.uint16], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(tmp_path / "a.zarr", pixels, **KNOWN["raw"])
+    shutil.rmtree(tmp_path / "a.zarr" / "c" / "0")
+    (tmp_path / "a.zarr" / "c" / "0").touch()
+    for said in both_ways(tmp_path / "a.zarr", monkeypatch):
+        assert "a file lies where its folder should be" in said
+
+
+@pytest.mark.parametrize("shards", [None, (4, 16, 32)])
+def test_a_flipped_bit_anywhere_in_what_we_write_is_noticed(
+    shards: tuple[int, int, int] | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = np.random.default_rng(1).normal(500, 9, (4, 8, 16)).astype(np.uint16)
+    write_volume(tmp_path / "a.zarr", image, (5, 2, 2), chunks=(4, 8, 16), shards=shards, levels=1)
+    (chunk,) = (path for path in (tmp_path / "a.zarr" / "0" / "c").rglob("*") if path.is_file())
+    whole = chunk.read_bytes()
+    for place in np.random.default_rng(0).integers(0, len(whole), 40).tolist():
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << place % 8
+        chunk.write_bytes(damaged)
+        arrays._readers.clear()
+        with pytest.raises(DataError, match=r"checksum|index of the shard|stored where"):
+            # A part of a chunk too: its checksum is that of the whole.
+            Volume.open(tmp_path / "a.zarr").read(slice(0, 1), slice(0, 8), slice(0, 16))
+    chunk.write_bytes(whole)
+    arrays._readers.clear()
+    np.testing.assert_array_equal(
+        Volume.open(tmp_path / "a.zarr").read(slice(0, 4), slice(0, 8), slice(0, 16)), image
+    )
+
+
+def test_a_chunk_is_checked_once_while_it_is_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = np.random.default_rng(1).normal(500, 9, (8, 16, 16)).astype(np.uint16)
+    write_volume(tmp_path / "a.zarr", image, (5, 2, 2), chunks=(8, 16, 16), shards=(8, 16, 16), levels=1)
+    looked = []
+    check = local.checked
+    monkeypatch.setattr(local, "checked", lambda stored: looked.append(len(stored)) or check(stored))
+    volume = Volume.open(tmp_path / "a.zarr")
+    for z in range(8):
+        volume.read(slice(z, z + 1), slice(0, 16), slice(0, 16))
+    assert len(looked) == 1
+    (chunk,) = (path for path in (tmp_path / "a.zarr" / "0" / "c").rglob("*") if path.is_file())
+    chunk.write_bytes(bytes([chunk.read_bytes()[0] ^ 1]) + chunk.read_bytes()[1:])
+    with pytest.raises(DataError, match="checksum"):
+        volume.read(slice(0, 1), slice(0, 16), slice(0, 16))

@@ -22,7 +22,7 @@ from brainmap.train.learn.loop import CHECKPOINT, load_network  # noqa: E402
 from brainmap.train.learn.pretrain import PretrainConfig  # noqa: E402
 from brainmap.train.learn.samples import GridSettings, net_volume, save_volumes  # noqa: E402
 from brainmap.train.learn.tile_samples import TileSamples, prepare_tiles  # noqa: E402
-from brainmap.train.recipe import Recipe  # noqa: E402
+from brainmap.train.recipe_settings import Recipe  # noqa: E402
 from brainmap.train.tissue.tissue import TissueConfig, simulate  # noqa: E402
 
 GRID = GridSettings()

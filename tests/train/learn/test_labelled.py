@@ -15,7 +15,7 @@ from brainmap.image.intensity import BACKGROUND_VALUE
 from brainmap.tiles.tiles import Tiles, write_tiles
 from brainmap.train.learn.labelled import labelled_volumes
 from brainmap.train.learn.samples import GridSettings, render_targets
-from brainmap.train.recipe import Recipe
+from brainmap.train.recipe_settings import Recipe
 
 GRID = GridSettings()
 CONFIG = Path(__file__).parents[3] / "configs" / "default_detector.toml"

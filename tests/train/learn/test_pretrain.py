@@ -29,7 +29,7 @@ from brainmap.train.learn.loop import load_network  # noqa: E402
 from brainmap.train.learn.pool import PoolConfig  # noqa: E402
 from brainmap.train.learn.pretrain import PretrainConfig, load_model, pretrain  # noqa: E402
 from brainmap.train.learn.samples import GridSettings, net_volume, save_volumes  # noqa: E402
-from brainmap.train.recipe import Recipe  # noqa: E402
+from brainmap.train.recipe_settings import Recipe  # noqa: E402
 from brainmap.train.tissue.tissue import TissueConfig, simulate, variant  # noqa: E402
 
 EASY = TissueConfig(
@@ -259,3 +259,14 @@ def test_settings_are_read_and_checked(tmp_path: Path) -> None:
             CenterNetConfig(**wrong)
     with pytest.raises(UsageError, match="multiple"):
         replace(TINY, crop=63)
+
+
+def test_the_shipped_recipe_is_valid_and_its_student_is_smaller(tmp_path: Path) -> None:
+    shipped = Path(__file__).parents[3] / "configs" / "default_detector.toml"
+    recipe = Recipe.read(shipped)
+    assert recipe.student is not None
+    assert all(a <= b for a, b in zip(recipe.student.widths, recipe.pretrain.network.widths, strict=True))
+    wrong = tmp_path / "wrong.toml"
+    wrong.write_text("[student]\nwidths = [8, 16, 24]\nstep = 3\n")
+    with pytest.raises(UsageError, match="unknown setting 'step'"):
+        Recipe.read(wrong)
