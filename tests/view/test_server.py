@@ -127,7 +127,7 @@ def test_bad_requests_change_nothing(
     assert answer.json()["error"]
     assert not (run / "marks.csv").exists()
     assert (run / "run.json").read_bytes() == record
-    assert set(path.name for path in run.iterdir()) - set(before) <= {"view_review.json"}
+    assert {path.name for path in run.iterdir()} - set(before) <= {"view_review.json"}
 
 
 FOREIGN = [
@@ -194,9 +194,12 @@ def test_forms_and_large_bodies_are_refused(client: TestClient) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["/cells/../run.json", "/cells/%2e%2e/run.json", "/cells/by_id/../../made.json", "/v/brainmap/..%2f__init__.py",
-             "/static/x/view.html", "/static/x/..%2fserver.py", "/image/7/zarr.json", "/image/-1/zarr.json", "/run.json",
-             "/v/brainmap/main.map", "/cells/order/records.npy"]
+    "path",
+    [
+        "/cells/../run.json", "/cells/%2e%2e/run.json", "/cells/by_id/../../made.json", "/v/brainmap/..%2f__init__.py",
+        "/static/x/view.html", "/static/x/..%2fserver.py", "/image/7/zarr.json", "/image/-1/zarr.json",
+        "/run.json", "/v/brainmap/main.map", "/cells/order/records.npy",
+    ],
 )  # fmt: skip
 def test_other_files_are_not_served(client: TestClient, path: str) -> None:
     assert client.get(path).status_code == 404
