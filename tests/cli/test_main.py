@@ -271,7 +271,7 @@ def test_view_without_napari(
     monkeypatch.setitem(sys.modules, "napari", None)
     result = run("view", tmp_path, "--napari")
     assert result.code == 1
-    assert "pip install 'brainmap[view]'" in result.err
+    assert "pip install 'brainmap[napari]'" in result.err
     assert run("view", tmp_path / "none").code == 1
 
 
