@@ -109,9 +109,9 @@ def _borders(page: Page, run: Run, ranges: dict[int, BorderRange], error_um: flo
     if len(gaining) > _NAMED:
         named.append(f"... and {len(gaining) - _NAMED} more")
     page.add_note(
-        f"{text} Some structures are thin beside dense neighbours, or nearly empty: wherever their border is off they gain "
-        "cells and hardly lose any, so their counts may be too high. What is left without that gain, if the borders are "
-        f"off by {error_um:.0f} µm (to first order):",
+        f"{text} Some structures are thin beside dense neighbours, or nearly empty: wherever their border is off they "
+        "gain cells and hardly lose any, so their counts may be too high. What is left without that gain, if the "
+        f"borders are off by {error_um:.0f} µm (to first order):",
         named,
     )
 
