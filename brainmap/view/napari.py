@@ -18,8 +18,8 @@ __all__ = ["view_run"]
 MOST_POINTS = 1_000_000
 
 
-def view_run(run: str | Path) -> None:
-    """Open a run folder in napari and wait until its window is closed.
+def view_run(run: str | Path, brain: str | Path | None = None) -> None:
+    """Open a run folder in napari and wait until its window is closed; `brain` says where its image was moved.
 
     Cells are rings as wide as a cell, seen in every plane that they reach to, coloured by score; the status bar names
     region and score of the one under the pointer.
@@ -31,7 +31,7 @@ def view_run(run: str | Path) -> None:
     NotFoundError
         If there is no run, or its volume is gone.
     """
-    opened = ViewedRun.open(run)
+    opened = ViewedRun.open(run, brain)
     try:
         import napari
     except ImportError:
