@@ -117,7 +117,9 @@ def once(monkeypatch: pytest.MonkeyPatch) -> None:
         results, "compare_groups", lambda *a: known.get(-1) or known.setdefault(-1, weigh(*a))
     )
     monkeypatch.setattr("brainmap.gt.report.write_report", lambda path, *_, **__: write_json(path, "report"))
-    monkeypatch.setattr("brainmap.cohort.report.write_report", lambda _, path: write_json(path, "report"))
+    monkeypatch.setattr(
+        "brainmap.cohort.report.page.write_report", lambda _, path: write_json(path, "report")
+    )
 
 
 @pytest.mark.usefixtures("once")
