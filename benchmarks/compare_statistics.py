@@ -20,8 +20,11 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
+from brainmap.cohort.model.densities import contrast_densities, log_density
+from brainmap.cohort.model.design import Contrast
+from brainmap.cohort.model.levels import median_levels
 from brainmap.cohort.model.negative_binomial import deviance, fit_means
-from brainmap.cohort.model.statistics import adjust, count_test, group_means, relative_levels, welch_test
+from brainmap.cohort.model.statistics import adjust, count_test
 from brainmap.cohort.simulate import Cohort, Simulation, simulate
 
 STUDIES = {
@@ -45,13 +48,16 @@ def moderated(cohort: Cohort) -> np.ndarray:
 
 
 def relative(cohort: Cohort) -> np.ndarray:
-    level = relative_levels(cohort.count.astype(float), cohort.volume_mm3)
+    level = median_levels(cohort.count.astype(float), cohort.volume_mm3).factor
     return count_test(cohort.count.astype(float), cohort.volume_mm3 * level[:, None], cohort.group == 1).p
 
 
 def welch(cohort: Cohort) -> np.ndarray:
     in_b = cohort.group == 1
-    return welch_test(group_means(cohort.count / cohort.volume_mm3, ~in_b, in_b))
+    values = log_density(cohort.count.astype(float), cohort.volume_mm3)
+    design = np.column_stack([np.ones(len(in_b)), in_b]).astype(float)
+    contrast = Contrast("b - a", np.array([[0.0], [1.0]]))
+    return contrast_densities(values, design, contrast, np.stack([~in_b, in_b]), welch=True).p
 
 
 def plain_wald(cohort: Cohort) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Commands for many animals: compare, power, study."""
+"""Commands for many animals: compare, power, study, maps."""
 
 from __future__ import annotations
 
@@ -229,6 +229,52 @@ def study(
         print_pairs([*found.lines(), ("report", str(out / COMPARISON_DIR / "report.html"))])
 
 
+def maps(
+    groups: Annotated[
+        Path, typer.Argument(help="CSV run,animal,group and further columns.", metavar="GROUPS.csv")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder to write.", metavar="DIR")],
+    voxel: Annotated[float, typer.Option(help="Voxel size of the maps.", metavar="UM")] = 200.0,
+    sigma: Annotated[float, typer.Option(help="Smoothing, standard deviation.", metavar="UM")] = 200.0,
+    permutations: Annotated[
+        int, typer.Option(help="Most permutations; if there are fewer, all are tried.", metavar="N")
+    ] = 1000,
+    alpha: Annotated[float, typer.Option(help="Family-wise rate of error.", metavar="F")] = 0.05,
+    fold: Annotated[bool, typer.Option("--fold", help="Lay the right side onto the left one.")] = False,
+    absolute: Annotated[
+        bool, typer.Option("--absolute", help="Keep each animal's level over the brain.")
+    ] = False,
+    smooth_variance: Annotated[
+        float, typer.Option(help="Smooth the variance too: steadier with few animals.", metavar="UM")
+    ] = 0.0,
+    covariate: Covariates = None,
+    formula: Formula = None,
+    contrast: Contrasts = None,
+    paired: Paired = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace earlier maps.")] = False,
+) -> None:
+    """Map densities in atlas space and test, voxel by voxel, where animals differ."""
+    from brainmap.cohort.maps.maps import MapSettings, make_maps
+    from brainmap.cohort.maps.write import write_maps
+
+    settings = MapSettings(
+        voxel_um=voxel,
+        sigma_um=sigma,
+        repeats=permutations,
+        alpha=alpha,
+        fold=fold,
+        relative=not absolute,
+        smooth_variance_um=smooth_variance,
+        covariates=tuple(covariate or ()),
+        formula=formula,
+        contrasts=tuple(contrast or ()),
+        paired=paired,
+    )
+    found = make_maps(groups, settings)
+    page = write_maps(found, out, overwrite=overwrite)
+    print_pairs([*found.lines(), ("report", str(page))])
+
+
 def _words(text: str | None) -> tuple[str, ...]:
     return tuple(word.strip() for word in (text or "").split(",") if word.strip())
 
@@ -238,3 +284,4 @@ def register(app: typer.Typer) -> None:
     command(app, "compare")(compare)
     command(app, "power")(power)
     command(app, "study")(study)
+    command(app, "maps")(maps)
