@@ -33,7 +33,7 @@ _TALK_OPTIONS = ("verbose", "quiet", "help")
 COMMAND_GROUPS = {
     "First steps": ("demo", "doctor", "atlas"),
     "One brain": ("convert", "detect", "register", "status", "regions", "view", "review", "tune", "evaluate"),
-    "Many animals": ("compare", "study", "power"),
+    "Many animals": ("compare", "maps", "study", "power"),
     "Many hands": ("crowd", "gt", "retrain", "train"),
 }
 
@@ -73,6 +73,8 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
                "every brain that is not done, then the comparison; study.csv: brain,animal,group"),),
     "power": (("brainmap power groups.csv --effect 1.5",
                "how many animals a group are needed to find a half more cells"),),
+    "maps": (("brainmap maps groups.csv --out maps",
+              "where groups differ, voxel by voxel, whatever the borders of regions"),),
     "doctor": (("brainmap doctor", "what this machine can do, and what is missing"),),
     "retrain": (("brainmap retrain --clicks clicks.csv --tiles tiles --out my_detector",
                  "a detector that has learnt from clicks, if it is better than the old one"),),

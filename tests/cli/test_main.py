@@ -264,9 +264,11 @@ def test_convert_and_open(run: Callable[..., Result], tmp_path: Path) -> None:
 def test_view_without_napari(
     run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    from brainmap.image.volume import write_volume
     from brainmap.run_folder import RunRecord
 
-    RunRecord(parameters={"brain": "b.zarr"}).save(tmp_path)
+    write_volume(tmp_path / "b.zarr", np.zeros((2, 4, 4), np.uint16), (1.0, 1.0, 1.0))
+    RunRecord(parameters={"brain": str(tmp_path / "b.zarr")}).save(tmp_path)
     Points.empty().write(tmp_path / "points.parquet")
     monkeypatch.setitem(sys.modules, "napari", None)
     result = run("view", tmp_path, "--napari")
