@@ -195,7 +195,7 @@ def read_rows(path: Path, what: str) -> tuple[dict[str, list[str]], list[tuple[s
             names = cells
             if twice := next((name for name in names if name and names.count(name) > 1), None):
                 raise DataError(f"{path} has two columns {twice}: rename one")
-            columns = {name: [] for name in names if name} | {"line": []}
+            columns = {name: [] for name in [*names, "line"] if name}
             continue
         cells += [""] * (len(names) - len(cells))
         for name, cell in zip(names, cells, strict=False):

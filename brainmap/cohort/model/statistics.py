@@ -83,7 +83,8 @@ class RegionTest:
     @classmethod
     def empty(cls, regions: int, test: str) -> RegionTest:
         """All unknown."""
-        return cls(*(np.full(regions, np.nan) for _ in range(9)), test=test)
+        p, ratio, low, high, error, freedom, a, b, sd = np.full((9, regions), np.nan)
+        return cls(p, ratio, low, high, error, freedom, a, b, sd, test)
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,7 @@ def fit_counts(
     offset = np.where(there, np.log(np.where(there, np.nan_to_num(volume_mm3.T), 1.0)), 0.0)
     rank = _by_pattern(there, lambda p: np.linalg.matrix_rank(design[p]) if p.any() else 0)
     some = (there.sum(axis=1) > rank) & (y.sum(axis=1) > 0)
-    here = there[some].any(axis=0) if some.any() else there.any(axis=0)
+    here = np.asarray((there[some] if some.any() else there).any(axis=0))
     basis, triangle = np.linalg.qr(design[here]) if here.any() else (design[here], np.eye(design.shape[1]))
     full = np.abs(np.diag(triangle)).min(initial=np.inf) > 1e-9 if here.any() else False
     to_basis = np.linalg.inv(triangle) if full else np.linalg.pinv(triangle)

@@ -148,8 +148,8 @@ class Power:
             inside = pilot.of == d
             sd = float(np.sqrt(np.median(pilot.own[inside]) + pilot.in_division + pilot.shared))
             cells = float(np.median(pilot.cells[inside]))
-            needs = [self._words(self.needed(of[d])) for of in (self.division, self.region)]
-            found.append((acronym, int(inside.sum()), cells, sd, *needs))
+            division, region = (self._words(self.needed(of[d])) for of in (self.division, self.region))
+            found.append((acronym, int(inside.sum()), cells, sd, division, region))
         return found
 
     def _words(self, animals: int | None) -> str:

@@ -63,7 +63,7 @@ class Chart:
     figure: Figure
     caption: str
     columns: tuple[str, ...]
-    rows: list[Sequence[Any]]
+    rows: Sequence[Sequence[Any]]
 
 
 def render(figure: Figure) -> bytes:
@@ -135,14 +135,14 @@ def p_values(study: Study, one: Comparison, name: str) -> Chart:
     known = np.isfinite(one.result.p) if not one.contrast.group_a else in_family(one.result.p, cells)
     p = one.result.p[known]
     axes = style.clean(figure.subplots(), x="p", y="regions", grid="y")
-    counts, edges, _ = axes.hist(p, np.linspace(0, 1, 21), color=style.SKY)
+    counts, edges, _ = axes.hist(p, np.linspace(0, 1, 21).tolist(), color=style.SKY)
     axes.axhline(len(p) / 20, color=style.QUIET, linewidth=1, linestyle="--")
     axes.set_xlim(0, 1)
     caption = (
         "p-values of the regions with enough cells. Without any difference they are level (dashed); a peak at the left "
         "is differences, a slope to the right is scatter that the test does not know."
     )
-    rows = list(zip(edges[:-1], edges[1:], counts.astype(int), strict=True))
+    rows = list(zip(edges[:-1], edges[1:], np.asarray(counts).astype(int), strict=True))
     return Chart(name, figure, caption, ("from", "to", "regions"), rows)
 
 
@@ -251,7 +251,9 @@ def heat_map(study: Study, one: Comparison, name: str) -> Chart:
             axes.axvline(i - 0.5, color=style.INK, linewidth=1.2)
     for group in study.groups.names:
         places = [i for i, g in enumerate(groups) if g == group]
-        axes.text(np.mean(places), -1.0, _short(group), ha="center", va="bottom", fontsize=9, color=style.INK)
+        axes.text(
+            float(np.mean(places)), -1.0, _short(group), ha="center", va="bottom", fontsize=9, color=style.INK
+        )
     axes.tick_params(length=0)
     bar = figure.colorbar(image, ax=axes, shrink=min(1.0, 12 / max(len(regions), 1)), pad=0.02)
     bar.set_label("log2 density against the first group", fontsize=8)
