@@ -21,7 +21,8 @@ __all__ = ["Check", "Report", "examine"]
 EXTRAS: dict[str, tuple[tuple[str, ...], str]] = {
     "train": (("torch", "onnx", "onnxscript"), "training and the torch backend"),
     "tensorrt": (("tensorrt", "torch"), "inference on NVIDIA GPUs"),
-    "view": (("napari",), "brainmap view"),
+    "view": (("neuroglancer", "starlette", "uvicorn"), "brainmap view, review"),
+    "napari": (("napari",), "brainmap view --napari"),
     "slurm": (("dask_jobqueue",), "--scheduler slurm:FILE"),
 }
 GIB = 1 << 30

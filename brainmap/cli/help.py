@@ -33,7 +33,7 @@ _TALK_OPTIONS = ("verbose", "quiet", "help")
 COMMAND_GROUPS = {
     "First steps": ("demo", "doctor", "atlas"),
     "One brain": ("convert", "detect", "register", "status", "regions", "view", "review", "tune", "evaluate"),
-    "Many animals": ("compare",),
+    "Many animals": ("compare", "study", "power"),
     "Many hands": ("crowd", "gt", "retrain", "train"),
 }
 
@@ -69,6 +69,10 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
     "evaluate": (("brainmap evaluate run truth.csv --tolerance-um 10", "precision and recall of a run"),),
     "compare": (("brainmap compare groups.csv --out comparison",
                  "groups.csv: run,animal,group, one line for each animal"),),
+    "study": (("brainmap study study.csv --out study",
+               "every brain that is not done, then the comparison; study.csv: brain,animal,group"),),
+    "power": (("brainmap power groups.csv --effect 1.5",
+               "how many animals a group are needed to find a half more cells"),),
     "doctor": (("brainmap doctor", "what this machine can do, and what is missing"),),
     "retrain": (("brainmap retrain --clicks clicks.csv --tiles tiles --out my_detector",
                  "a detector that has learnt from clicks, if it is better than the old one"),),

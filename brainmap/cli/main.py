@@ -401,7 +401,12 @@ def convert(
         overwrite=overwrite,
     )
     size, voxel = ("x".join(f"{v:g}" for v in values) for values in (volume.shape, volume.voxel_um))
-    typer.echo(f"{dest}  {size} voxels of {voxel} um, {len(volume.levels)} levels")
+    names = f" ({', '.join(volume.channel_names)})" if volume.channel_names else ""
+    channels = f", {volume.n_channels} channels{names}" if volume.n_channels > 1 else ""
+    typer.echo(f"{dest}  {size} voxels of {voxel} um{channels}")
+    which = " --channel 0" if volume.n_channels > 1 else ""
+    side = "" if volume.orientation else " --orientation auto"
+    typer.echo(f"next: brainmap detect {dest}{which}{side}")
 
 
 @command(app, "evaluate")

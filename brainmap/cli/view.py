@@ -20,6 +20,9 @@ Port = Annotated[
     int, typer.Option(help="Port on this machine [default: a free one].", metavar="N", min=0, max=65535)
 ]
 NoBrowser = Annotated[bool, typer.Option("--no-browser", help="Only print the address.")]
+Brain = Annotated[
+    str | None, typer.Option(help="Where the run's image lies, if it was moved.", metavar="BRAIN")
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -42,24 +45,25 @@ def view(
     run: Run,
     port: Port = 0,
     no_browser: NoBrowser = False,
+    brain: Brain = None,
     napari: Annotated[bool, typer.Option("--napari", help="In a window of napari instead.")] = False,
 ) -> None:
     """See a run in the browser: image, regions, cells; mark what is right, wrong and missed; move the threshold."""
     if napari:
         from brainmap.view.napari import view_run
 
-        view_run(run)
+        view_run(run, brain)
         return
     from brainmap.view.server import serve_run
 
-    serve_run(run, port, browser=not no_browser, say=_say)
+    serve_run(run, port, browser=not no_browser, brain=brain, say=_say)
 
 
-def review(run: Run, port: Port = 0, no_browser: NoBrowser = False) -> None:
+def review(run: Run, port: Port = 0, no_browser: NoBrowser = False, brain: Brain = None) -> None:
     """Judge sample cells and fields one after another: how good are this brain's counts, by division?"""
     from brainmap.view.server import serve_run
 
-    serve_run(run, port, page="/review", browser=not no_browser, say=_say)
+    serve_run(run, port, page="/review", browser=not no_browser, brain=brain, say=_say)
 
 
 def status(

@@ -25,11 +25,12 @@ from brainmap.errors import UsageError
 from brainmap.files import now, to_jsonable, write_json
 from brainmap.lock import held
 from brainmap.machine import versions
-from brainmap.swap import staged
+from brainmap.swap import finish_swap, staged
 
 __all__ = ["compare", "study_record", "write_study"]
 
 RECORD = "compare.json"
+_KEPT = "what was there before stays"
 
 
 def compare(
@@ -53,16 +54,21 @@ def compare(
         If `out` cannot be used.
     """
     settings, out = settings or CompareSettings(), Path(out)
-    _require_free(out, overwrite)
-    table = read_groups(groups, formula=settings.formula, paired=settings.paired)
-    _require_outside(out, table)
-    study = compare_groups(table, settings)
-    write_study(study, out)
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"{out} exists and does not hold a comparison; give another --out")
+    with held(out, _KEPT):
+        finish_swap(out)
+        _require_free(out, overwrite)
+        table = read_groups(groups, formula=settings.formula, paired=settings.paired)
+        _require_outside(out, table)
+        study = compare_groups(table, settings)
+        _write(study, out)
     return study
 
 
 def _require_free(out: Path, overwrite: bool) -> None:
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+    # Names with a dot are ours: the lock, and what killed commands left.
+    if all(path.name.startswith(".") for path in out.iterdir()):
         return
     if not (out / RECORD).is_file():
         raise UsageError(f"{out} exists and does not hold a comparison; give another --out")
@@ -80,10 +86,14 @@ def _require_outside(out: Path, groups: Groups) -> None:
 
 def write_study(study: Study, out: str | Path) -> None:
     """Write a comparison's folder, complete or not at all."""
+    with held(Path(out), _KEPT):
+        _write(study, Path(out))
+
+
+def _write(study: Study, out: Path) -> None:
     from brainmap.cohort.report.page import write_report
 
-    out = Path(out)
-    with held(out, "what was there before stays"), staged(out, RECORD) as folder:
+    with staged(out, RECORD) as folder:
         write_csv(folder / "table.csv", TABLE_COLUMNS, table_rows(study))
         write_csv(folder / "comparison.csv", COMPARISON_COLUMNS, comparison_rows(study))
         write_csv(folder / "divisions.csv", DIVISION_COLUMNS, division_rows(study))

@@ -150,6 +150,8 @@ def map_in_image(
 
 def view_figure(view: View, top: float, width: float = 4.0) -> Figure:
     """One view on black, with what lies where and a scale bar."""
+    from matplotlib import patheffects
+
     height_mm, width_mm = view.size_mm
     figure = style.literal_figure(width, float(np.clip(width * height_mm / width_mm, 1.2, 6.0)), "black")
     axes = style.picture_axes(figure.subplots())
@@ -160,6 +162,7 @@ def view_figure(view: View, top: float, width: float = 4.0) -> Figure:
         lines = np.zeros((*view.borders.shape, 4), np.float32)
         lines[view.borders] = (0.75, 0.85, 1.0, 0.45)
         axes.imshow(lines, extent=extent, interpolation="antialiased")
+    outline = [patheffects.withStroke(linewidth=2.5, foreground="black")]
     left, right, above, below = view.letters
     for text, (x, y), align in (
         (left, (0.01, 0.5), ("left", "center")),
@@ -169,7 +172,7 @@ def view_figure(view: View, top: float, width: float = 4.0) -> Figure:
     ):
         turn = 90 if x != 0.5 and len(text) > 2 else 0
         axes.text(x, y, text, transform=axes.transAxes, color="#c8d0da", fontsize=10, rotation=turn,
-                  ha=align[0], va=align[1])  # fmt: skip
+                  ha=align[0], va=align[1], path_effects=outline)  # fmt: skip
     style.scale_bar(axes, (height_mm * 1000, width_mm * 1000))
     return figure
 

@@ -90,9 +90,9 @@ def _borders(page: Page, run: Run, ranges: dict[int, BorderRange], error_um: flo
         for region in run.regions.regions
         if (found := ranges.get(region.id)) is not None and found.likely is not None
     ]
-    # Where a parent and its only part with cells say the same, the part is named.
-    parents = {region.parent_id: found.count for region, found in gaining}
-    gaining = [(r, f) for r, f in gaining if parents.get(r.id) != f.count]
+    # A structure whose parts are named is not named again.
+    parents = {region.parent_id for region, _ in gaining}
+    gaining = [(r, f) for r, f in gaining if r.id not in parents]
     gaining.sort(key=lambda pair: (pair[1].likely or 0.0) - pair[1].count)
     text = (
         f"The column “if borders are {error_um:.0f} µm off” counts all cells anew after they were moved by so much "
@@ -103,15 +103,15 @@ def _borders(page: Page, run: Run, ranges: dict[int, BorderRange], error_um: flo
         page.add_note(text)
         return
     named = [
-        f"{r.name}: {f.count:,.0f} cells counted; about {f.likely:,.0f} of them are its own, to first order, and the "
-        "others its neighbours'."
+        f"{r.name}: {f.count:,.0f} cells counted; perhaps only {f.likely:,.0f} are its own."
         for r, f in gaining[:_NAMED]
     ]
     if len(gaining) > _NAMED:
         named.append(f"... and {len(gaining) - _NAMED} more")
     page.add_note(
-        f"{text} Some structures are thin beside dense neighbours, or nearly empty: wherever their border is a little "
-        "off they gain cells, and their counts are too high:",
+        f"{text} Some structures are thin beside dense neighbours, or nearly empty: wherever their border is off they "
+        "gain cells and hardly lose any, so their counts may be too high. What is left without that gain, if the "
+        f"borders are off by {error_um:.0f} µm (to first order):",
         named,
     )
 

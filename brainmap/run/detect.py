@@ -12,7 +12,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -36,7 +35,7 @@ from brainmap.run.inputs import Inputs, foreseen, looked_for, options_for, part_
 from brainmap.run.pages import write_pages
 from brainmap.run.place import RunPlace, require_free
 from brainmap.run.request import DetectRequest
-from brainmap.run.said import plan_words, summary_words
+from brainmap.run.said import DetectSummary
 from brainmap.run.threshold_counts import count_over_thresholds
 from brainmap.run_folder import (
     BLOCKS_DIR,
@@ -70,48 +69,6 @@ _SAID = {
 }
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class DetectSummary:
-    """What `brainmap detect` prints.
-
-    Parameters
-    ----------
-    run : Path
-        The run folder.
-    status : str
-        "complete", "incomplete", or "planned" after a dry run.
-    cells, outside : int
-        Cells found; those outside the atlas (None without one).
-    seconds : float
-        Of this command.
-    voxels_per_second : float
-        Voxels of the blocks processed by this command over the time that took; 0 where none were left.
-    warnings : tuple of str
-    plan : dict or None
-        The estimate of a dry run.
-    registration : str or None
-        Verdict on the registration: "good", "doubtful" or "bad"; None without one.
-    registers : bool
-        Whether the run of a dry run would register the brain first.
-    """
-
-    run: Path
-    status: str
-    cells: int
-    outside: int | None
-    seconds: float
-    voxels_per_second: float
-    warnings: tuple[str, ...] = ()
-    plan: dict[str, Any] | None = None
-    registration: str | None = None
-    registers: bool = False
-
-    def __str__(self) -> str:
-        if self.plan is not None:
-            return plan_words(self.plan, self.warnings, self.registers)
-        return summary_words(self)
 
 
 def detect_brain(request: DetectRequest) -> DetectSummary:

@@ -4,15 +4,56 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from brainmap.progress import duration
 from brainmap.run_folder import POINTS_PARQUET, REGIONS_CSV, REPORT_HTML
 
-if TYPE_CHECKING:
-    from brainmap.run.detect import DetectSummary
+__all__ = ["DetectSummary", "plan_words", "size_words", "summary_words"]
 
-__all__ = ["plan_words", "size_words", "summary_words"]
+
+@dataclass(frozen=True)
+class DetectSummary:
+    """What `brainmap detect` prints.
+
+    Parameters
+    ----------
+    run : Path
+        The run folder.
+    status : str
+        "complete", "incomplete", or "planned" after a dry run.
+    cells, outside : int
+        Cells found; those outside the atlas (None without one).
+    seconds : float
+        Of this command.
+    voxels_per_second : float
+        Voxels of the blocks processed by this command over the time that took; 0 where none were left.
+    warnings : tuple of str
+    plan : dict or None
+        The estimate of a dry run.
+    registration : str or None
+        Verdict on the registration: "good", "doubtful" or "bad"; None without one.
+    registers : bool
+        Whether the run of a dry run would register the brain first.
+    """
+
+    run: Path
+    status: str
+    cells: int
+    outside: int | None
+    seconds: float
+    voxels_per_second: float
+    warnings: tuple[str, ...] = ()
+    plan: dict[str, Any] | None = None
+    registration: str | None = None
+    registers: bool = False
+
+    def __str__(self) -> str:
+        if self.plan is not None:
+            return plan_words(self.plan, self.warnings, self.registers)
+        return summary_words(self)
 
 
 def summary_words(summary: DetectSummary) -> str:

@@ -63,14 +63,14 @@ class Desk:
     _weighed: tuple[tuple[Any, ...], Recalibration | None] | None = None
 
     @classmethod
-    def open(cls, run: str | Path) -> Desk:
+    def open(cls, run: str | Path, brain: str | Path | None = None) -> Desk:
         """Open a run, and index its cells where they are not indexed yet.
 
         Raises
         ------
         NotFoundError, DataError
         """
-        opened = ViewedRun.open(run)
+        opened = ViewedRun.open(run, brain)
         return cls(opened, open_cells(opened), MarkKeeper(opened.folder, opened.frame.shape))
 
     # ---- looking ----------------------------------------------------------------------------------------------
@@ -281,8 +281,9 @@ class Desk:
         if asked.get("confirmed") is not True:
             raise UsageError("the tables of the run are written anew: that wants to be confirmed")
         with self._busy:
-            found = recount(self.run.folder, threshold=threshold)
-            self.run = ViewedRun.open(self.run.folder)
+            brain = self.run.volume.url
+            found = recount(self.run.folder, threshold=threshold, brain=brain)
+            self.run = ViewedRun.open(self.run.folder, brain)
         return {"cells": found.cells, "threshold": threshold}
 
     def tune(self, asked: dict[str, Any]) -> dict[str, Any]:

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from brainmap.errors import MissingExtraError, NotFoundError
+from brainmap.errors import MissingExtraError
 from brainmap.image.volume import Volume
 from brainmap.points.table import Points, points_path
-from brainmap.run_folder import REGISTRATION_DIR, RunRecord
+from brainmap.view.run_data import ViewedRun
 
 __all__ = ["view_run"]
 
@@ -18,8 +18,11 @@ __all__ = ["view_run"]
 MOST_POINTS = 1_000_000
 
 
-def view_run(run: str | Path) -> None:
-    """Open a run folder in napari and wait until its window is closed.
+def view_run(run: str | Path, brain: str | Path | None = None) -> None:
+    """Open a run folder in napari and wait until its window is closed; `brain` says where its image was moved.
+
+    Cells are rings as wide as a cell, seen in every plane that they reach to, coloured by score; the status bar names
+    region and score of the one under the pointer.
 
     Raises
     ------
@@ -28,40 +31,54 @@ def view_run(run: str | Path) -> None:
     NotFoundError
         If there is no run, or its volume is gone.
     """
-    run = Path(run)
-    record = RunRecord.load(run)
-    if not points_path(run).is_file():
-        raise NotFoundError(f"{run} has no table of points yet (status: {record.status})")
+    opened = ViewedRun.open(run, brain)
     try:
         import napari
     except ImportError:
         raise MissingExtraError("napari", "napari", "look at a run in a window") from None
 
-    points = Points.read(points_path(run))
-    volume = Volume.open(
-        # The table names the volume by its absolute address, the record as it was typed.
-        points.meta.get("brain") or record.parameters["brain"],
-        channel=record.parameters.get("channel"),
-        voxel_um=record.parameters.get("voxel_um"),
-        timepoint=record.parameters.get("timepoint"),
-        axes=record.parameters.get("axes"),
-    )
-    viewer = napari.Viewer(title=f"brainmap {run.name}")
+    volume = opened.volume
+    viewer = napari.Viewer(title=f"brainmap {opened.name}")
     viewer.add_image(
         [_lazy(volume, level) for level in range(len(volume.levels))],
         scale=volume.voxel_um, translate=volume.origin_um, name=volume.name, multiscale=True,
     )  # fmt: skip
-    annotation = run / REGISTRATION_DIR / "annotation.ome.zarr"
-    if annotation.is_dir():
-        labels = Volume.open(annotation)
+    if opened.registration is not None and (opened.registration.folder / "annotation.ome.zarr").is_dir():
+        labels = Volume.open(opened.registration.folder / "annotation.ome.zarr")
         viewer.add_labels(
             _lazy(labels, 0), scale=labels.voxel_um, translate=labels.origin_um, name="atlas", opacity=0.25
         )
-    if len(points) > MOST_POINTS:
+    points = Points.read(points_path(opened.folder))
+    total = len(points)
+    if total > MOST_POINTS:
         # An even share over the table keeps every part of the brain represented.
-        points = points.take(np.linspace(0, len(points) - 1, MOST_POINTS).astype(np.int64))
-    viewer.add_points(points.zyx_um, name=f"cells ({len(points):,})", size=10, face_color="orange")
+        points = points.take(np.linspace(0, total - 1, MOST_POINTS).astype(np.int64))
+    # In planes rather than um: the slider steps from plane to plane. One unit for all axes: cells stay round.
+    plane = volume.voxel_um[0]
+    viewer.add_points(
+        (points.zyx_um - np.array(volume.origin_um)) / plane,
+        scale=(plane,) * 3, translate=volume.origin_um, size=opened.diameter_um / plane, out_of_slice_display=True,
+        name=f"cells ({len(points):,} of {total:,})" if len(points) < total else f"cells ({total:,})",
+        features=_features(opened, points), face_color="transparent", symbol="ring",
+        border_color="score" if "score" in points else "orange", border_colormap="viridis",
+        border_contrast_limits=(0, 1),
+    )  # fmt: skip
     napari.run()
+
+
+def _features(opened: ViewedRun, points: Points) -> dict[str, Any]:
+    """What napari says of a point: score, region, hemisphere, as far as they are known."""
+    found: dict[str, Any] = {}
+    if "score" in points:
+        found["score"] = points["score"].astype(np.float64)
+    if "region_id" in points and opened.atlas is not None:
+        structures = opened.atlas.structures
+        names = np.array([*structures.acronym, "outside"])
+        # Row -1, no region, is the last name.
+        found["region"] = names[structures.rows_of(points["region_id"])]
+    if "hemisphere" in points:
+        found["hemisphere"] = np.array(["none", "left", "right"])[points["hemisphere"].astype(np.int64)]
+    return found
 
 
 def _lazy(volume: Volume, level: int) -> Any:

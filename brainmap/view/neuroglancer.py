@@ -136,6 +136,8 @@ def viewer_state(run: ViewedRun, origin: str) -> dict[str, Any]:
         "layers": layers,
         "layout": "4panel-alt",
         "showSlices": True,
+        # They lie over the very cell that is looked at.
+        "showAxisLines": False,
         "crossSectionBackgroundColor": "#000000",
         "selection": {"visible": False},
     }

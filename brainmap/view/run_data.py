@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from brainmap.atlas.atlas import Atlas
 from brainmap.errors import BrainmapError, NotFoundError
+from brainmap.image.brain_of_run import brain_of_run
 from brainmap.image.mask import Mask
 from brainmap.image.volume import Volume
 from brainmap.infer.engine.results import iter_candidates, stored_from
@@ -50,8 +51,14 @@ class ViewedRun:
     registration: Registration | None
 
     @classmethod
-    def open(cls, run: str | Path) -> ViewedRun:
+    def open(cls, run: str | Path, brain: str | Path | None = None) -> ViewedRun:
         """Open a run folder.
+
+        Parameters
+        ----------
+        run : path
+        brain : path or URL, optional
+            Where its image lies now, if that was moved without the run.
 
         Raises
         ------
@@ -65,16 +72,9 @@ class ViewedRun:
         if not table.is_file():
             raise NotFoundError(f"{run} has no table of points yet (status: {record.status})")
         meta = Points.read(table, ["z"]).meta
-        parameters = record.parameters
-        volume = Volume.open(
-            # The table names the volume by its absolute address, the record as it was typed.
-            meta.get("brain") or parameters["brain"],
-            channel=parameters.get("channel"),
-            voxel_um=parameters.get("voxel_um"),
-            timepoint=parameters.get("timepoint"),
-            axes=parameters.get("axes"),
-        )
-        own = Path(parameters.get("registration") or folder / REGISTRATION_DIR)
+        volume = brain_of_run(folder, brain)
+        own = Path(record.parameters.get("registration") or folder / REGISTRATION_DIR)
+        own = own if own.is_dir() else folder / REGISTRATION_DIR
         registration = Registration.load(own) if meta.get("registration") and own.is_dir() else None
         return cls(folder, record, meta, volume, registration)
 

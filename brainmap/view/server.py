@@ -72,7 +72,7 @@ _CACHED = {"Cache-Control": "private, max-age=3600"}
 
 
 def serve_run(run: str | Path, port: int = 0, *, page: str = "/", browser: bool = True,
-              say: Callable[[str, int], None] | None = None) -> None:  # fmt: skip
+              brain: str | None = None, say: Callable[[str, int], None] | None = None) -> None:  # fmt: skip
     """Serve a run to the browser of this machine until interrupted.
 
     Parameters
@@ -84,6 +84,8 @@ def serve_run(run: str | Path, port: int = 0, *, page: str = "/", browser: bool 
         Where the browser starts.
     browser : bool
         Open it.
+    brain : path or URL, optional
+        Where the run's image lies now, if that was moved without the run.
     say : callable, optional
         Told the address and the port when everything is ready.
 
@@ -98,7 +100,7 @@ def serve_run(run: str | Path, port: int = 0, *, page: str = "/", browser: bool 
     import uvicorn
 
     require_client()
-    desk = Desk.open(run)
+    desk = Desk.open(run, brain)
     listener = listen(HOST, port)
     port = listener.getsockname()[1]
     address = f"http://{HOST}:{port}{page}"

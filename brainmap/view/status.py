@@ -11,7 +11,9 @@ from typing import Any
 from brainmap.errors import BrainmapError
 from brainmap.files import read_json
 from brainmap.infer.engine.results import cells_in, finished
-from brainmap.run_folder import BLOCKS_DIR, PLAN_FILE, RunRecord
+from brainmap.lock import LOCK_FILE
+from brainmap.run_folder import BLOCKS_DIR, PLAN_FILE, RunRecord, is_run
+from brainmap.swap import REPLACEMENT_DIR
 
 __all__ = ["RunStatus", "run_status"]
 
@@ -114,6 +116,10 @@ def run_status(run: str | Path, price_per_hour: float | None = None, at: datetim
         If there is no run.
     """
     folder = Path(run)
+    replacement = folder / REPLACEMENT_DIR
+    if is_run(replacement) and (folder / LOCK_FILE).is_file():
+        # What is at work is the run that will take this one's place.
+        folder = replacement
     record = RunRecord.load(folder)
     moment = at or datetime.now(UTC)
     started = datetime.fromisoformat(record.started)

@@ -27,7 +27,7 @@ def test_report_covers_what_matters(tmp_path: Path) -> None:
 def test_missing_extras_come_with_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = importlib.util.find_spec
     monkeypatch.setattr(
-        doctor.importlib.util, "find_spec", lambda name: None if name == "napari" else real(name)
+        doctor.importlib.util, "find_spec", lambda name: None if name == "neuroglancer" else real(name)
     )
     check = by_name(examine(tmp_path))["[view]"]
     assert (check.status, check.fix) == ("optional", "pip install 'brainmap[view]'")

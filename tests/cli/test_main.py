@@ -269,9 +269,9 @@ def test_view_without_napari(
     RunRecord(parameters={"brain": "b.zarr"}).save(tmp_path)
     Points.empty().write(tmp_path / "points.parquet")
     monkeypatch.setitem(sys.modules, "napari", None)
-    result = run("view", tmp_path)
+    result = run("view", tmp_path, "--napari")
     assert result.code == 1
-    assert "pip install 'brainmap[view]'" in result.err
+    assert "pip install 'brainmap[napari]'" in result.err
     assert run("view", tmp_path / "none").code == 1
 
 

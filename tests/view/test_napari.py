@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 
 from brainmap.errors import NotFoundError
-from brainmap.image.volume import write_volume
-from brainmap.points.table import Points
-from brainmap.run_folder import RunRecord
 from brainmap.view import napari as view
+
+from .conftest import ORIGIN_UM, SHAPE, SHOWN, VOXEL_UM, places
 
 
 class Viewer:
@@ -35,49 +34,56 @@ class Viewer:
 shown: list[Viewer] = []
 
 
-@pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+@pytest.fixture(autouse=True)
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "napari", SimpleNamespace(Viewer=Viewer, run=lambda: None))
     shown.clear()
-    stack = np.arange(6 * 40 * 50, dtype=np.uint16).reshape(6, 40, 50)
-    write_volume(tmp_path / "b.zarr", stack, (5, 2, 2), chunks=(4, 16, 16), levels=2)
-    run = tmp_path / "run"
-    RunRecord(parameters={"brain": "b.zarr"}).save(run)
-    um = {f"{axis}_um": np.arange(100.0) for axis in "zyx"}
-    Points(um, {"brain": str(tmp_path / "b.zarr")}).write(run / "points.parquet")
-    return run
 
 
-def test_volume_and_cells_lie_in_one_frame(run: Path) -> None:
+def test_volume_cells_and_atlas_lie_in_one_frame(run: Path, made: SimpleNamespace) -> None:
     view.view_run(run)
     (viewer,) = shown
     levels, options = viewer.layers["image"]
-    assert levels[0].shape == (6, 40, 50)
+    assert levels[0].shape == SHAPE
     np.testing.assert_array_equal(
-        np.asarray(levels[0][2:6, 30:, :].compute(scheduler="synchronous")),
-        np.arange(6 * 40 * 50, dtype=np.uint16).reshape(6, 40, 50)[2:6, 30:, :],
+        np.asarray(levels[0][2:6, 30:, :].compute(scheduler="synchronous")), made.image[0][2:6, 30:, :]
     )
-    assert tuple(options["scale"]) == (5, 2, 2)
-    cells, _ = viewer.layers["points"]
-    assert cells.shape == (100, 3)
-    assert "labels" not in viewer.layers
+    assert tuple(options["scale"]) == VOXEL_UM
+    cells, options = viewer.layers["points"]
+    um = cells * np.array(options["scale"]) + np.array(options["translate"])
+    weak = np.arange(len(places())) % 5 == 0
+    np.testing.assert_allclose(um, places()[~weak] * VOXEL_UM + ORIGIN_UM)
+    assert viewer.layers["labels"][0].shape == (10, 16, 20)
 
 
-def test_warped_atlas_is_shown_where_there_is_one(run: Path) -> None:
-    labels = np.ones((3, 8, 10), np.uint32)
-    write_volume(run / "registration" / "annotation.ome.zarr", labels, (10, 10, 10), method="nearest")
+def test_the_slider_steps_from_plane_to_plane_and_cells_are_as_wide_as_cells(run: Path) -> None:
     view.view_run(run)
-    assert shown[0].layers["labels"][0].shape == (3, 8, 10)
+    _, options = shown[0].layers["points"]
+    # A step of the slider is the smallest scale of all layers along its axis.
+    assert options["scale"][0] == VOXEL_UM[0]
+    assert len(set(options["scale"])) == 1
+    assert options["size"] * options["scale"][0] == pytest.approx(10.0)
+    assert options["out_of_slice_display"] is True
+
+
+def test_cells_are_named(run: Path) -> None:
+    view.view_run(run)
+    _, options = shown[0].layers["points"]
+    assert options["border_color"] == "score"
+    assert set(options["features"]["region"]) == {"CTX", "BIG", "outside"}
+    assert set(options["features"]["hemisphere"]) == {"left", "right", "none"}
+    assert len(options["features"]["score"]) == SHOWN
 
 
 def test_too_many_cells_are_thinned_evenly(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(view, "MOST_POINTS", 10)
     view.view_run(run)
-    cells, _ = shown[0].layers["points"]
-    assert cells[:, 0].tolist() == list(range(0, 100, 11))
+    cells, options = shown[0].layers["points"]
+    assert len(cells) == 10
+    assert options["name"] == "cells (10 of 320)"
 
 
 def test_unfinished_run(run: Path) -> None:
     (run / "points.parquet").unlink()
-    with pytest.raises(NotFoundError, match=r"no table of points yet \(status: running\)"):
+    with pytest.raises(NotFoundError, match=r"no table of points yet \(status: complete\)"):
         view.view_run(run)

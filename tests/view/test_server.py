@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -17,10 +18,12 @@ import pytest
 from starlette.testclient import TestClient
 
 from brainmap.coords import vox_to_um
+from brainmap.errors import MissingExtraError, UsageError
 from brainmap.run.marks import read_marks
 from brainmap.run_folder import RunRecord
+from brainmap.view import neuroglancer
 from brainmap.view.desk import Desk
-from brainmap.view.server import create_app
+from brainmap.view.server import create_app, serve_run
 
 from .conftest import BIG_ID, ORIGIN_UM, SHOWN, VOXEL_UM, places
 
@@ -127,7 +130,7 @@ def test_bad_requests_change_nothing(
     assert answer.json()["error"]
     assert not (run / "marks.csv").exists()
     assert (run / "run.json").read_bytes() == record
-    assert set(path.name for path in run.iterdir()) - set(before) <= {"view_review.json"}
+    assert {path.name for path in run.iterdir()} - set(before) <= {"view_review.json"}
 
 
 FOREIGN = [
@@ -194,9 +197,12 @@ def test_forms_and_large_bodies_are_refused(client: TestClient) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["/cells/../run.json", "/cells/%2e%2e/run.json", "/cells/by_id/../../made.json", "/v/brainmap/..%2f__init__.py",
-             "/static/x/view.html", "/static/x/..%2fserver.py", "/image/7/zarr.json", "/image/-1/zarr.json", "/run.json",
-             "/v/brainmap/main.map", "/cells/order/records.npy"]
+    "path",
+    [
+        "/cells/../run.json", "/cells/%2e%2e/run.json", "/cells/by_id/../../made.json", "/v/brainmap/..%2f__init__.py",
+        "/static/x/view.html", "/static/x/..%2fserver.py", "/image/7/zarr.json", "/image/-1/zarr.json",
+        "/run.json", "/v/brainmap/main.map", "/cells/order/records.npy",
+    ],
 )  # fmt: skip
 def test_other_files_are_not_served(client: TestClient, path: str) -> None:
     assert client.get(path).status_code == 404
@@ -251,6 +257,23 @@ def test_tune_shows_before_it_writes(client: TestClient, run: Path) -> None:
     if found["changes"]:
         assert post(client, "/api/tune", confirmed=True).json()["written"] is True
         assert (run / "tuned_detector" / "detector.json").is_file()
+
+
+def test_a_missing_client_is_said_with_its_install_line(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(_: str) -> None:
+        raise ModuleNotFoundError
+
+    monkeypatch.setattr(neuroglancer.resources, "files", gone)
+    with pytest.raises(MissingExtraError, match=r"pip install 'brainmap\[view\]'"):
+        serve_run(run, browser=False)
+
+
+def test_a_port_that_is_taken_is_said_to_be(run: Path) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        with pytest.raises(UsageError, match="choose another --port"):
+            serve_run(run, other.getsockname()[1], browser=False)
 
 
 @pytest.mark.parametrize("command", ["view", "review"])

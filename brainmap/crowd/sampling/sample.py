@@ -26,6 +26,7 @@ from brainmap.errors import DataError
 from brainmap.files import atomic_path, now, write_json
 from brainmap.infer.detector import Detector
 from brainmap.machine import versions
+from brainmap.progress import tracked
 from brainmap.tiles.tiles import Tiles, check_target, write_tiles
 
 __all__ = ["RECORD", "sample_tiles"]
@@ -85,7 +86,7 @@ def _features(
     detector = Detector.open(request.detector or pool.brains[0].detector)
     network = TileNetwork(detector)
     looks = []
-    for row in passed:
+    for row in tracked(passed, "looking at tiles", unit="tiles"):
         diameter = pool.brains[pool.places.brain[row]].cell_diameter_um
         looks.append(network.look(pool.image(int(row)), pool.voxel_um(int(row)), diameter))
     features = standardised(np.stack([look.feature for look in looks]))

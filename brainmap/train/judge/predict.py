@@ -25,6 +25,7 @@ from brainmap.infer.detector import (
 from brainmap.infer.peaks import Heat, find_peaks, suppress
 from brainmap.infer.plan.blocks import align_up
 from brainmap.infer.plan.layout import MAX_TILE, heat_cells, strips, tile_length
+from brainmap.progress import tracked
 from brainmap.tiles.tiles import Tiles
 from brainmap.train.learn.centernet import CenterNet
 from brainmap.train.learn.samples import GridSettings
@@ -130,7 +131,7 @@ def predict_tiles(
         runner = _Runner.of_network(network, prominence)
     diameter = grid.cell_diameter_um if cell_diameter_um is None else cell_diameter_um
     parts = []
-    for index in range(len(tiles)):
+    for index in tracked(range(len(tiles)), "detecting on tiles", unit="tiles"):
         voxel_um = np.asarray(tiles.columns["voxel_um"][index], np.float64)
         parts.append(_predict(runner, tiles.image(index), voxel_um, grid, diameter, lowest_logit, index))
     return TilePoints(*(np.concatenate([part[i] for part in parts]) for i in range(5)))

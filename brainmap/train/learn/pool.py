@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from brainmap.children import end_with_parent, without_interrupts
 from brainmap.errors import DataError, UsageError
+from brainmap.progress import tracked
 from brainmap.settings import check_keys
 from brainmap.train.learn.samples import GridSettings, NetVolume, load_volumes, net_volume, save_volumes
 from brainmap.train.tissue.inserted import Background, insert_cells
@@ -171,13 +172,13 @@ def prepare_pool(
     if jobs:
         log.info("making %d files of the pool in %s", len(jobs), folder)
     if processes < 2:
-        for job in jobs:
+        for job in tracked(jobs, "simulating tissue", unit="files"):
             _make_file(*job)
     else:
         with ProcessPoolExecutor(processes, initializer=end_with_parent) as executor:
             with without_interrupts():
                 made = [executor.submit(_make_file, *job) for job in jobs]
-            for done in made:
+            for done in tracked(made, "simulating tissue", unit="files"):
                 done.result()
     return files
 

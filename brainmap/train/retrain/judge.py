@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from brainmap.progress import task
 from brainmap.train.judge.evaluate import EvaluationSettings, evaluate_points
 from brainmap.train.judge.evaluate_report import write_evaluation
 from brainmap.train.judge.predict import TilePoints
@@ -132,8 +133,8 @@ def _judge(
 
 
 def _simulated(request: RetrainRequest, candidates: dict[str, Candidate]) -> list[dict[str, Any]]:
-    log.info("judging both on simulated tissue")
-    return judge_simulated(candidates, request.settings, request.start_face)
+    with task("judging both on simulated tissue"):
+        return judge_simulated(candidates, request.settings, request.start_face)
 
 
 def write_full_evaluation(folder: Path, judgement: Judgement, cell_diameter_px: float) -> None:

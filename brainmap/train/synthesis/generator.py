@@ -25,6 +25,7 @@ from torch import Tensor
 from brainmap.errors import DataError, UsageError
 from brainmap.files import atomic_path, fingerprint, now, write_json
 from brainmap.machine import versions
+from brainmap.progress import task
 from brainmap.tiles.tiles import Tiles
 from brainmap.train.learn.loop import CHECKPOINT, check_device, read_checkpoint
 from brainmap.train.synthesis.generator_data import (
@@ -82,20 +83,22 @@ def train_generator(
         state.load(checkpoint, job)
     _cut_log(work / "log.jsonl", state.step)
     began, first = time.monotonic(), state.step
-    while state.step < config.steps:
-        for _ in range(config.critic_steps):
-            state.add(_critic_step(job, state))
-        state.add({"steps": 1, **_generator_step(job, state)})
-        state.step += 1
-        last = state.step == config.steps
-        if state.step % config.log_every == 0:
-            _write_log(work / "log.jsonl", state, time.monotonic() - began)
-        if last or state.step % config.sample_every == 0:
-            _write_samples(work / "samples" / f"step-{state.step:06d}.png", job, state)
-        if last or state.step % config.save_every == 0:
-            state.save(checkpoint, job)
-            speed = (time.monotonic() - began) / (state.step - first)
-            _write_record(work / "checkpoint.json", job, state, len(tiles), speed)
+    with task("training the generator", config.steps, "steps", first) as steps:
+        while state.step < config.steps:
+            for _ in range(config.critic_steps):
+                state.add(_critic_step(job, state))
+            state.add({"steps": 1, **_generator_step(job, state)})
+            state.step += 1
+            steps.update(state.step)
+            last = state.step == config.steps
+            if state.step % config.log_every == 0:
+                _write_log(work / "log.jsonl", state, time.monotonic() - began)
+            if last or state.step % config.sample_every == 0:
+                _write_samples(work / "samples" / f"step-{state.step:06d}.png", job, state)
+            if last or state.step % config.save_every == 0:
+                state.save(checkpoint, job)
+                speed = (time.monotonic() - began) / (state.step - first)
+                _write_record(work / "checkpoint.json", job, state, len(tiles), speed)
     return checkpoint
 
 
@@ -285,7 +288,7 @@ def _write_log(path: Path, state: _State, seconds: float) -> None:
     state.recent = {name: round(value / count, 5) for name, value in state.sums.items()}
     state.sums = {}
     record = {"step": state.step, "seconds": round(seconds, 1), **state.recent}
-    log.info("%s", record)
+    log.debug("%s", record)
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(record) + "\n")
 

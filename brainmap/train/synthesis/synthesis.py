@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from brainmap.errors import UsageError
 from brainmap.files import atomic_path, write_json
 from brainmap.machine import versions
+from brainmap.progress import tracked
 from brainmap.settings import read_table
 from brainmap.tiles.tiles import Tiles, check_target, write_tiles
 from brainmap.train.learn.samples import render_targets
@@ -256,7 +257,7 @@ def synthesize(
     truth: list[_Truth] = []
 
     def images() -> Iterator[NDArray[np.float32]]:
-        for index, name in enumerate(ids):
+        for index, name in enumerate(tracked(ids, "making tiles", unit="tiles")):
             chosen = int(order[index % len(order)])
             tile = make_tile(settings, generator, np.random.default_rng([seed, index]), texture, chosen)
             # Encoded, the masks of thousands of tiles can wait until the images are written.
