@@ -142,7 +142,7 @@ class GroupedCommand(TyperCommand):
             record = parameter.get_help_record(ctx)
             if record is not None:
                 if parameter.param_type_name == "argument":
-                    record = (str(parameter.metavar), parameter.help or "")
+                    record = (str(parameter.metavar), getattr(parameter, "help", None) or "")
                 groups[_group_of(parameter, many)].append(record)
         for name, records in groups.items():
             if records:
