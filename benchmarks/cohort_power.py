@@ -25,7 +25,7 @@ from pathlib import Path
 
 import numpy as np
 
-from brainmap.cohort.compare import LEVEL_SD, add_up_divisions, contrast_error
+from brainmap.cohort.compare import LEVEL_SD, add_up_divisions, cautious, contrast_error
 from brainmap.cohort.model.densities import contrast_densities, find_outliers, log_density, residuals
 from brainmap.cohort.model.design import Contrast
 from brainmap.cohort.model.levels import median_levels
@@ -111,6 +111,10 @@ def draw(scene: Scene, seed: int) -> Drawn:
     else:
         shape = 1 / (spread * own) ** 2
         log = log + np.log(rng.gamma(shape, 1 / shape))
+    if scene.unequal != 1.0:
+        # Groups that scatter differently have the same mean, not the same median.
+        total = shared**2 + (own**2 if scene.lognormal else 0.0)
+        log = log - spread**2 * total / 2
     log = log + np.log(rng.uniform(*scene.staining, animals))[:, None]
     design = np.column_stack(columns).astype(float)
     vector = np.concatenate([vector, np.zeros(design.shape[1] - len(vector))])
@@ -167,7 +171,9 @@ def tested(key: Key, relative: bool | None, measure: str) -> Tested:
             values = log_density(count, volume)
             return contrast_densities(values, study.design, study.contrast, study.sides, welch=study.plain).p
         model = fit_counts(count, volume, study.design, None if study.sides is None else study.group)
-        return contrast_counts(model, study.design, study.contrast, study.sides).p
+        values = log_density(count, volume)
+        other = contrast_densities(values, study.design, study.contrast, study.sides, welch=study.plain)
+        return cautious(contrast_counts(model, study.design, study.contrast, study.sides), other).p
 
     p = test(count, volume)
     sums = add_up_divisions(count, volume, divisions_of(study))

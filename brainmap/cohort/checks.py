@@ -104,8 +104,8 @@ def of_design(groups: Groups, design: Design, scatters: Sequence[Scatter | None]
         if scatter is not None and scatter.variance.max() > scatter.variance.min():
             yield (
                 "the groups scatter unlike: variances differ by a factor of "
-                f"{scatter.variance.max() / scatter.variance.min():.1f} over all regions. Counts are weighted by it; "
-                "with unequal numbers of animals p-values are less exact"
+                f"{scatter.variance.max() / scatter.variance.min():.1f} over all regions. Counts are weighted by it, "
+                "and called different only where densities differ too (the larger p of both)"
             )
 
 

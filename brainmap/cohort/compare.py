@@ -33,7 +33,7 @@ from brainmap.cohort.table import SIDES, CohortTable, read_cohort
 from brainmap.cohort.units import Units, make_units
 from brainmap.errors import DataError
 
-__all__ = ["LEVEL_SD", "add_up_divisions", "compare_groups", "contrast_error"]
+__all__ = ["LEVEL_SD", "add_up_divisions", "cautious", "compare_groups", "contrast_error"]
 
 Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]
@@ -247,7 +247,8 @@ class _Side:
         if measure == DENSITY:
             values = log_density(count, volume)
             return contrast_densities(values, self.design.matrix, contrast, sides, welch=self.plain)
-        return contrast_counts(model, self.design.matrix, contrast, sides)
+        result = contrast_counts(model, self.design.matrix, contrast, sides)
+        return cautious(result, self._test(DENSITY, contrast, sides, model, count, volume))
 
     def _describe(self, sides: Flags | None) -> tuple[NDArray[np.int64], Floats]:
         if sides is None:
@@ -274,6 +275,17 @@ class _Side:
         return residuals(
             np.where(self.there & (self.cells >= LEAST_CELLS), values, np.nan), self.design.matrix
         )
+
+
+def cautious(counts: RegionTest, densities: RegionTest) -> RegionTest:
+    """Where groups scatter unlike, counts count as different only where densities do too: the larger p of both.
+
+    Counts know such scatter as one factor for all regions, and alone are far too liberal then.
+    """
+    scatter = counts.scatter
+    if scatter is None or scatter.variance.max() <= scatter.variance.min():
+        return counts
+    return replace(counts, p=np.fmax(counts.p, np.where(np.isfinite(counts.p), densities.p, np.nan)))
 
 
 def contrast_error(variance: float, design: Floats, vector: Floats) -> float:

@@ -145,11 +145,11 @@ class StudyPlan:
     @property
     def runs(self) -> tuple[Path, ...]:
         """Run folder of each animal."""
-        return tuple(
+        found = [
             run if request is None else request.out
             for run, request in zip(self.brains.run, self.requests, strict=True)
-            if run is not None or request is not None
-        )
+        ]
+        return tuple(run for run in found if run is not None)
 
     def waiting(self) -> list[DetectRequest]:
         """Brains that are not detected yet as they are asked for."""
@@ -236,10 +236,10 @@ def run_study(
             log.error("%s: %s", request.out.name, error)
             failed.append((request.out.name, error))
     if failed:
-        first, error = failed[0]
+        first, reason = failed[0]
         more = f" and {', '.join(name for name, _ in failed[1:])}" if failed[1:] else ""
         raise DataError(
-            f"{len(failed)} of {len(plan.runs)} brains could not be detected ({first}{more}: {error}); the "
+            f"{len(failed)} of {len(plan.runs)} brains could not be detected ({first}{more}: {reason}); the "
             "others are done, "
             "the same command tries these again"
         )
