@@ -136,7 +136,7 @@ class Recipe:
         In this order, each from the network of the one before; all of them on the same sections. Empty: simulated
         cells only.
     student : Student, optional
-        Makes the network that is exported; without it the teacher is.
+        Made of the network that was trained; it is what is exported then.
     """
 
     name: str = "default"

@@ -19,7 +19,6 @@ from brainmap.train.judge.calibrate import (  # noqa: E402
     balanced_face,
     best_threshold,
     calibration_knots,
-    detections,
     face_weights,
     judge,
 )
@@ -238,7 +237,10 @@ def test_slabs_hold_about_the_cells_of_the_whole() -> None:
     lowest = detector.spec.logit_at(detector.spec.threshold)
 
     def count(stack: np.ndarray, face: FaceWeights) -> int:
-        return int((detections(model, replace(whole, stack=stack), grid, face).logit >= lowest).sum())
+        found = (
+            judge(model, replace(whole, stack=stack), grid).weighed(face).lowered(detector.spec.prominence)
+        )
+        return int((found.logit >= lowest).sum())
 
     slabs = [whole.stack[i : i + 4] for i in range(0, 24, 4)]
     gain = {
