@@ -179,6 +179,8 @@ def _f1_after(
     n_true = int(cells[test].sum())
     if not n_true:
         return float("nan")
+    if not rest.any():
+        return 0.0
     if not len(taught):
         # The start's ranking with the threshold its own score is best at elsewhere.
         elsewhere = ~rest
@@ -195,7 +197,9 @@ def _f1_after(
 
 
 def _best(logit: NDArray[np.floating], correct: NDArray[np.bool_], n_true: int) -> float:
-    """The logit from which F1 is best."""
+    """The logit from which F1 is best; beyond all where there is no peak to choose from."""
+    if not len(logit):
+        return float("inf")
     order = np.argsort(-logit)
     f1 = 2 * np.cumsum(correct[order]) / (np.arange(1, len(order) + 1) + n_true)
     return float(logit[order][np.argmax(f1)])

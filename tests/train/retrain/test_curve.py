@@ -80,3 +80,10 @@ def test_features_are_those_of_the_whole_tile(monkeypatch: pytest.MonkeyPatch) -
     assert whole.shape == (40, 8)
     assert whole.std() > 0
     np.testing.assert_allclose(pieces, whole, atol=1e-5)
+
+
+def test_slices_without_a_peak_are_no_failure() -> None:
+    features, correct, group, cells = detections(30)
+    own = group == 0
+    found = fit_curve(features[own], correct[own], group[own], cells, splits=6, seed=0)
+    assert found is None or np.isfinite(found.f1[0])
