@@ -42,6 +42,7 @@ __all__ = [
     "face_weights",
     "judge",
     "prominence_weights",
+    "rising_knots",
 ]
 
 log = logging.getLogger(__name__)
@@ -329,8 +330,21 @@ def calibration_knots(judged: list[Judged], n_knots: int = 25) -> tuple[tuple[fl
     # Averaging around every knot turns the steps of the regression into slopes.
     half = (at[1] - at[0]) / 2
     value = np.array([curve.predict(np.linspace(a - half, a + half, 50)).mean() for a in at])
+    return rising_knots(at, value)
+
+
+def rising_knots(at: NDArray[np.floating], value: NDArray[np.floating]) -> tuple[tuple[float, float], ...]:
+    """A curve as a detector's record takes it: logits rise by a thousandth at least, probabilities never fall.
+
+    A network that gives every peak almost the same height has logits nearer to each other than that.
+    """
+    place = np.asarray(at).round(3)
     value = np.maximum.accumulate(np.clip(value, 0.001, 0.999))
-    return tuple((float(a), round(float(v), 4)) for a, v in zip(at, value, strict=True))
+    last = np.append(np.diff(place) > 0, True)
+    place, value = place[last], value[last]
+    if len(place) == 1:
+        place, value = np.array([place[0] - 0.001, place[0]]).round(3), value.repeat(2)
+    return tuple((float(a), round(float(v), 4)) for a, v in zip(place, value, strict=True))
 
 
 def best_threshold(*groups: list[Judged], flat: float = 0.001) -> tuple[float, float]:

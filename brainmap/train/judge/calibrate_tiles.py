@@ -17,7 +17,7 @@ from brainmap.errors import DataError
 from brainmap.gt.truth import GroundTruth
 from brainmap.infer.detector import Detector
 from brainmap.tiles.tiles import Tiles
-from brainmap.train.judge.calibrate import Judged, calibration_knots
+from brainmap.train.judge.calibrate import Judged, calibration_knots, rising_knots
 from brainmap.train.judge.evaluate import EvaluationSettings, true_points
 from brainmap.train.judge.predict import Knots, calibrated, grid_of, predict_tiles
 from brainmap.train.judge.scores import Scored, match_truth, reliability
@@ -191,8 +191,7 @@ def _beta(logit: NDArray, correct: NDArray[np.bool_], n_knots: int = 41) -> Knot
         model = LogisticRegression(C=10.0, max_iter=1000).fit(features(logit)[:, use], correct)
     at = np.linspace(float(logit.min()), float(logit.max()) + 1e-3, n_knots).round(3)
     value = model.predict_proba(features(at)[:, use])[:, 1]
-    value = np.maximum.accumulate(np.clip(value, 0.001, 0.999))
-    return tuple((float(a), round(float(v), 4)) for a, v in zip(at, value, strict=True))
+    return rising_knots(at, value)
 
 
 def _folds(group: NDArray[np.integer], folds: int) -> NDArray[np.int64]:

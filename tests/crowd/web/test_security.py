@@ -521,6 +521,8 @@ def test_what_the_crowd_can_see_says_nothing_about_others_or_the_detector(ann, b
         ann.client.get(url).text
         for url in ("/api/projects", "/api/projects/cortex/next", "/api/me", "/api/me/export", "/work/cortex")
     )
+    # Random names of tiles may hold any letters.
+    seen = re.sub(r"(?<![\w-])[\w-]{22}(?![\w-])", "", seen)
     for word in ("Bob", "qc", "redundancy", "posterior", "sensitivity", "n_completed", "image_id", "score"):
         assert word not in seen
 

@@ -13,7 +13,12 @@ from brainmap.errors import DataError  # noqa: E402
 from brainmap.gt.truth import GroundTruth  # noqa: E402
 from brainmap.infer.detector import PLAIN_PROMINENCE, Detector  # noqa: E402
 from brainmap.tiles.tiles import Tiles, write_tiles  # noqa: E402
-from brainmap.train.judge.calibrate import Judged, best_threshold, prominence_weights  # noqa: E402
+from brainmap.train.judge.calibrate import (  # noqa: E402
+    Judged,
+    best_threshold,
+    prominence_weights,
+    rising_knots,
+)
 from brainmap.train.judge.calibrate_tiles import calibrate_on_tiles, tile_calibration  # noqa: E402
 from brainmap.train.judge.predict import calibrated, predict_tiles  # noqa: E402
 from brainmap.train.judge.scores import reliability  # noqa: E402
@@ -150,3 +155,12 @@ def test_prominence_is_used_where_brains_differ_in_texture() -> None:
     ]
     assert prominence_weights(*blind) == PLAIN_PROMINENCE
     assert prominence_weights([Judged(clean[0].logit, clean[0].correct, 400)]) == PLAIN_PROMINENCE
+
+
+def test_logits_nearer_than_a_thousandth_make_a_valid_curve() -> None:
+    """A network that knows nothing gives every peak the same height."""
+    for spread in (0.0, 1e-5, 1e-3):
+        at = np.linspace(-4.595, -4.595 + spread, 25)
+        knots = np.array(rising_knots(at, np.linspace(0.3, 0.2, 25)))
+        assert len(knots) >= 2
+        assert (np.diff(knots[:, 0]) > 0).all() and (np.diff(knots[:, 1]) >= 0).all()
