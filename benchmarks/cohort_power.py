@@ -1,6 +1,7 @@
 """Rates of false discoveries and power of `brainmap compare` on studies with a known truth, beside other tests.
 
-python benchmarks/cohort_power.py [--repeats N] [--only TEXT] [--slow] [--json FILE] [--figure FILE.svg]
+python benchmarks/cohort_power.py [--repeats N] [--only TEXT] [--slow] [--csv FILE]
+    [--figure FILE.svg] [--power-figure FILE.svg]
 
 Studies of 300 regions in 12 divisions, 5 to 3000 cells. A region's density scatters between animals by its own
 coefficient of variation (15 to 60 %), regions of a division share a part of it, and an animal's staining multiplies all
@@ -15,9 +16,8 @@ densities; with --slow also statsmodels' negative binomial regression of each re
 from __future__ import annotations
 
 import argparse
+import csv
 import functools
-import json
-import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -167,13 +167,14 @@ def tested(key: Key, relative: bool | None, measure: str) -> Tested:
     cells = np.where(np.isfinite(volume), count, 0).sum(axis=0)
 
     def test(count: np.ndarray, volume: np.ndarray) -> np.ndarray:
-        if measure == "density":
-            values = log_density(count, volume)
-            return contrast_densities(values, study.design, study.contrast, study.sides, welch=study.plain).p
-        model = fit_counts(count, volume, study.design, None if study.sides is None else study.group)
         values = log_density(count, volume)
         other = contrast_densities(values, study.design, study.contrast, study.sides, welch=study.plain)
-        return cautious(contrast_counts(model, study.design, study.contrast, study.sides), other).p
+        if measure == "welch":
+            return other.p
+        model = fit_counts(count, volume, study.design, None if study.sides is None else study.group)
+        counts = contrast_counts(model, study.design, study.contrast, study.sides)
+        both = cautious(counts, other)
+        return other.p if measure == "density" and both is counts else both.p
 
     p = test(count, volume)
     sums = add_up_divisions(count, volume, divisions_of(study))
@@ -265,7 +266,7 @@ METHODS: dict[str, Callable[[Key], Called]] = {
     "flat, levels kept": lambda s: compare(s, relative=False, tree=False),
     "tree, levels kept": lambda s: compare(s, relative=False, tree=True),
     "densities, tree": lambda s: compare(s, relative=None, tree=True, measure="density"),
-    "Welch, levels kept": lambda s: compare(s, relative=False, tree=False, measure="density"),
+    "Welch, levels kept": lambda s: compare(s, relative=False, tree=False, measure="welch"),
     "sign in doubt < 5 %": pooled,
 }
 SLOW: dict[str, Callable[[Key], Called]] = {"statsmodels NB": statsmodels_nb, "PyDESeq2": pydeseq2}
@@ -298,38 +299,59 @@ POWERS = {
 }
 
 
-def run(
-    scene: Scene, repeats: int, methods: dict[str, Callable[[Key], Called]]
-) -> dict[str, dict[str, float]]:
-    """Means over repeated studies, per method."""
-    rows: dict[str, list[list[float]]] = {name: [] for name in methods}
-    for seed in range(repeats):
-        study = draw(scene, seed)
-        key = Key(study)
-        true = np.array([study.changed[study.of == d].any() for d in range(DIVISIONS)])
-        for name, method in methods.items():
-            called = method(key)
-            region, division = called.region, called.division
-            none = np.full(DIVISIONS, False) if division is None else division
-            discoveries = region.sum() + none.sum()
-            false = (region & ~study.changed).sum()
-            rows[name].append(
-                [
-                    float(region.any() or none.any()),
-                    false / max(region.sum(), 1),
-                    (false + (none & ~true).sum()) / max(discoveries, 1),
-                    region[study.changed].mean() if study.changed.any() else np.nan,
-                    np.nan if division is None or not true.any() else none[true].mean(),
-                ]
-            )
-        prepared.cache_clear()
-        tested.cache_clear()
-    keys = ("any", "FDR", "FDR tree", "found", "divisions")
-    return {
-        name: dict(zip(keys, np.mean(values, axis=0).tolist(), strict=True))
-        for name, values in rows.items()
-        if values
-    }
+KEYS = ("any", "FDR", "FDR tree", "found", "divisions")
+Rows = dict[str, list[list[float]]]
+
+
+def judge(study: Drawn, methods: dict[str, Callable[[Key], Called]]) -> dict[str, list[float]]:
+    """What every method makes of one study, in the order of `KEYS`."""
+    key = Key(study)
+    true = np.array([study.changed[study.of == d].any() for d in range(DIVISIONS)])
+    rows = {}
+    for name, method in methods.items():
+        called = method(key)
+        region, division = called.region, called.division
+        none = np.full(DIVISIONS, False) if division is None else division
+        false = (region & ~study.changed).sum()
+        rows[name] = [
+            float(region.any() or none.any()),
+            false / max(region.sum(), 1),
+            (false + (none & ~true).sum()) / max(region.sum() + none.sum(), 1),
+            region[study.changed].mean() if study.changed.any() else np.nan,
+            np.nan if division is None or not true.any() else none[true].mean(),
+        ]
+    prepared.cache_clear()
+    tested.cache_clear()
+    return rows
+
+
+class Ledger:
+    """Results of every study, kept in a CSV as they come: a run that is stopped goes on where it was."""
+
+    def __init__(self, path: Path | None) -> None:
+        self.path, self.rows, self.done = path, {}, set()
+        if path is not None and path.exists():
+            with path.open(encoding="utf-8", newline="") as stream:
+                for title, seed, method, *values in csv.reader(stream):
+                    self._keep(title, int(seed), method, [float(v) for v in values])
+
+    def _keep(self, title: str, seed: int, method: str, values: list[float]) -> None:
+        self.rows.setdefault(title, {}).setdefault(method, []).append(values)
+        self.done.add((title, seed))
+
+    def add(self, title: str, seed: int, found: dict[str, list[float]]) -> None:
+        for method, values in found.items():
+            self._keep(title, seed, method, values)
+        if self.path is not None:
+            with self.path.open("a", encoding="utf-8", newline="") as stream:
+                writer = csv.writer(stream, lineterminator="\n")
+                writer.writerows([title, seed, method, *map(float, v)] for method, v in found.items())
+
+    def means(self, title: str) -> dict[str, dict[str, float]]:
+        return {
+            method: dict(zip(KEYS, np.mean(values, axis=0).tolist(), strict=True)) | {"studies": len(values)}
+            for method, values in self.rows.get(title, {}).items()
+        }
 
 
 def show(title: str, result: dict[str, dict[str, float]]) -> None:
@@ -338,56 +360,86 @@ def show(title: str, result: dict[str, dict[str, float]]) -> None:
         print(f"{name:<24}" + "".join(f"{value:>11.3f}" for value in values.values()), flush=True)
 
 
-def draw_figure(results: dict[str, dict[str, dict[str, float]]], repeats: int, path: Path) -> None:
+def draw_figure(results: dict[str, dict[str, dict[str, float]]], path: Path) -> None:
     """Rate of false discoveries without any difference, with its standard error, by study and method."""
     from brainmap.report import style
 
-    figure = style.new_figure(9.0, 0.36 * len(results) + 1.6)
+    figure = style.new_figure(9.0, 0.42 * len(results) + 1.6)
     axes = style.clean(figure.subplots(), x="rate of false discoveries without a difference", grid="x")
     for k, name in enumerate(next(iter(results.values()))):
         rate = np.array([values[name]["any"] for values in results.values()])
+        studies = np.array([values[name]["studies"] for values in results.values()])
         y = np.arange(len(results)) + (k - 3) * 0.1
-        error = np.sqrt(np.maximum(rate * (1 - rate), 0.25 / repeats) / repeats)
+        error = np.sqrt(np.maximum(rate * (1 - rate), 0.5 / studies * (1 - 0.5 / studies)) / studies)
         colour = (*style.CYCLE, style.QUIET)[k % 7]
         axes.errorbar(rate, y, xerr=error, fmt="o", markersize=4, color=colour, label=name, linewidth=1)
     axes.axvline(ALPHA, color=style.INK, linewidth=1, linestyle="--")
-    axes.set_yticks(
-        range(len(results)), [title.removeprefix("no difference, ") for title in results], fontsize=9
-    )
+    titles = [title.removeprefix("no difference, ") for title in results]
+    axes.set_yticks(range(len(results)), titles, fontsize=9)
     axes.set_ylim(len(results) - 0.5, -0.5)
     axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+    figure.savefig(path)
+
+
+def draw_power(results: dict[str, dict[str, dict[str, float]]], path: Path) -> None:
+    """What each method finds of the changed regions, against the false share of what it calls."""
+    from brainmap.report import style
+
+    figure = style.new_figure(3.4 * min(len(results), 3), 3.2 * (1 + (len(results) - 1) // 3))
+    panels = np.atleast_1d(
+        figure.subplots((len(results) + 2) // 3, min(len(results), 3), sharey=True)
+    ).ravel()
+    for panel in panels[len(results) :]:
+        panel.set_axis_off()
+    for axes, (title, methods) in zip(panels, results.items(), strict=False):
+        style.clean(axes, title=title.split(", ", 1)[1], x="false among regions called", grid="both")
+        for k, (name, values) in enumerate(methods.items()):
+            colour, marker = style.CYCLE[k % len(style.CYCLE)], "o" if k < len(style.CYCLE) else "s"
+            axes.plot(values["FDR"], values["found"], marker, color=colour, markersize=6, label=name)
+        axes.axvline(ALPHA, color=style.INK, linewidth=1, linestyle="--")
+        axes.set_xlim(left=-0.005)
+        axes.set_ylim(-0.02, 1.02)
+    panels[0].set_ylabel("changed regions found")
+    handles = {h.get_label(): h for axes in panels for h in axes.get_lines() if h.get_marker() in "os"}
+    figure.legend(
+        handles.values(), handles.keys(), loc="outside lower center", ncols=3, frameon=False, fontsize=8
+    )
     figure.savefig(path)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--repeats", type=int, default=500)
-    parser.add_argument("--only", default="", help="studies whose title contains this")
+    parser.add_argument("--only", default="", help="studies whose title contains one of these, by |")
     parser.add_argument("--slow", action="store_true", help="also statsmodels and PyDESeq2")
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--figure", type=Path)
+    parser.add_argument("--csv", type=Path, help="where every study is kept; the same command goes on")
+    parser.add_argument("--figure", type=Path, help="of the studies without a difference")
+    parser.add_argument("--power-figure", type=Path, help="of the others")
     options = parser.parse_args()
-    methods = dict(METHODS)
-    if options.slow:
-        methods |= SLOW
-    results, nulls = {}, {}
-    start = time.time()
-    for kind, scenes in (("no difference", NULLS), ("20 of 300 changed", POWERS)):
-        for name, scene in scenes.items():
-            title = f"{kind}, {name}"
-            if options.only not in title:
-                continue
-            usable = methods
+    methods = METHODS | (SLOW if options.slow else {})
+    scenes = {f"no difference, {name}": scene for name, scene in NULLS.items()}
+    scenes |= {f"20 of 300 changed, {name}": scene for name, scene in POWERS.items()}
+    scenes = {
+        title: scene for title, scene in scenes.items() if any(w in title for w in options.only.split("|"))
+    }
+    ledger = Ledger(options.csv)
+    # In turn, so that whenever it is stopped all kinds of study were repeated equally often.
+    for seed in range(options.repeats):
+        for title, scene in scenes.items():
+            usable = dict(methods)
             if scene.pairs or scene.cross or scene.batch or len(scene.n) > 2:
-                usable = {key: value for key, value in methods.items() if key != "PyDESeq2"}
-            results[title] = run(scene, options.repeats, usable)
-            if kind == "no difference":
-                nulls[title] = results[title]
-            if options.json:
-                options.json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-            show(f"{title} ({options.repeats} studies, {time.time() - start:.0f} s so far)", results[title])
+                usable.pop("PyDESeq2", None)
+            if (title, seed) not in ledger.done:
+                ledger.add(title, seed, judge(draw(scene, seed), usable))
+    for title in scenes:
+        result = ledger.means(title)
+        show(title, result)
+    nulls = {title: ledger.means(title) for title in scenes if title.startswith("no difference")}
+    powers = {title: ledger.means(title) for title in scenes if not title.startswith("no difference")}
     if options.figure and nulls:
-        draw_figure(nulls, options.repeats, options.figure)
+        draw_figure(nulls, options.figure)
+    if options.power_figure and powers:
+        draw_power(powers, options.power_figure)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from brainmap.cohort.model.statistics import (
 )
 from brainmap.cohort.model.tree import Divisions, adjust_tree, find_divisions
 from brainmap.cohort.selection import select_regions
-from brainmap.cohort.study import COUNT, DENSITY, MEASURES, CompareSettings, Comparison, Study
+from brainmap.cohort.study import COUNT, MEASURES, CompareSettings, Comparison, Study
 from brainmap.cohort.table import SIDES, CohortTable, read_cohort
 from brainmap.cohort.units import Units, make_units
 from brainmap.errors import DataError
@@ -244,11 +244,14 @@ class _Side:
         count: Floats,
         volume: Floats,
     ) -> RegionTest:
-        if measure == DENSITY:
-            values = log_density(count, volume)
-            return contrast_densities(values, self.design.matrix, contrast, sides, welch=self.plain)
-        result = contrast_counts(model, self.design.matrix, contrast, sides)
-        return cautious(result, self._test(DENSITY, contrast, sides, model, count, volume))
+        densities = contrast_densities(
+            log_density(count, volume), self.design.matrix, contrast, sides, welch=self.plain
+        )
+        counts = contrast_counts(model, self.design.matrix, contrast, sides)
+        of_both = cautious(counts, densities)
+        if measure == COUNT:
+            return of_both
+        return densities if of_both is counts else replace(densities, p=of_both.p)
 
     def _describe(self, sides: Flags | None) -> tuple[NDArray[np.int64], Floats]:
         if sides is None:
@@ -278,9 +281,10 @@ class _Side:
 
 
 def cautious(counts: RegionTest, densities: RegionTest) -> RegionTest:
-    """Where groups scatter unlike, counts count as different only where densities do too: the larger p of both.
+    """Where groups scatter unlike, a region counts as different only by counts and densities: the larger p of both.
 
-    Counts know such scatter as one factor for all regions, and alone are far too liberal then.
+    Counts know such scatter as one factor for all regions, and alone are far too liberal then. Log densities compare
+    medians, which differ where means do not if one group scatters more, so they alone are too liberal as well.
     """
     scatter = counts.scatter
     if scatter is None or scatter.variance.max() <= scatter.variance.min():
