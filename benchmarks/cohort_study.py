@@ -4,8 +4,8 @@ python benchmarks/cohort_study.py WORK [--size tiny|demo]
 
 Three animals as they are; in three the striatum holds three times and ISO2/3 a third of the cells. The command is
 interrupted while the third brain is detected, and typed again. Prints times, the two structures' ratios and what is
-called. Exits 1 unless the brains that were done stay as they were, and both structures have the smallest p, each with its
-sign.
+called. Exits 1 unless the brains that were done stay as they were, and both structures have smallest p and right
+signs.
 """
 
 from __future__ import annotations
@@ -61,7 +61,9 @@ def main() -> int:
     again = subprocess.run(command, check=False).returncode
     print(f"went on to the end in {time.time() - start:.0f} s with exit {again}")
     kept = all(path.stat().st_mtime_ns == when for path, when in finished.items())
-    result = pd.read_csv(out / "comparison" / "comparison.csv").query("measure == 'count'").set_index("acronym")
+    result = (
+        pd.read_csv(out / "comparison" / "comparison.csv").query("measure == 'count'").set_index("acronym")
+    )
     print(result.sort_values("p")[["n_a", "n_b", "log2_ratio", "p", "q_tree", "called"]].head(6))
     signs = result.loc["STR", "log2_ratio"] > 0.8 and result.loc["ISO2/3", "log2_ratio"] < -0.8
     smallest = set(result["p"].nsmallest(2).index) == set(PLANTED)

@@ -1,4 +1,4 @@
-"""Commands for many animals: compare, power, study, maps."""
+"""Commands for many animals: compare, power, study, maps, network."""
 
 from __future__ import annotations
 
@@ -275,6 +275,37 @@ def maps(
     print_pairs([*found.lines(), ("report", str(page))])
 
 
+def network(
+    groups: Annotated[
+        Path, typer.Argument(help="CSV run,animal,group and further columns.", metavar="GROUPS.csv")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder to write.", metavar="DIR")],
+    level: Level = "summary",
+    within: Within = None,
+    hemisphere: Annotated[str, typer.Option(help="Side.", metavar="left|right|both")] = "both",
+    relative: Relative = None,
+    control: Control = None,
+    permutations: Annotated[int, typer.Option(help="Permutations, and bootstraps.", metavar="N")] = 1000,
+    density: Annotated[
+        float,
+        typer.Option(help="Share of all pairs that are edges when modules are looked for.", metavar="F"),
+    ] = 0.1,
+    alpha: Annotated[float, typer.Option(help="Rate of false discoveries.", metavar="F")] = 0.05,
+    few: Annotated[bool, typer.Option("--few", help="Also groups of four or five animals.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace earlier networks.")] = False,
+) -> None:
+    """Correlate regions over the animals of each group, and say what differs between the groups' networks."""
+    from brainmap.cohort.networks.network import NetworkSettings, make_network
+    from brainmap.cohort.networks.write import write_network
+
+    settings = NetworkSettings(
+        level, within, hemisphere, relative, _words(control), permutations, density, alpha, few
+    )
+    found = make_network(groups, settings)
+    page = write_network(found, out, overwrite=overwrite)
+    print_pairs([*found.lines(), ("report", str(page))])
+
+
 def _words(text: str | None) -> tuple[str, ...]:
     return tuple(word.strip() for word in (text or "").split(",") if word.strip())
 
@@ -285,3 +316,4 @@ def register(app: typer.Typer) -> None:
     command(app, "power")(power)
     command(app, "study")(study)
     command(app, "maps")(maps)
+    command(app, "network")(network)

@@ -33,7 +33,7 @@ _TALK_OPTIONS = ("verbose", "quiet", "help")
 COMMAND_GROUPS = {
     "First steps": ("demo", "doctor", "atlas"),
     "One brain": ("convert", "detect", "register", "status", "regions", "view", "review", "tune", "evaluate"),
-    "Many animals": ("compare", "maps", "study", "power"),
+    "Many animals": ("compare", "maps", "network", "study", "power"),
     "Many hands": ("crowd", "gt", "retrain", "train"),
 }
 
@@ -75,6 +75,8 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
                "how many animals a group are needed to find a half more cells"),),
     "maps": (("brainmap maps groups.csv --out maps",
               "where groups differ, voxel by voxel, whatever the borders of regions"),),
+    "network": (("brainmap network groups.csv --out network",
+                 "which regions go together in each group, and where groups differ in it"),),
     "doctor": (("brainmap doctor", "what this machine can do, and what is missing"),),
     "retrain": (("brainmap retrain --clicks clicks.csv --tiles tiles --out my_detector",
                  "a detector that has learnt from clicks, if it is better than the old one"),),

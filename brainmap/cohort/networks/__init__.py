@@ -1,0 +1,1 @@
+"""What regions have in common over animals: correlations, modules, and patterns that groups differ in."""
