@@ -283,7 +283,13 @@ def network(
     level: Level = "summary",
     within: Within = None,
     hemisphere: Annotated[str, typer.Option(help="Side.", metavar="left|right|both")] = "both",
-    relative: Relative = None,
+    relative: Annotated[
+        bool | None,
+        typer.Option(
+            "--relative/--absolute",
+            help="Divide out each animal's level over the whole brain, or keep it [default: divide out].",
+        ),
+    ] = None,
     control: Control = None,
     permutations: Annotated[int, typer.Option(help="Permutations, and bootstraps.", metavar="N")] = 1000,
     density: Annotated[

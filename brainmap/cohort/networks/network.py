@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from brainmap.cohort.model.densities import log_density
 from brainmap.cohort.networks.correlation import CorrelationTest, correlate, difference_test
 from brainmap.cohort.networks.modules import Modularity, modularity_test
 from brainmap.cohort.networks.pls import Pls, task_pls
-from brainmap.cohort.study import DENSITY, CompareSettings, Study
+from brainmap.cohort.study import CompareSettings, Study
 from brainmap.cohort.table import SIDES
 from brainmap.errors import DataError, UsageError
 
@@ -37,8 +37,10 @@ class NetworkSettings:
 
     Attributes
     ----------
-    level, within, hemisphere, relative, control
+    level, within, hemisphere, control
         See `CompareSettings`.
+    relative : bool, optional
+        Divide out each animal's level; by default always, where it is known.
     permutations : int
         Of the differences and of the patterns; bootstraps are as many.
     density : float
@@ -62,8 +64,8 @@ class NetworkSettings:
     def __post_init__(self) -> None:
         if self.hemisphere == "each":
             raise UsageError("--hemisphere must be left, right or both: a network is of one of them")
-        if self.permutations < 1:
-            raise UsageError(f"--permutations must be 1 or more, not {self.permutations}")
+        if self.permutations < 10:
+            raise UsageError(f"--permutations must be 10 or more, not {self.permutations}")
         if not 0 < self.density <= 1:
             raise UsageError(f"--density must lie between 0 and 1, not {self.density}")
 
@@ -163,7 +165,7 @@ class Network:
         if not self.study.levels_divided_out:
             yield (
                 "the animals' levels are kept: what differs between whole brains (staining) correlates all regions "
-                "(--relative divides it out)"
+                "(--relative divides it out, --control by structures that you name)"
             )
         yield from self.study.warnings
 
@@ -205,7 +207,9 @@ def make_network(groups: str | Path, settings: NetworkSettings | None = None) ->
             control=settings.control,
         ),
     )
-    assert study.comparisons[0].measure == DENSITY
+    if settings.relative is None and study.levels is not None:
+        # A level shared by all regions is correlation everywhere, however small it is beside a region's own scatter.
+        study = replace(study, level=study.levels.factor)
     region, division, values = _values(study, settings.hemisphere)
     names = study.groups.names
     of = {name: values[study.groups.rows(name)] for name in names}
