@@ -115,5 +115,5 @@ def test_a_pattern_with_one_number_tells_which_counts(pattern: str, names: list[
     assert [file and file.name for file in found] == names
     with pytest.raises(DataError, match="missing"):
         planes_of(files[:4] + files[6:], "folder", pattern=pattern)
-    with pytest.raises(DataError, match="same number|different names"):
+    with pytest.raises(DataError, match=r"same number|different names"):
         planes_of([*files, Path(names[0].replace(".tif", "x.tif"))], "folder", pattern=pattern[:-4] + "*.tif")
