@@ -14,6 +14,7 @@ from typing import Any
 
 from brainmap.errors import DataError, NotFoundError, UsageError
 from brainmap.files import now, read_json, to_jsonable, write_json
+from brainmap.kinds import what_it_is
 from brainmap.machine import machine, versions
 
 __all__ = [
@@ -119,7 +120,7 @@ class RunRecord:
         if not is_run(run):
             if holds_parts_of_a_run(run):
                 raise DataError(f"{run} has lost its {RUN_JSON}: {way_on}")
-            raise NotFoundError(f"{run} is not a run folder: it has no {RUN_JSON}")
+            raise NotFoundError(f"{run} is not a run folder: it has no {RUN_JSON}{what_it_is(run)}")
         try:
             content = read_json(path)
         except DataError as error:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from brainmap.errors import DataError, NotFoundError, UsageError
 from brainmap.files import atomic_path, fingerprint, read_json, write_json
 from brainmap.infer.peaks import PLAIN_FACE, FaceWeights
+from brainmap.kinds import what_it_is
 
 __all__ = [
     "BACKENDS",
@@ -302,6 +303,7 @@ class Detector:
                 raise NotFoundError(
                     f"{name} is not a detector: {folder / file} does not exist; give a folder with "
                     f"{MODEL_FILE} and {SPEC_FILE}, or one of: {', '.join(have) or 'none is shipped'}"
+                    f"{what_it_is(name)}"
                 )
         content = read_json(folder / SPEC_FILE)
         if not isinstance(content, dict):

@@ -25,6 +25,7 @@ from brainmap.files import atomic_path
 from brainmap.gt.clicks import check_image_ids
 from brainmap.image.array_source import ArraySource
 from brainmap.image.intensity import Intensity
+from brainmap.kinds import what_it_is
 from brainmap.lock import held_beside
 from brainmap.tiles.pictures import read_grey, to_range
 
@@ -81,7 +82,9 @@ class Tiles:
         folder = Path(folder)
         path = folder / TILES_PARQUET
         if not path.is_file():
-            raise NotFoundError(f"{folder} is no tile folder: there is no {TILES_PARQUET} in it")
+            raise NotFoundError(
+                f"{folder} is no tiles folder: there is no {TILES_PARQUET} in it{what_it_is(folder)}"
+            )
         try:
             table = pa.parquet.read_table(path)
         except (pa.ArrowException, OSError) as error:
