@@ -12,9 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from brainmap.errors import DataError, NotFoundError, UsageError
+from brainmap.errors import DataError, NotFoundError, UsageError, what_it_is
 from brainmap.files import now, read_json, to_jsonable, write_json
-from brainmap.kinds import what_it_is
 from brainmap.machine import machine, versions
 
 __all__ = [

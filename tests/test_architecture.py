@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "brainmap"
 FLOORS = (
     {"brainmap"},
     {"errors"},
-    {"coords", "files", "kinds", "settings", "machine", "progress"},
+    {"coords", "files", "settings", "machine", "progress"},
     {"lock", "swap", "children"},
     {"run_folder"},
     {"image", "points", "web"},

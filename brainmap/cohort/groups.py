@@ -12,8 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from brainmap.errors import DataError, NotFoundError, UsageError
-from brainmap.kinds import what_it_is
+from brainmap.errors import DataError, NotFoundError, UsageError, what_it_is
 
 __all__ = ["COLUMNS", "LEAST_ANIMALS", "Groups", "read_groups", "read_rows", "require_columns"]
 

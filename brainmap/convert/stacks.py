@@ -17,10 +17,9 @@ from brainmap.convert.foreign import BIOIO_SUFFIXES, refuse_unreadable
 from brainmap.convert.stack import Reading, Stack, checked_dtype, chosen_timepoint, first_line
 from brainmap.convert.tiff import UNKNOWN, PartialVoxel
 from brainmap.convert.tiff_stack import NotATiffError, tiff_stack
-from brainmap.errors import DataError, MissingExtraError, NotFoundError, UsageError
+from brainmap.errors import DataError, MissingExtraError, NotFoundError, UsageError, what_it_is
 from brainmap.image.axes import check_axes, warn_of_planes_as_channels
 from brainmap.image.volume import Volume
-from brainmap.kinds import what_it_is
 
 __all__ = ["Reading", "Stack", "open_stack"]
 

@@ -19,9 +19,8 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet
 
-from brainmap.errors import DataError, NotFoundError
+from brainmap.errors import DataError, NotFoundError, what_it_is
 from brainmap.files import plain_text
-from brainmap.kinds import what_it_is
 
 __all__ = ["Clicks", "read_clicks", "read_point_table"]
 

@@ -17,10 +17,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from brainmap.errors import DataError, NotFoundError, UsageError
+from brainmap.errors import DataError, NotFoundError, UsageError, what_it_is
 from brainmap.files import atomic_path, fingerprint, read_json, write_json
 from brainmap.infer.peaks import PLAIN_FACE, FaceWeights
-from brainmap.kinds import what_it_is
 
 __all__ = [
     "BACKENDS",

@@ -23,9 +23,8 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
-from brainmap.errors import DataError, NotFoundError
+from brainmap.errors import DataError, NotFoundError, what_it_is
 from brainmap.files import atomic_path, to_jsonable
-from brainmap.kinds import what_it_is
 from brainmap.run_folder import POINTS_PARQUET
 
 __all__ = [

@@ -11,8 +11,7 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
-from brainmap.errors import DataError, NotFoundError
-from brainmap.kinds import what_it_is
+from brainmap.errors import DataError, NotFoundError, what_it_is
 
 __all__ = ["read_grey", "to_range"]
 

@@ -20,12 +20,11 @@ import pyarrow as pa
 import pyarrow.parquet
 from numpy.typing import NDArray
 
-from brainmap.errors import DataError, NotFoundError, UsageError
+from brainmap.errors import DataError, NotFoundError, UsageError, what_it_is
 from brainmap.files import atomic_path
 from brainmap.gt.clicks import check_image_ids
 from brainmap.image.array_source import ArraySource
 from brainmap.image.intensity import Intensity
-from brainmap.kinds import what_it_is
 from brainmap.lock import held_beside
 from brainmap.tiles.pictures import read_grey, to_range
 

@@ -13,9 +13,8 @@ from typing import Any
 from brainmap.cohort.groups import COLUMNS, read_rows
 from brainmap.cohort.results import compare
 from brainmap.cohort.study import CompareSettings, Study
-from brainmap.errors import BrainmapError, DataError, NotFoundError, UsageError
+from brainmap.errors import BrainmapError, DataError, NotFoundError, UsageError, what_it_is
 from brainmap.files import atomic_path
-from brainmap.kinds import what_it_is
 from brainmap.run.detect import detect_brain
 from brainmap.run.request import DETECT_SETTINGS, PATHS, DetectRequest, detect_request
 from brainmap.run_folder import RunRecord, changes, is_run

@@ -28,9 +28,8 @@ from zarr.core.sync import sync
 from zarr.errors import ContainsGroupError
 from zarr.storage import FsspecStore, LocalStore, WrapperStore
 
-from brainmap.errors import BrainmapError, DataError, MissingExtraError, NotFoundError
+from brainmap.errors import BrainmapError, DataError, MissingExtraError, NotFoundError, what_it_is
 from brainmap.image.storage.local import LocalChunks, require_place
-from brainmap.kinds import what_it_is
 
 __all__ = ["ArrayInfo", "Node", "Reader", "ZarrFormat", "locate", "open_reader", "read_node"]
 
