@@ -20,6 +20,7 @@ __all__ = [
     "BLOCKS_DIR",
     "EXPORTS_DIR",
     "INTENSITY_FILE",
+    "MUCH_UNSTORED",
     "PLAN_FILE",
     "POINTS_PARQUET",
     "REGIONS_CSV",
@@ -35,6 +36,9 @@ __all__ = [
     "is_run",
     "other_parameters",
 ]
+
+# More tissue without stored chunks than this share is said, and in doubt of being an incomplete copy.
+MUCH_UNSTORED = 0.05
 
 RUN_JSON = "run.json"
 POINTS_PARQUET = "points.parquet"
