@@ -5,8 +5,9 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv$(if $(filter command line,$(origin PYTHON)),-$(notdir $(PYTHON)))
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
-# One process for each core; the tests of a file share what they make, so they stay together.
-PYTEST := $(BIN)/python -m pytest -n logical --dist loadfile
+# One process for each core; the tests of a file share what they make, so they stay together. When one of the processes
+# dies, pytest-xdist would wait for its tests for ever: the run ends, and says in which test that was.
+PYTEST := $(BIN)/python -m pytest -n logical --dist loadfile --max-worker-restart 0
 
 .PHONY: help demo test test-all test-files lint fuzz clean
 .DEFAULT_GOAL := help
@@ -43,7 +44,7 @@ test-all: lint ## ruff, mypy and the whole test suite
 
 # Without torch and the development tools: for a second Python, whose newest zarr is another one.
 test-files: $(VENV)/.base-installed ## the tests of images, conversion, storage and tables alone
-	$(PIP) pytest pytest-xdist hypothesis
+	$(PIP) pytest pytest-timeout pytest-xdist hypothesis
 	$(PYTEST) tests/image tests/convert tests/points tests/export tests/test_*_folder.py tests/test_files.py
 
 fuzz: $(VENV)/.dev-installed ## ten minutes of damaged files for every parser (the suite has a short form)

@@ -28,7 +28,6 @@ import urllib.request
 import uuid
 from pathlib import Path
 
-import httpx2
 import numpy as np
 from sqlalchemy import insert, select, update
 
@@ -44,7 +43,7 @@ from brainmap.tiles.tiles import write_tiles
 
 LONGEST_S = 600
 TILE = 160
-WINDOWS = 4
+CELLS = 4  # clicks on a window, on average
 
 
 def make_site(folder: Path, database: str, tiles: int, redundancy: int) -> Site:
@@ -111,54 +110,103 @@ class Server:
         self.process.wait()
 
 
+class Line:
+    """One connection of one browser: requests in turn, over a new connection where the old one broke.
+
+    Ours, since client libraries use as much of the machine as the server that is measured.
+    """
+
+    def __init__(self, url: str, token: str) -> None:
+        self.url, self.host = url, url.removeprefix("http://")
+        self.head = (
+            f"Host: {self.host}\r\nCookie: brainmap={token}\r\nOrigin: {url}\r\n"
+            "Content-Type: application/json\r\n"
+        )
+        self.streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+
+    async def request(self, method: str, path: str, body: object) -> tuple[int, bytes]:
+        """Status and content; OSError where there is no answer."""
+        content = b"" if body is None else json.dumps(body).encode()
+        try:
+            if self.streams is None:
+                name, _, port = self.host.partition(":")
+                self.streams = await asyncio.open_connection(name, int(port))
+            reader, writer = self.streams
+            length = f"Content-Length: {len(content)}\r\n\r\n"
+            writer.write(f"{method} {path} HTTP/1.1\r\n{self.head}{length}".encode() + content)
+            lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").lower().split("\r\n")
+            headers = dict(line.split(": ", 1) for line in lines[1:] if line)
+            answer = await reader.readexactly(int(headers.get("content-length", "0")))
+        except (OSError, EOFError) as error:
+            await self.close()
+            raise ConnectionError(str(error)) from error
+        if headers.get("connection") == "close":
+            await self.close()
+        return int(lines[0].split()[1]), answer
+
+    async def close(self) -> None:
+        """Hang up."""
+        if self.streams is not None:
+            self.streams[1].close()
+            self.streams = None
+
+
 class Annotator:
     """Clicks once a second, sends again what was not acknowledged, finishes tiles."""
 
     def __init__(self, url: str, token: str, seed: int) -> None:
-        self.client = httpx2.AsyncClient(base_url=url, cookies={"brainmap": token}, timeout=10)
+        self.line = Line(url, token)
         self.random = random.Random(seed)
         self.sent: set[str] = set()
         self.acknowledged: set[str] = set()
         self.took: list[float] = []
-        self.refused = 0
+        self.refused = self.finished = 0
 
-    async def insist(self, method: str, url: str, body: object) -> httpx2.Response:
+    async def insist(self, method: str, url: str, body: object) -> tuple[int, bytes]:
         """Send until there is an answer; only answers at the first try are timed."""
         for attempt in range(10_000):
             start = time.perf_counter()
             try:
-                answer = await self.client.request(method, url, json=body)
-            except httpx2.TransportError:
+                status, content = await asyncio.wait_for(self.line.request(method, url, body), 10)
+            except (ConnectionError, TimeoutError):
+                await self.line.close()
                 await asyncio.sleep(0.2)
                 continue
-            if answer.status_code < 500:
+            if status < 500:
                 if attempt == 0:
                     self.took.append(time.perf_counter() - start)
-                return answer
+                return status, content
         raise RuntimeError("no answer")
 
     async def work(self, end: float) -> None:
         await asyncio.sleep(self.random.random())
         while time.monotonic() < end:
-            answer = await self.insist("GET", "/api/projects/load/next", None)
-            if answer.status_code != 200:
+            status, content = await self.insist("GET", "/api/projects/load/next", None)
+            if status != 200:
                 break
-            tile = answer.json()["tile"]
-            for _ in range(30):
-                if time.monotonic() >= end:
-                    return
-                await self.click(tile)
-                await asyncio.sleep(1)
-            for index in range(WINDOWS):
-                await self.insist("PUT", f"/api/tiles/{tile}/subtiles/{index}", {"done": True})
-            await self.insist("POST", f"/api/tiles/{tile}/complete", {})
+            offered = json.loads(content)
+            tile, windows = offered["tile"], offered["subtiles"]
+            for window in windows:
+                # As in tissue: some windows have many cells, some none.
+                for _ in range(self.random.randrange(2 * CELLS)):
+                    if time.monotonic() >= end:
+                        return
+                    await self.click(tile, window["index"])
+                    await asyncio.sleep(1)
+                await self.insist("PUT", f"/api/tiles/{tile}/subtiles/{window['index']}", {"done": True})
+            status, _ = await self.insist("POST", f"/api/tiles/{tile}/complete", {})
+            self.finished += status == 200
 
-    async def click(self, tile: str) -> None:
+    async def click(self, tile: str, window: int) -> None:
         id = str(uuid.uuid4())
         self.sent.add(id)
-        body = {"x": self.random.uniform(0, TILE - 1), "y": self.random.uniform(0, TILE - 1), "subtile": 0}
-        answer = await self.insist("PUT", f"/api/tiles/{tile}/clicks/{id}", body)
-        if answer.status_code in (200, 201):
+        body = {
+            "x": self.random.uniform(0, TILE - 1),
+            "y": self.random.uniform(0, TILE - 1),
+            "subtile": window,
+        }
+        status, _ = await self.insist("PUT", f"/api/tiles/{tile}/clicks/{id}", body)
+        if status in (200, 201):
             self.acknowledged.add(id)
         else:
             self.refused += 1
@@ -177,7 +225,7 @@ async def crowd(server: Server, tokens: list[str], seconds: float, kills: int) -
 
     await asyncio.gather(kill(), *(person.work(end) for person in people))
     for person in people:
-        await person.client.aclose()
+        await person.line.close()
     return people
 
 
@@ -186,10 +234,13 @@ def load(folder: Path, arguments: argparse.Namespace) -> dict[str, object]:
     site = make_site(folder, arguments.database, 100, 100)
     people = sign_up(site, arguments.annotators)
     server = Server(site.folder)
+    used = time.process_time()
     try:
         done = asyncio.run(crowd(server, [token for _, token in people], arguments.seconds, arguments.kills))
+        used = time.process_time() - used
     finally:
         server.stop(signal.SIGINT)
+    server_used = resource.getrusage(resource.RUSAGE_CHILDREN)
     export_project(site, "load", folder / "out")
     site.close()
     with (folder / "out" / "clicks.csv").open(newline="") as stream:
@@ -211,13 +262,17 @@ def load(folder: Path, arguments: argparse.Namespace) -> dict[str, object]:
         "p95_ms": percentile(0.95),
         "p99_ms": percentile(0.99),
         "acknowledged": len(acknowledged),
+        "tiles_finished": sum(person.finished for person in done),
         "refused": sum(person.refused for person in done),
         "exported": len(exported),
         "lost": len(acknowledged - set(exported)),
         "doubled": len(exported) - len(set(exported)),
         "unknown": len(set(exported) - sent),
+        "cpu_s": {
+            "annotators": round(used, 1), "server": round(server_used.ru_utime + server_used.ru_stime, 1)
+        },
         "load_average": os.getloadavg()[0],
-    }
+    }  # fmt: skip
 
 
 def stored(folder: Path, arguments: argparse.Namespace) -> dict[str, object]:

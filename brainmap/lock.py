@@ -17,6 +17,7 @@ import secrets
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -169,7 +170,11 @@ def _locked(path: Path, what: Path) -> Iterator[None]:
     heart = _Heart(path, mine)
     heart.start()
     try:
-        yield
+        try:
+            yield
+        finally:
+            # It may be lost at this very moment, too.
+            heart.stop()
     except KeyboardInterrupt:
         if heart.lost:
             raise DataError(
@@ -177,7 +182,6 @@ def _locked(path: Path, what: Path) -> Iterator[None]:
             ) from None
         raise
     finally:
-        heart.stop()
         _give_back(path, mine)
 
 
@@ -286,6 +290,9 @@ class _Heart(threading.Thread):
     def stop(self) -> None:
         self._over.set()
         self.join()
+        if self.lost:
+            # Its interrupt may still be under way: it is to come here, and not to whoever called the command.
+            time.sleep(0.1)
 
 
 def _interrupt() -> None:

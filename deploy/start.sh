@@ -1,5 +1,6 @@
 #!/bin/sh
 # Makes the site at the first start, then serves it; settings come from the environment.
 set -eu
-[ -f /site/data/crowd.toml ] || brainmap crowd init /site/data
-exec brainmap crowd serve /site/data --host 0.0.0.0 --port 8000
+site=${SITE:-/site/data}
+[ -f "$site/crowd.toml" ] || brainmap crowd init "$site"
+exec brainmap crowd serve "$site" --host 0.0.0.0 --port "${PORT:-8000}"

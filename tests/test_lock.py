@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -108,8 +109,6 @@ def test_a_damaged_lock_is_waited_for_like_one_of_another_host(tmp_path: Path, c
 
 def test_of_many_only_one_takes_over(tmp_path: Path) -> None:
     """Twelve threads find the same dead lock: one of them gets it at a time, and all of them in turn."""
-    import threading
-
     write(tmp_path / LOCK_FILE, replace(elsewhere(), token="dead"))
     aged(tmp_path / LOCK_FILE, 1000)
     inside, most, lost = 0, 0, []
@@ -149,9 +148,29 @@ def test_it_is_seen_to_live_and_stops_when_taken_over(
         aged(tmp_path / LOCK_FILE, 1000)
         time.sleep(0.5)
         assert time.time() - (tmp_path / LOCK_FILE).stat().st_mtime < 10
-        write(tmp_path / LOCK_FILE, other)
-        time.sleep(5)
+        write(tmp_path / "theirs", other)
+        os.replace(tmp_path / "theirs", tmp_path / LOCK_FILE)
+        time.sleep(60)
     assert Holder.read(tmp_path / LOCK_FILE) == other, "it is the other's now"
+
+
+def test_one_lost_while_it_ends_says_so_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The interrupt of the heart comes after the work is done: it must not reach whoever called."""
+    read = Holder.read
+    asked = threading.Event()
+
+    def slow(path: Path) -> Holder | None:
+        if threading.current_thread().name != "brainmap-lock":
+            return read(path)
+        asked.set()
+        time.sleep(0.3)
+        return None
+
+    monkeypatch.setattr(lock, "BEAT_S", 0.05)
+    monkeypatch.setattr(Holder, "read", slow)
+    with pytest.raises(DataError, match="taken over"), held(tmp_path, "x"):
+        asked.wait(60)
+    time.sleep(0.2)
 
 
 def test_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

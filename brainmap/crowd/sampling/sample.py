@@ -2,7 +2,7 @@
 
 All squares that lie in a region -> a bounded number of them, even over animals and regions -> read through the
 run's own intensity model and held against the quality rule -> the strategy's choice within each animal and region
--> QC tiles and data sets -> `tiles.parquet`, `images/`, `report.html`, `sample.json`.
+-> QC tiles and data sets -> `tiles.parquet`, `images/`, `detected.parquet`, `report.html`, `sample.json`.
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ from brainmap.crowd.sampling.network import TileNetwork
 from brainmap.crowd.sampling.pool import Pool, look_at_tiles, members_of, seed_for
 from brainmap.crowd.sampling.request import PER_DATASET, SampleRequest
 from brainmap.crowd.sampling.sampled import REPORT, Sampled
-from brainmap.crowd.sampling.source import open_brains
+from brainmap.crowd.sampling.source import TileCells, open_brains
 from brainmap.crowd.sampling.strategies import choose, choose_qc, standardised, statistics
 from brainmap.errors import DataError
 from brainmap.files import atomic_path, now, write_json
 from brainmap.infer.detector import Detector
 from brainmap.machine import versions
 from brainmap.progress import tracked
+from brainmap.tiles.detected import write_detected
 from brainmap.tiles.tiles import Tiles, check_target, write_tiles
 
 __all__ = ["RECORD", "sample_tiles"]
@@ -61,13 +62,21 @@ def sample_tiles(request: SampleRequest) -> Sampled:
     chosen = _choose(request, pool, passed, features, doubt)
     if request.budget is not None and len(chosen) < request.budget:
         log.warning("only %d tiles pass, of the %d that the budget allows", len(chosen), request.budget)
+    cells = _cells(pool, passed[chosen])
+    counts = np.bincount(cells.tile, minlength=len(chosen))
     columns = _columns(
-        request, pool, passed[chosen], features[chosen], None if doubt is None else doubt.value[chosen]
+        request,
+        pool,
+        passed[chosen],
+        counts,
+        features[chosen],
+        None if doubt is None else doubt.value[chosen],
     )
     order = np.argsort(columns["image_id"])
     rows = passed[chosen][order]
     with atomic_path(request.out) as part:
         tiles = write_tiles(part, {k: v[order] for k, v in columns.items()}, _images(pool, rows))
+        write_detected(part, columns["image_id"][cells.tile], cells.xy, cells.score)
         sampled = Sampled(tiles, pool, rows, doubt, compared)
         from brainmap.crowd.sampling.report import write_sample_report
 
@@ -120,15 +129,23 @@ def _choose(
     return np.sort(np.concatenate(chosen))
 
 
-def _columns(
-    request: SampleRequest, pool: Pool, rows: NDArray[np.int64], features: Floats, doubt: Floats | None
-) -> dict[str, NDArray[Any]]:
-    """Columns of the table of tiles."""
+def _cells(pool: Pool, rows: NDArray[np.int64]) -> TileCells:
+    """What the runs detected on tiles, by index into `rows`."""
     places = pool.places.take(rows)
-    cells = np.zeros(len(rows), np.int64)
+    found = []
     for index, brain in enumerate(pool.brains):
         own = np.flatnonzero(places.brain == index)
-        cells[own] = brain.cells_in(places.z[own], places.y0[own], places.x0[own], pool.size)
+        cells = brain.cells_on(places.z[own], places.y0[own], places.x0[own], pool.size)
+        found.append(cells._replace(tile=own[cells.tile]))
+    return TileCells(*(np.concatenate(column) for column in zip(*found, strict=True)))
+
+
+def _columns(
+    request: SampleRequest, pool: Pool, rows: NDArray[np.int64], cells: NDArray[np.int64], features: Floats,
+    doubt: Floats | None,
+) -> dict[str, NDArray[Any]]:  # fmt: skip
+    """Columns of the table of tiles; `cells` are the numbers of cells detected on each."""
+    places = pool.places.take(rows)
     is_qc = np.zeros(len(rows), bool)
     is_qc[choose_qc(request.qc, places.region, places.brain, cells, features, request.seed)] = True
     rest = np.flatnonzero(~is_qc)

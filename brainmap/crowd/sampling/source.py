@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,9 +23,17 @@ from brainmap.registration.registered import Registration
 from brainmap.run.request import Roi
 from brainmap.run_folder import BLOCKS_DIR, REGISTRATION_DIR, RunRecord
 
-__all__ = ["SampledBrain", "find_regions", "open_brains"]
+__all__ = ["SampledBrain", "TileCells", "find_regions", "open_brains"]
 
 log = logging.getLogger(__name__)
+
+
+class TileCells(NamedTuple):
+    """A run's cells that show on tiles: index of the tile (n,), x, y in tile pixels (n, 2), score (n,)."""
+
+    tile: NDArray[np.int64]
+    xy: NDArray[np.float64]
+    score: NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -155,10 +163,10 @@ class SampledBrain:
         rows, columns = (np.arange(part.start, part.stop, dtype=np.float64) for part in (y, x))
         return self.intensity.window(rows, columns).normalise(grey, float(z))
 
-    def cells_in(
+    def cells_on(
         self, z: NDArray[np.int64], y0: NDArray[np.int64], x0: NDArray[np.int64], size: int
-    ) -> NDArray[np.int64]:
-        """Cells of the run's table that show in each tile: centres within half a cell of its section.
+    ) -> TileCells:
+        """Cells of the run's table that show in tiles: centres within half a cell of a tile's section.
 
         Parameters
         ----------
@@ -166,7 +174,7 @@ class SampledBrain:
         size : int
             Height and width, px.
         """
-        count = np.zeros(len(z), np.int64)
+        found = [TileCells(np.empty(0, np.int64), np.empty((0, 2)), np.empty(0, np.float32))]
         half = self.cell_diameter_um / 2 / self.volume.voxel_um[0]
         order = np.argsort(z, kind="stable")
         for piece in iter_points(points_path(self.run)):
@@ -177,12 +185,10 @@ class SampledBrain:
             row = np.repeat(np.arange(len(cells)), last - first)
             step = np.arange(len(row)) - np.repeat(np.cumsum(last - first) - (last - first), last - first)
             tile = order[first[row] + step]
-            inside = np.ones(len(row), bool)
-            for axis, start in ((1, y0), (2, x0)):
-                place = np.floor(cells[row, axis] + 0.5) - start[tile]
-                inside &= (place >= 0) & (place < size)
-            count += np.bincount(tile[inside], minlength=len(count))
-        return count
+            xy = np.column_stack([cells[row, 2] - x0[tile], cells[row, 1] - y0[tile]])
+            inside = ((xy >= -0.5) & (xy < size - 0.5)).all(axis=1)
+            found.append(TileCells(tile[inside], xy[inside], piece["score"][row[inside]]))
+        return TileCells(*(np.concatenate(column) for column in zip(*found, strict=True)))
 
 
 def open_brains(runs: Sequence[str | Path], brains: Path | None = None) -> list[SampledBrain]:

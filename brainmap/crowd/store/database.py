@@ -88,8 +88,8 @@ class Database:
         """Call a function in a transaction that it may share with others who write at this moment.
 
         On SQLite every transaction waits for the disk once: requests that arrive meanwhile go into the next one
-        together, each within a savepoint of its own, and none is answered before all is on disk. PostgreSQL does
-        the like itself.
+        together, and none is answered before all is on disk. PostgreSQL does the like itself. Where one of them
+        fails, all are done again, each within a savepoint of its own: the function may be called twice.
 
         Raises
         ------
@@ -116,6 +116,20 @@ class Database:
         try:
             with self.write() as connection:
                 for one in jobs:
+                    one.result = one.function(connection)
+        except Exception as error:
+            if len(jobs) == 1:
+                jobs[0].error = error
+            else:
+                self._do_apart(jobs)
+        for one in jobs:
+            one.done = True
+
+    def _do_apart(self, jobs: list[_Job]) -> None:
+        """One transaction in which each job fails for itself."""
+        try:
+            with self.write() as connection:
+                for one in jobs:
                     try:
                         with connection.begin_nested():
                             one.result = one.function(connection)
@@ -125,8 +139,6 @@ class Database:
             # The transaction itself failed: nothing of it is stored.
             for one in jobs:
                 one.error = one.error or error
-        for one in jobs:
-            one.done = True
 
     @contextlib.contextmanager
     def snapshot(self) -> Iterator[Connection]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
 import sys
@@ -35,8 +36,9 @@ from brainmap.crowd.work.analysis import (
 )
 from brainmap.crowd.work.export import FILES, csv_lines
 from brainmap.crowd.work.progress import project_status, site_status, worker_rows
-from brainmap.crowd.work.projects import add_image, find_project, scan_project
+from brainmap.crowd.work.projects import ADDED, add_image, find_project, scan_project
 from brainmap.errors import BrainmapError, NotFoundError
+from brainmap.tiles.detected import read_detected
 
 __all__ = ["Admin"]
 
@@ -70,6 +72,7 @@ class Admin:
             Route(f"{tile}/image", self.image, methods=["GET"]),
             Route(f"{tile}/heat", self.heat, methods=["GET"]),
             Route(f"{tile}/clicks", self.clicks, methods=["GET"]),
+            Route(f"{tile}/detected", self.detected, methods=["GET"]),
             Route(f"{project}/export/{{file}}", self.export, methods=["GET"]),
             Route(f"{project}/upload", self.upload, methods=["POST"]),
             Route(f"{project}/{{action}}", self.change_project, methods=["POST"]),
@@ -289,6 +292,23 @@ class Admin:
         def find(_worker: Worker) -> list[dict[str, Any]]:
             with self.desk.site.database.read() as connection:
                 return clicks_per_worker(connection, self._tile(connection, request).id)
+
+        return JSONResponse(await self.desk.run(request, find, role="admin"))
+
+    async def detected(self, request: Request) -> Response:
+        """The cells that the detector found on a tile, [x, y, score] each; null where its project has none."""
+
+        def find(_worker: Worker) -> list[list[float]] | None:
+            with self.desk.site.database.read() as connection:
+                tile = self._tile(connection, request)
+            if json.loads(tile.origin).get("brain") == ADDED:
+                return None
+            table = read_detected(self.desk.site.tiles / request.path_params["name"], tile.image_id)
+            if table is None:
+                return None
+            return [
+                list(row) for row in zip(*(table[c].to_pylist() for c in ("x", "y", "score")), strict=True)
+            ]
 
         return JSONResponse(await self.desk.run(request, find, role="admin"))
 

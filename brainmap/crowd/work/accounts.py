@@ -8,7 +8,7 @@ import unicodedata
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, delete, func, select, update
+from sqlalchemy import Connection, bindparam, delete, func, select, update
 from sqlalchemy.exc import IntegrityError
 
 from brainmap.crowd.store import audit, schema
@@ -36,6 +36,12 @@ __all__ = [
 ROLES = ("worker", "expert", "admin")
 # A write for every request would cost more than the knowledge is worth.
 SEEN_EVERY_S = 300.0
+# Every request asks this: it is built once.
+_WHOSE = (
+    select(schema.worker, schema.session.c.last_seen, schema.session.c.expires_at)
+    .join(schema.session, schema.session.c.worker_id == schema.worker.c.id)
+    .where(schema.session.c.token_hash == bindparam("hashed"))
+)
 _NAME_CATEGORIES = ("L", "M", "N")
 _NAME_OTHERS = " ._-"
 
@@ -173,20 +179,16 @@ def session_worker(site: Site, connection: Connection, token: str | None) -> Wor
     """Whose session a token stands for; none if it is unknown, expired, unused for too long or disabled."""
     if not token or len(token) > 100:
         return None
-    session, worker = schema.session, schema.worker
     hashed, now = _hashed(token), site.clock()
-    row = connection.execute(
-        select(worker, session.c.last_seen, session.c.expires_at)
-        .join(session, session.c.worker_id == worker.c.id)
-        .where(session.c.token_hash == hashed)
-    ).first()
+    row = connection.execute(_WHOSE, {"hashed": hashed}).first()
     if row is None or row.disabled or row.expires_at < now:
         return None
     if row.last_seen < now - 3600 * site.settings.idle_hours:
         return None
     if row.last_seen < now - SEEN_EVERY_S:
         with site.database.write() as own:
-            own.execute(update(session).where(session.c.token_hash == hashed).values(last_seen=now))
+            table = schema.session
+            own.execute(update(table).where(table.c.token_hash == hashed).values(last_seen=now))
     return Worker(row.id, row.name, row.role, row.language, row.consent_version, hashed)
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Connection, delete, func, insert, select, update
+from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
 
 from brainmap.crowd.store import schema
 from brainmap.crowd.store.refused import Refused
@@ -38,6 +38,20 @@ assignment, click, seen, tile = schema.assignment, schema.click, schema.subtile_
 
 NEW, KNOWN, GONE = 201, 200, 204
 BATCH = 1000
+
+# Every click asks these: they are built once.
+_OWN = (
+    select(assignment, tile.c.height, tile.c.width, tile.c.kind, tile.c.file, tile.c.sha256)
+    .join(tile, tile.c.id == assignment.c.tile_id)
+    .where(assignment.c.token == bindparam("own_token"), assignment.c.worker_id == bindparam("own_worker"))
+)
+_OWN_LOCKED = _OWN.with_for_update(of=assignment)
+_KNOWN = select(click).where(
+    click.c.assignment_id == bindparam("of_assignment"), click.c.id.in_(bindparam("ids", expanding=True))
+)
+_ROWS = select(func.count()).where(click.c.assignment_id == bindparam("of_assignment"))
+_ADD = insert(click)
+_GROW = update(assignment).where(assignment.c.id == bindparam("this_assignment"))
 
 
 @dataclass(frozen=True)
@@ -114,12 +128,8 @@ def own_assignment(connection: Connection, worker: Worker, token: str, *, lock: 
     Refused
         404: no such tile, or another worker's.
     """
-    query = (
-        select(assignment, tile.c.height, tile.c.width, tile.c.kind, tile.c.file, tile.c.sha256)
-        .join(tile, tile.c.id == assignment.c.tile_id)
-        .where(assignment.c.token == token[:60], assignment.c.worker_id == worker.id)
-    )
-    row = connection.execute(query.with_for_update(of=assignment) if lock else query).first()
+    asked = {"own_token": token[:60], "own_worker": worker.id}
+    row = connection.execute(_OWN_LOCKED if lock else _OWN, asked).first()
     if row is None:
         raise Refused(404, "there is no such tile")
     return row
@@ -140,23 +150,20 @@ def change_clicks(
     def change(connection: Connection) -> list[int]:
         row = own_assignment(connection, worker, token, lock=True)
         now = site.clock()
-        ids = list({p.id for p in put} | set(remove))
-        found = {
-            known.id: known
-            for known in connection.execute(
-                select(click).where(click.c.assignment_id == row.id, click.c.id.in_(ids))
-            )
-        }
+        asked = {"of_assignment": row.id, "ids": list({p.id for p in put} | set(remove))}
+        found = {known.id: known for known in connection.execute(_KNOWN, asked)}
         known: dict[str, dict[str, Any]] = {id: dict(old._mapping) for id, old in found.items()}
         statuses = [_put(site, row, known, p, now) for p in put]
         statuses += [_remove(row, known, id, now) for id in remove]
         change = _store(connection, found, known)
-        if row.n_clicks + change > site.settings.clicks_per_tile or _crowded(site, connection, row.id):
+        # Only removals leave rows behind that are no clicks.
+        crowded = bool(remove) and _crowded(site, connection, row.id)
+        if crowded or row.n_clicks + change > site.settings.clicks_per_tile:
             raise Refused(409, f"a tile takes {site.settings.clicks_per_tile} clicks at most")
         values: dict[str, Any] = {"n_clicks": row.n_clicks + change}
         if row.completed_at is None:
             values["held_until"] = now + 60 * site.settings.hold_minutes
-        connection.execute(update(assignment).where(assignment.c.id == row.id).values(values))
+        connection.execute(_GROW, {"this_assignment": row.id, **values})
         return statuses
 
     return site.database.together(change)
@@ -199,7 +206,7 @@ def _store(connection: Connection, found: dict[str, Any], known: dict[str, dict[
     """Write what changed; return by how many the tile's clicks grew."""
     new = [values for id, values in known.items() if id not in found]
     if new:
-        connection.execute(insert(click), new)
+        connection.execute(_ADD, new)
     grown = sum(values["deleted_at"] is None for values in new)
     for id, old in found.items():
         values = known[id]
@@ -215,8 +222,8 @@ def _store(connection: Connection, found: dict[str, Any], known: dict[str, dict[
 
 def _crowded(site: Site, connection: Connection, assignment_id: int) -> bool:
     """Whether clicks and the memory of deleted ones are more than any person makes."""
-    rows = select(func.count()).where(click.c.assignment_id == assignment_id)
-    return connection.execute(rows).scalar_one() > 4 * site.settings.clicks_per_tile
+    rows = connection.execute(_ROWS, {"of_assignment": assignment_id}).scalar_one()
+    return bool(rows > 4 * site.settings.clicks_per_tile)
 
 
 def see_subtile(site: Site, worker: Worker, token: str, index: int, done: bool) -> None:

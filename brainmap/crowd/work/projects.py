@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import re
+import shutil
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -27,9 +28,11 @@ from brainmap.crowd.store.site import Site
 from brainmap.errors import BrainmapError, DataError, NotFoundError, UsageError
 from brainmap.files import atomic_path
 from brainmap.gt.clicks import check_image_ids, read_point_table
+from brainmap.tiles.detected import DETECTED_PARQUET
 from brainmap.tiles.tiles import IMAGES, TILES_PARQUET, Tiles
 
 __all__ = [
+    "ADDED",
     "ProjectSpec",
     "Scan",
     "add_image",
@@ -45,6 +48,8 @@ log = logging.getLogger(__name__)
 DEFAULT_REDUNDANCY = 5
 LEAST_WORKERS, MOST_WORKERS = 3, 12
 PRACTICE = "practice"
+# Brain of images that came without a table: nothing is known of them.
+ADDED = "added"
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,59}")
 _CRITICAL_CHUNKS = {b"IHDR", b"IDAT", b"IEND"}
@@ -118,6 +123,8 @@ def add_project(site: Site, spec: ProjectSpec) -> int:
     with atomic_path(folder) as part:
         rows = _copy_tiles(tiles, part, spec.name, "")
         pa.parquet.write_table(_site_table(tiles), part / TILES_PARQUET)
+        if (tiles.folder / DETECTED_PARQUET).is_file():
+            shutil.copyfile(tiles.folder / DETECTED_PARQUET, part / DETECTED_PARQUET)
         practice_rows = []
         if practice is not None:
             practice_rows = _copy_tiles(practice[0], part / PRACTICE, spec.name, f"{PRACTICE}/")
@@ -199,7 +206,7 @@ def scan_project(site: Site, name: str) -> Scan:
         row = by_id.get(image_id)
         if row is None:
             row = template | {
-                "image_id": image_id, "brain": "added", "z": 0, "y0": 0, "x0": 0, "region_id": 0,
+                "image_id": image_id, "brain": ADDED, "z": 0, "y0": 0, "x0": 0, "region_id": 0,
                 "dataset": smallest or "", "is_qc": False, "split": "",
             }  # fmt: skip
             new_rows.append(row)

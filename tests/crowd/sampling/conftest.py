@@ -55,7 +55,8 @@ def write_run(folder: Path, name: str, seed: int = 0, **parameters: Any) -> Path
     write_registration(run / "registration", volume, folder / "atlas")
     zyx = {axis: cells[:, i] for i, axis in enumerate("zyx")}
     um = {f"{axis}_um": cells[:, i] * VOXEL[i] for i, axis in enumerate("zyx")}
-    Points({**zyx, **um}, {"brain": volume.url}).write(run / "points.parquet")
+    score = {"score": np.linspace(0.42, 0.99, len(cells), dtype=np.float32)}
+    Points({**zyx, **um, **score}, {"brain": volume.url}).write(run / "points.parquet")
     RunRecord(
         status="complete",
         parameters={"brain": str(volume.url), "channel": None, "voxel_um": None, "atlas": "phantom",

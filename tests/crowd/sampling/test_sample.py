@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.testing import assert_allclose
 
 from brainmap.crowd.sampling import SampleRequest, sample_tiles
 from brainmap.crowd.sampling.places import find_places
@@ -20,6 +21,7 @@ from brainmap.image.intensity import Intensity
 from brainmap.image.volume import Volume
 from brainmap.points.table import Points
 from brainmap.run_folder import RunRecord
+from brainmap.tiles.detected import read_detected
 from brainmap.tiles.tiles import Tiles
 
 REGIONS = ("ISO", "HPF", "STR")
@@ -105,6 +107,11 @@ def test_cells_are_counted_in_the_tiles_they_show_in(runs: tuple[Path, ...], til
         inside = (y >= columns["y0"][index]) & (y < columns["y0"][index] + 48)
         inside &= (x >= columns["x0"][index]) & (x < columns["x0"][index] + 48)
         assert columns["cells_detected"][index] == inside.sum()
+        detected = read_detected(tiles.folder, columns["image_id"][index]).to_pydict()
+        corner = columns["x0"][index], columns["y0"][index]
+        expected = sorted(map(tuple, (cells[near][inside][:, :0:-1] - corner).round(3)))
+        found = sorted(zip(np.round(detected["x"], 3), np.round(detected["y"], 3), strict=True))
+        assert_allclose(np.array(found).reshape(-1, 2), np.array(expected).reshape(-1, 2), atol=0.002)
     assert columns["cells_detected"].sum() > 50
 
 

@@ -7,6 +7,7 @@ import io
 import time
 
 import imagecodecs
+import numpy as np
 import pytest
 from sqlalchemy import select
 
@@ -14,8 +15,10 @@ from brainmap.crowd.store import schema
 from brainmap.crowd.store.backup import restore
 from brainmap.crowd.work import accounts
 from brainmap.crowd.work.export import export_project
+from brainmap.crowd.work.projects import ProjectSpec, add_image, add_project, scan_project
+from brainmap.tiles.detected import write_detected
 
-from ..conftest import PASSWORD, Person, quick_passwords, sqlite_only
+from ..conftest import PASSWORD, Person, make_tiles, quick_passwords, sqlite_only
 
 
 @pytest.fixture
@@ -60,6 +63,26 @@ def test_the_tile_browser_shows_clicks_and_heat(root, ann, site):
     heat = imagecodecs.png_decode(root.client.get(f"{url}/heat").content)
     assert heat.shape == (150, 150, 4)
     assert heat[30, 40, 3] > 150 and heat[100, 100, 3] == 0
+
+
+def test_the_detectors_cells_are_for_the_administrator(root, ann, site, tmp_path):
+    tiles = tmp_path / "sampled"
+    make_tiles(tiles, ["s1", "s2"])
+    xy = np.array([[40.25, 30.5], [5.0, 6.0]])
+    write_detected(tiles, np.array(["s2", "s2"], object), xy, np.array([0.75, 0.5], np.float32))
+    add_project(site, ProjectSpec("sampled", tiles))
+    image = imagecodecs.png_encode(np.zeros((150, 150), np.uint8))
+    add_image(site, "sampled", "late", bytes(image))
+    scan_project(site, "sampled")
+    with site.database.read() as connection:
+        number = dict(iter(connection.execute(select(schema.tile.c.image_id, schema.tile.c.id))))
+    url = "/admin/projects/{}/tiles/{}/detected"
+    detected = {name: url.format("sampled", number[name]) for name in ("s1", "s2", "late")}
+    assert root.client.get(detected["s2"]).json() == [[40.25, 30.5, 0.75], [5.0, 6.0, 0.5]]
+    assert root.client.get(detected["s1"]).json() == []
+    assert root.client.get(detected["late"]).json() is None
+    assert root.client.get(url.format("cortex", number["one"])).json() is None
+    assert ann.client.get(detected["s2"]).status_code == 403
 
 
 def test_downloads_are_the_export(root, ann, site, tmp_path):

@@ -185,6 +185,7 @@ ADMIN = [
     ("GET", "/admin"), ("GET", "/admin/users"), ("GET", "/admin/audit"), ("GET", "/admin/projects/cortex"),
     ("GET", "/admin/projects/cortex/tiles"), ("GET", "/admin/projects/cortex/tiles/1"),
     ("GET", "/admin/projects/cortex/tiles/1/clicks"), ("GET", "/admin/projects/cortex/tiles/1/heat"),
+    ("GET", "/admin/projects/cortex/tiles/1/detected"),
     ("GET", "/admin/projects/cortex/tiles/1/image"), ("GET", "/admin/projects/cortex/export/clicks.csv"),
     ("POST", "/admin/users"), ("POST", "/admin/users/1/role"), ("POST", "/admin/users/1/reset"),
     ("POST", "/admin/users/1/delete"), ("POST", "/admin/backup"), ("POST", "/admin/projects/cortex/pause"),

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import psutil
 import pytest
 
 from brainmap.errors import DataError, MissingExtraError, NotFoundError, UsageError
@@ -183,7 +183,8 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     started = tmp_path / "started"
     commands = {
         "sbatch": SBATCH.format(log=tmp_path / "job.log", started=started),
-        "scancel": '#!/bin/sh\nkill "$1" 2> /dev/null || true\n',
+        # Numbers of processes are used again: only one that is still the job is ended.
+        "scancel": f'#!/bin/sh\ngrep -q {tmp_path} "/proc/$1/cmdline" && kill "$1"\ntrue\n',
     }
     for name, script in commands.items():
         (tmp_path / name).write_text(script)
@@ -193,8 +194,10 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     path.write_text('cores = 1\nmemory = "1GB"\ngpus = 1\njobs = [1, 1]\n')
     yield path
     for number in started.read_text().split() if started.exists() else ():
-        with suppress(ProcessLookupError):
-            os.kill(int(number), signal.SIGKILL)
+        with suppress(psutil.NoSuchProcess):
+            process = psutil.Process(int(number))
+            if str(tmp_path) in " ".join(process.cmdline()):
+                process.kill()
 
 
 def test_jobs_of_slurm_work(slurm: Path) -> None:

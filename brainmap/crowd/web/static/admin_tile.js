@@ -1,4 +1,4 @@
-// A tile with everybody's clicks and the heat map over it.
+// A tile with everybody's clicks, the heat map and the detector's cells over it.
 const canvas = document.getElementById("viewer");
 const base = canvas.dataset.url;
 
@@ -6,11 +6,29 @@ async function bitmap(part) {
   return createImageBitmap(await (await fetch(`${base}/${part}`)).blob());
 }
 
-const [image, people] = await Promise.all([bitmap("image"), fetch(`${base}/clicks`).then((answer) => answer.json())]);
+async function list(part) {
+  return (await fetch(`${base}/${part}`)).json();
+}
+
+const [image, people, detected] = await Promise.all([bitmap("image"), list("clicks"), list("detected")]);
+const showDetected = document.getElementById("show-detected");
+if (detected) {
+  showDetected.disabled = false;
+  document.getElementById("detected-count").textContent = ` (${detected.length})`;
+}
 let heat = null;
 const ZOOM = Math.max(1, Math.ceil(900 / image.width));
 canvas.width = image.width * ZOOM;
 canvas.height = image.height * ZOOM;
+
+// Squares, since clicks are rings; a dark line below keeps them visible on bright tissue.
+function drawDetected(context) {
+  for (const [width, colour] of [[3.4, "rgb(0 0 0 / 70%)"], [1.6, "white"]]) {
+    context.lineWidth = width / ZOOM;
+    context.strokeStyle = colour;
+    for (const [x, y] of detected) context.strokeRect(x - 4.5, y - 4.5, 9, 9);
+  }
+}
 
 async function draw() {
   const context = canvas.getContext("2d");
@@ -20,6 +38,7 @@ async function draw() {
     heat ??= await bitmap("heat");
     context.drawImage(heat, -0.5, -0.5);
   }
+  if (showDetected.checked) drawDetected(context);
   if (!document.getElementById("show-clicks").checked) return;
   const shown = new Set([...document.querySelectorAll(".person:checked")].map((box) => Number(box.value)));
   people.forEach((person, number) => {
