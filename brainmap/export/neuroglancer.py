@@ -2,12 +2,13 @@
 
 The format is the one of neuroglancer's `src/datasource/precomputed/annotations.md`: every level of the spatial index
 holds a random subset of the cells on a grid, so that a viewer loads few cells when it looks at the whole brain and all
-of them when it looks closely. The index by id is sharded (`sharding.md`, uint64 keys): about 65,000 cells a file
-instead of one file a cell. Memory is that of a piece of the cells, however many there are.
+of them when it looks closely. All indices are sharded (`sharding.md`): a level is one file, and about 65,000 cells by id
+are one. Memory is that of a piece of the cells, however many there are.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from brainmap.files import write_json
-from brainmap.points.spatial_order import ROW, SpatialOrder, box_of, sort_in_space
+from brainmap.points.spatial_order import ROW, SpatialOrder, sort_in_space
 
 __all__ = ["Cells", "Property", "row_priority", "write_annotations", "write_layer"]
 
@@ -196,57 +197,132 @@ def _cuts(order: SpatialOrder, limit: int) -> list[float]:
 def _write_spatial(folder: Path, order: SpatialOrder, limit: int) -> list[dict[str, Any]]:
     """Write the levels from coarse to fine; return their entries of `info`."""
     cuts = np.array(_cuts(order, limit))
-    levels = [
-        _Level(folder / f"spatial{number}", 3 * (order.bits - number)) for number in range(len(cuts) - 1)
-    ]
-    for start in range(0, order.n, _PIECE):
-        stop = min(start + _PIECE, order.n)
-        records = np.asarray(order.records[start:stop])
-        code = np.searchsorted(order.starts, np.arange(start, stop), side="right") - 1
-        level_of = np.searchsorted(cuts, row_priority(records[ROW]), side="right") - 1
+    with contextlib.ExitStack() as opened:
+        levels = [
+            opened.enter_context(_Level(folder / f"spatial{number}", number, order.bits))
+            for number in range(len(cuts) - 1)
+        ]
+        for start in range(0, order.n, _PIECE):
+            stop = min(start + _PIECE, order.n)
+            records = np.asarray(order.records[start:stop])
+            code = np.searchsorted(order.starts, np.arange(start, stop), side="right") - 1
+            priority = row_priority(records[ROW])
+            level_of = np.searchsorted(cuts, priority, side="right") - 1
+            for number, level in enumerate(levels):
+                mine = level_of == number
+                level.add(code[mine] >> level.shift, records[mine], priority[mine])
+        found = []
         for number, level in enumerate(levels):
-            mine = level_of == number
-            level.add(code[mine] >> level.shift, records[mine])
-    found = []
-    for number, level in enumerate(levels):
-        level.finish()
-        side = order.box_um * 2 ** (order.bits - number)
-        found.append({"key": f"spatial{number}", "grid_shape": [2**number] * 3, "chunk_size": [side] * 3,
-                      "limit": max(level.fullest, 1)})  # fmt: skip
+            sharding = level.finish()
+            side = order.box_um * 2 ** (order.bits - number)
+            found.append({"key": f"spatial{number}", "grid_shape": [2**number] * 3, "chunk_size": [side] * 3,
+                          "limit": max(level.fullest, 1), "sharding": sharding})  # fmt: skip
     return found
 
 
 class _Level:
-    """Writes the grid cells of a level; they come one after another along the curve."""
+    """Writes a level as one shard: its grid cells come one after another along the curve, whose places are their ids.
 
-    def __init__(self, folder: Path, shift: int) -> None:
+    A disk is slow at many small files: ten million cells are 30,000 grid cells.
+    """
+
+    def __init__(self, folder: Path, number: int, bits: int) -> None:
         folder.mkdir()
-        self.folder, self.shift, self.fullest = folder, shift, 0
-        self._code, self._open = -1, list[npt.NDArray[Any]]()
+        self.shift, self.fullest = 3 * (bits - number), 0
+        self._minishard_bits = max(0, 3 * number - PRESHIFT_BITS)
+        self._file = (folder / "0.shard").open("wb")
+        self._index = np.zeros((1 << self._minishard_bits, 2), "<u8")
+        self._file.write(self._index.tobytes())
+        self._at = 0
+        self._code, self._open = -1, list[tuple[npt.NDArray[Any], npt.NDArray[Any]]]()
+        # Ids, starts and sizes of the open minishard.
+        self._entries: list[tuple[int, int, int]] = []
 
-    def add(self, code: npt.NDArray[np.int64], records: npt.NDArray[Any]) -> None:
-        edges = np.flatnonzero(np.diff(code)) + 1
-        for part in np.split(np.arange(len(code)), edges):
-            if not len(part):
+    def __enter__(self) -> _Level:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._file.close()
+
+    def add(
+        self, code: npt.NDArray[np.int64], records: npt.NDArray[Any], priority: npt.NDArray[np.float64]
+    ) -> None:
+        """Take records in the order of their places on the curve."""
+        edges = [0, *(np.flatnonzero(np.diff(code)) + 1).tolist(), len(code)]
+        for start, stop in zip(edges[:-1], edges[1:], strict=True):
+            if start == stop:
                 continue
-            if code[part[0]] != self._code:
-                self.finish()
-                self._code = int(code[part[0]])
-            self._open.append(records[part[0] : part[-1] + 1])
+            if code[start] != self._code:
+                self._finish_cell()
+                self._code = int(code[start])
+            self._open.append((records[start:stop], priority[start:stop]))
 
-    def finish(self) -> None:
+    def finish(self) -> dict[str, Any]:
+        """Write what is open and the index; return the sharding specification."""
+        self._finish_cell()
+        self._finish_minishard()
+        self._file.seek(0)
+        self._file.write(self._index.tobytes())
+        return _sharding(self._minishard_bits, 0)
+
+    def _finish_cell(self) -> None:
         if not self._open:
             return
-        records = np.concatenate(self._open)
+        records = np.concatenate([part for part, _ in self._open])
         # A viewer shows the first ones where all are too many: they must be any.
-        records = records[np.argsort(row_priority(records[ROW]), kind="stable")]
-        z, y, x = box_of(np.array(self._code)).tolist()
-        with (self.folder / f"{x}_{y}_{z}").open("wb") as file:
-            file.write(np.uint64(len(records)).astype("<u8").tobytes())
-            file.write(_stored(records).tobytes())
-            file.write(records[ROW].astype("<u8").tobytes())
+        records = records[np.argsort(np.concatenate([part for _, part in self._open]), kind="stable")]
+        if self._entries and self._entries[-1][0] >> PRESHIFT_BITS != self._code >> PRESHIFT_BITS:
+            self._finish_minishard()
+        content = b"".join(
+            [
+                np.uint64(len(records)).astype("<u8").tobytes(),
+                _stored(records).tobytes(),
+                records[ROW].astype("<u8").tobytes(),
+            ]
+        )
+        self._entries.append((self._code, self._at, len(content)))
+        self._write(content)
         self.fullest = max(self.fullest, len(records))
         self._open = []
+
+    def _finish_minishard(self) -> None:
+        if not self._entries:
+            return
+        ids, starts, sizes = np.array(self._entries, "<i8").T
+        table = _minishard_table(ids, starts, sizes)
+        self._index[ids[0] >> PRESHIFT_BITS] = self._at, self._at + len(table)
+        self._write(table)
+        self._entries = []
+
+    def _write(self, content: bytes) -> None:
+        self._file.write(content)
+        self._at += len(content)
+
+
+def _sharding(minishard_bits: int, shard_bits: int) -> dict[str, Any]:
+    return {
+        "@type": "neuroglancer_uint64_sharded_v1",
+        "preshift_bits": PRESHIFT_BITS,
+        "hash": "identity",
+        "minishard_bits": minishard_bits,
+        "shard_bits": shard_bits,
+        "minishard_index_encoding": "raw",
+        "data_encoding": "raw",
+    }
+
+
+def _minishard_table(
+    ids: npt.NDArray[np.integer[Any]],
+    starts: npt.NDArray[np.integer[Any]],
+    sizes: npt.NDArray[np.integer[Any]],
+) -> bytes:
+    """Index of a minishard.
+
+    Ids as differences to the one before, starts as distances from the end of the one before (the first from the end
+    of the shard's index), sizes.
+    """
+    ends = np.concatenate([[0], (starts + sizes)[:-1]])
+    return np.stack([np.diff(ids, prepend=0), starts - ends, sizes]).astype("<u8").tobytes()
 
 
 class _ById:
@@ -274,15 +350,7 @@ class _ById:
         digits = max(1, math.ceil(shard_bits / 4))
         for shard in range(self.shards):
             (self.folder / f"{shard}.part").rename(self.folder / f"{shard:0{digits}x}.shard")
-        return {
-            "@type": "neuroglancer_uint64_sharded_v1",
-            "preshift_bits": PRESHIFT_BITS,
-            "hash": "identity",
-            "minishard_bits": MINISHARD_BITS,
-            "shard_bits": shard_bits,
-            "minishard_index_encoding": "raw",
-            "data_encoding": "raw",
-        }
+        return _sharding(MINISHARD_BITS, shard_bits)
 
     def _write(self, stored: npt.NDArray[np.uint8]) -> None:
         (self.folder / f"{self.shards}.part").write_bytes(_shard(stored, self.shards * PER_SHARD))
@@ -298,16 +366,11 @@ def _shard(records: npt.NDArray[np.uint8], first_id: int) -> bytes:
     offset = len(data)
     for number, start in enumerate(range(0, len(records), per_minishard)):
         n = min(per_minishard, len(records) - start)
-        # Rows: ids and offsets as differences to the one before, then sizes. Offsets count from the
-        # end of the shard index, and from the end of the entry before.
-        table = np.zeros((3, n), dtype="<u8")
-        table[0] = 1
-        table[0, 0] = first_id + start
-        table[1, 0] = start * size
-        table[2] = size
-        minishards.append(table.tobytes())
-        index[number] = offset, offset + table.nbytes
-        offset += table.nbytes
+        within = np.arange(start, start + n)
+        table = _minishard_table(first_id + within, within * size, np.full(n, size))
+        minishards.append(table)
+        index[number] = offset, offset + len(table)
+        offset += len(table)
     # Empty minishards have start == end.
     index[len(minishards) :] = offset
     return b"".join([index.tobytes(), data, *minishards])

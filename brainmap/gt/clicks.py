@@ -7,7 +7,7 @@ is part of the data: an image a worker finished without a click is evidence, one
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -94,54 +94,28 @@ class Clicks:
         ids, names = np.asarray(image_id, dtype=object), np.asarray(worker_id, dtype=object)
         xy = np.stack([np.asarray(x, np.float64), np.asarray(y, np.float64)], axis=1).reshape(-1, 2)
         dropped: dict[str, int] = {}
-
-        def keep(mask: npt.NDArray[np.bool_], reason: str) -> None:
-            nonlocal ids, names, xy
-            if not mask.all():
-                dropped[reason] = int((~mask).sum())
-                log.warning("%d clicks dropped: %s", dropped[reason], reason)
-                ids, names, xy = ids[mask], names[mask], xy[mask]
-
-        keep(np.array([bool(a) and bool(b) for a, b in zip(ids, names, strict=True)], bool), "without an id")
-        keep(np.asarray(np.isfinite(xy).all(axis=1)), "without finite coordinates")
-        sizes = dict(sizes or {})
-        assigned = list(assignments or [])
-        image_ids, image = np.unique(
-            np.array([str(i) for i in ids] + [a for a, _, _ in assigned], dtype=object), return_inverse=True
+        named = np.array([bool(a) and bool(b) for a, b in zip(ids, names, strict=True)], bool)
+        ids, names, xy = _kept(named, "without an id", dropped, ids, names, xy)
+        ids, names, xy = _kept(
+            np.asarray(np.isfinite(xy).all(axis=1)), "without finite coordinates", dropped, ids, names, xy
         )
-        worker_ids, worker = np.unique(
-            np.array([str(w) for w in names] + [b for _, b, _ in assigned], dtype=object), return_inverse=True
-        )
-        check_image_ids([str(i) for i in image_ids])
-        n = len(ids)
-        height, width = _sizes([str(i) for i in image_ids], image[:n], xy, sizes)
-        outside = (xy < -0.5).any(axis=1) | (xy[:, 0] >= width[image[:n]]) | (xy[:, 1] >= height[image[:n]])
-        inside = ~outside
+        assigned, n = list(assignments or []), len(ids)
+        image_ids, image = _numbered([*ids, *(a for a, _, _ in assigned)])
+        worker_ids, worker = _numbered([*names, *(b for _, b, _ in assigned)])
+        check_image_ids(list(image_ids))
+        height, width = _sizes(list(image_ids), image[:n], xy, dict(sizes or {}))
         seen = _seen(image, worker, n, assigned)
         image, worker = image[:n], worker[:n]
-        if outside.any():
-            dropped["outside the image"] = int(outside.sum())
-            log.warning("%d clicks dropped: outside the image", outside.sum())
-            image, worker, xy = image[inside], worker[inside], xy[inside]
+        inside = (xy >= -0.5).all(axis=1) & (xy[:, 0] < width[image]) & (xy[:, 1] < height[image])
+        image, worker, xy = _kept(inside, "outside the image", dropped, image, worker, xy)
         order = np.lexsort((xy[:, 1], xy[:, 0], worker, image))
         image, worker, xy = image[order], worker[order], xy[order]
         first = np.ones(len(image), bool)
         first[1:] = (image[1:] != image[:-1]) | (worker[1:] != worker[:-1]) | (xy[1:] != xy[:-1]).any(axis=1)
         if not first.all():
             dropped["duplicate"] = int((~first).sum())
-        return cls(
-            tuple(str(i) for i in image_ids),
-            tuple(str(w) for w in worker_ids),
-            image[first].astype(np.int64),
-            worker[first].astype(np.int64),
-            xy[first],
-            height,
-            width,
-            seen[0],
-            seen[1],
-            seen[2],
-            dropped,
-        )
+        image, worker = image[first].astype(np.int64), worker[first].astype(np.int64)
+        return cls(image_ids, worker_ids, image, worker, xy[first], height, width, *seen, dropped)
 
     def without_workers(self, workers: set[str]) -> Clicks:
         """The same clicks as if `workers` had never taken part (images and their sizes stay)."""
@@ -174,6 +148,23 @@ def check_image_ids(ids: list[str]) -> None:
             folder = "/".join(parts[:depth])
             if folder.endswith(".npy") and folder[:-4] in files:
                 raise DataError(f"image ids {folder[:-4]!r} and {name!r} need the same file; rename one")
+
+
+def _kept(
+    mask: npt.NDArray[np.bool_], reason: str, dropped: dict[str, int], *columns: npt.NDArray[Any]
+) -> tuple[npt.NDArray[Any], ...]:
+    """The rows of columns where the mask is true; how many are not is noted, and said."""
+    if mask.all():
+        return columns
+    dropped[reason] = int((~mask).sum())
+    log.warning("%d clicks dropped: %s", dropped[reason], reason)
+    return tuple(column[mask] for column in columns)
+
+
+def _numbered(names: Sequence[Any]) -> tuple[tuple[str, ...], npt.NDArray[np.intp]]:
+    """Distinct names in order, and the number of each given one."""
+    known, number = np.unique(np.array([str(name) for name in names], dtype=object), return_inverse=True)
+    return tuple(str(name) for name in known), number
 
 
 def _sizes(ids: list[str], image: Ints, xy: Floats, sizes: dict[str, tuple[int, int]]) -> tuple[Ints, Ints]:

@@ -16,6 +16,8 @@ import numpy as np
 
 from brainmap.gt.aggregate import aggregate
 from brainmap.gt.truth import GroundTruth
+from brainmap.infer.detector import ProminenceWeights
+from brainmap.infer.peaks import FaceWeights
 from brainmap.tiles.tiles import Tiles, import_tiles
 from brainmap.train.judge.calibrate import (
     Judged,
@@ -99,19 +101,7 @@ def build_detector(
     elif recipe.student:
         model = _taught(recipe.student, model, recipe.last, work / "student", pool, data, [], [])
     judged |= _judge_simulated(recipe, model, data)
-    plain = [j for part in judged.values() for j in part]
-    face = face_weights(plain)
-    logit, f1 = best_threshold(*([j.weighed(face) for j in part] for part in judged.values()))
-    face = balanced_face(plain, face, logit)
-    unweighed = judged
-    judged = {name: [j.weighed(face) for j in part] for name, part in judged.items()}
-    prominence = prominence_weights(*judged.values())
-    lowered = {name: [j.lowered(prominence) for j in part] for name, part in unweighed.items()}
-    logit, _ = best_threshold(*([j.weighed(face) for j in part] for part in lowered.values()))
-    # Gains and losses at the faces are known where every cell is: not on stacks that people marked in part.
-    simulated = [j for name, part in lowered.items() if name.startswith(_COMPLETE) for j in part]
-    face = balanced_face(simulated, face, logit)
-    judged = {name: [j.weighed(face) for j in part] for name, part in lowered.items()}
+    face, prominence, judged = _weighed(judged)
     logit, f1 = best_threshold(*judged.values())
     everything = [j for part in judged.values() for j in part]
     knots = calibration_knots(everything)
@@ -153,6 +143,23 @@ def build_detector(
         face,
         prominence,
     )
+
+
+def _weighed(
+    judged: dict[str, list[Judged]],
+) -> tuple[FaceWeights, ProminenceWeights, dict[str, list[Judged]]]:
+    """Weights of faces and of prominence that do best over all sets, and the sets under them."""
+    plain = [j for part in judged.values() for j in part]
+    face = face_weights(plain)
+    logit, _ = best_threshold(*([j.weighed(face) for j in part] for part in judged.values()))
+    face = balanced_face(plain, face, logit)
+    prominence = prominence_weights(*([j.weighed(face) for j in part] for part in judged.values()))
+    lowered = {name: [j.lowered(prominence) for j in part] for name, part in judged.items()}
+    logit, _ = best_threshold(*([j.weighed(face) for j in part] for part in lowered.values()))
+    # Gains and losses at the faces are known where every cell is: not on stacks that people marked in part.
+    simulated = [j for name, part in lowered.items() if name.startswith(_COMPLETE) for j in part]
+    face = balanced_face(simulated, face, logit)
+    return face, prominence, {name: [j.weighed(face) for j in part] for name, part in lowered.items()}
 
 
 def _made_from(recipe: Recipe) -> str:

@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 VIEW_DIR = "view"
 LAYER, ORDER, MADE = "layer", "order", "made.json"
 # Another layout of the files makes them anew.
-FORMAT = 1
+FORMAT = 2
 SIDES = {0: "none", 1: "left", 2: "right"}
 #: Where cells and weaker candidates lie in no region.
 GREY = (150, 150, 150)

@@ -65,7 +65,7 @@ _POLICY = "; ".join(
     )
 )  # fmt: skip
 # Files of cells are few and small; a name of one.
-_LAYER_FILE = re.compile(r"(info|(?:spatial\d+)/\d+_\d+_\d+|by_id/[0-9a-f]+\.shard)")
+_LAYER_FILE = re.compile(r"(info|(?:spatial\d+|by_id)/[0-9a-f]+\.shard)")
 _MOST_BODY = 64 * 1024
 # Chunks are the same as long as the server runs; a browser asks once.
 _CACHED = {"Cache-Control": "private, max-age=3600"}
@@ -277,10 +277,7 @@ class _Server:
             raise HTTPException(404)
         path = self.desk.cells.layer / name
         if not path.is_file():
-            if not name.startswith("spatial"):
-                raise HTTPException(404)
-            # A grid cell without any cells.
-            return Response(bytes(8), media_type="application/octet-stream")
+            raise HTTPException(404)
         return FileResponse(
             path, media_type="application/json" if name == "info" else "application/octet-stream"
         )

@@ -18,19 +18,35 @@ def read_record(data: bytes) -> dict[str, Any]:
     return {"xyz": (x, y, z), "score": score, "region": int(np.frombuffer(data[16:20], "<u4")[0])}
 
 
+def grid_cell(code: int) -> tuple[int, int, int]:
+    """x, y, z of a Morton code, x in its lowest bit."""
+    digits = [[code >> (3 * bit + axis) & 1 for bit in range(20)] for axis in range(3)]
+    x, y, z = (sum(digit << bit for bit, digit in enumerate(axis)) for axis in digits)
+    return x, y, z
+
+
 def read_spatial(folder: Path, level: dict[str, Any]) -> dict[tuple[int, ...], dict[int, dict[str, Any]]]:
     cells = {}
-    for path in (folder / level["key"]).iterdir():
-        data = path.read_bytes()
+    spec = level["sharding"]
+    assert [path.name for path in (folder / level["key"]).iterdir()] == ["0.shard"]
+    for code in range(int(np.prod(level["grid_shape"]))):
+        data = read_entry(folder / level["key"], spec, code)
+        if data is None:
+            continue
         n = int(np.frombuffer(data[:8], "<u8")[0])
         assert len(data) == 8 + n * 20 + n * 8
         ids = np.frombuffer(data[8 + 20 * n :], "<u8").tolist()
         records = [read_record(data[8 + 20 * i : 28 + 20 * i]) for i in range(n)]
-        cells[tuple(int(part) for part in path.name.split("_"))] = dict(zip(ids, records, strict=True))
+        cells[grid_cell(code)] = dict(zip(ids, records, strict=True))
     return cells
 
 
 def read_by_id(folder: Path, spec: dict[str, Any], key: int) -> dict[str, Any] | None:
+    found = read_entry(folder, spec, key)
+    return None if found is None else read_record(found)
+
+
+def read_entry(folder: Path, spec: dict[str, Any], key: int) -> bytes | None:
     hashed = key >> spec["preshift_bits"]
     minishard = hashed & ((1 << spec["minishard_bits"]) - 1)
     shard = (hashed >> spec["minishard_bits"]) & ((1 << spec["shard_bits"]) - 1)
@@ -46,7 +62,7 @@ def read_by_id(folder: Path, spec: dict[str, Any], key: int) -> dict[str, Any] |
     if not len(where):
         return None
     begin = base + offsets[where[0]]
-    return read_record(data[begin : begin + sizes[where[0]]])
+    return data[begin : begin + sizes[where[0]]]
 
 
 def write(folder: Path, n: int, limit: int = 50, seed: int = 0) -> tuple[np.ndarray, dict[str, np.ndarray]]:
@@ -60,7 +76,14 @@ def write(folder: Path, n: int, limit: int = 50, seed: int = 0) -> tuple[np.ndar
     return zyx, properties
 
 
-def test_spatial_index_holds_every_point_once_in_its_cell(tmp_path: Path) -> None:
+@pytest.mark.parametrize("preshift", [9, 2])
+def test_spatial_index_holds_every_point_once_in_its_cell(
+    tmp_path: Path, preshift: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Few grid cells a minishard, so that there are several.
+    monkeypatch.setattr(neuroglancer, "PRESHIFT_BITS", preshift)
+    monkeypatch.setattr(neuroglancer, "PER_SHARD", 1 << (preshift + neuroglancer.MINISHARD_BITS))
+    monkeypatch.setattr(neuroglancer, "_PIECE", 300)
     zyx, properties = write(tmp_path / "layer", 2000)
     info = json.loads((tmp_path / "layer" / "info").read_text())
     lower, upper = np.array(info["lower_bound"]), np.array(info["upper_bound"])
@@ -128,13 +151,17 @@ def test_points_on_one_spot_end(tmp_path: Path) -> None:
     write_annotations(tmp_path / "layer", zyx, {"score": np.ones(130, np.float32)}, limit=50)
     info = json.loads((tmp_path / "layer" / "info").read_text())
     assert len(info["spatial"]) == 2
-    found = [read_counts(tmp_path / "layer" / level["key"]) for level in info["spatial"]]
+    found = [read_counts(tmp_path / "layer", level) for level in info["spatial"]]
     assert sum(map(sum, found)) == 130
     assert [max(counts) for counts in found] == [level["limit"] for level in info["spatial"]]
 
 
-def read_counts(folder: Path) -> list[int]:
-    return [int(np.frombuffer(path.read_bytes()[:8], "<u8")[0]) for path in folder.iterdir()]
+def read_counts(folder: Path, level: dict[str, Any]) -> list[int]:
+    entries = (
+        read_entry(folder / level["key"], level["sharding"], code)
+        for code in range(int(np.prod(level["grid_shape"])))
+    )
+    return [int(np.frombuffer(data[:8], "<u8")[0]) for data in entries if data is not None]
 
 
 def test_equal_points_give_equal_files(tmp_path: Path) -> None:

@@ -27,6 +27,8 @@ def serve(folder: str | Path, host: str, port: int, public_url: str = "", *, ins
     """
     import uvicorn
 
+    from brainmap.crowd.web.protocol import BoundedProtocol
+
     site = Site.open(folder)
     if public_url:
         site = dataclasses.replace(site, settings=dataclasses.replace(site.settings, public_url=public_url))
@@ -37,7 +39,7 @@ def serve(folder: str | Path, host: str, port: int, public_url: str = "", *, ins
     config = uvicorn.Config(
         app, log_level="warning", access_log=False, server_header=False, lifespan="on",
         proxy_headers=bool(site.settings.proxies), forwarded_allow_ips=list(site.settings.proxies),
-        h11_max_incomplete_event_size=32 * 1024, timeout_keep_alive=30, timeout_graceful_shutdown=5,
+        http=BoundedProtocol, timeout_keep_alive=30, timeout_graceful_shutdown=5,
     )  # fmt: skip
     shown = f"[{host}]" if ":" in host else host
     log.info(

@@ -197,6 +197,43 @@ def test_killed_and_started_again_no_click_is_lost_or_doubled(folder, tmp_path):
 
 
 @pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+def test_a_head_without_end_is_hung_up_on(folder):
+    """Neither a line nor headers may fill the memory; a large body is another matter, with limits of its own."""
+    served = Served(folder)
+    host = f"Host: 127.0.0.1:{served.port}\r\n".encode()
+    try:
+        for start, more in (
+            (b"GET /", b"a" * 4096),
+            (b"GET / HTTP/1.1\r\n" + host, b"X-A: " + b"b" * 4000 + b"\r\n"),
+        ):
+            with socket.create_connection(("127.0.0.1", served.port), timeout=30) as line:
+                line.sendall(start)
+                with pytest.raises(OSError):
+                    for _ in range(2000):
+                        line.sendall(more)
+                        time.sleep(0.001)
+        # Two whole requests in one piece, and a body of 60 kB behind its head, are answered.
+        ask = b"GET /healthz HTTP/1.1\r\n" + host + b"\r\n"
+        with socket.create_connection(("127.0.0.1", served.port), timeout=30) as line:
+            line.sendall(ask + ask)
+            answers = b""
+            while answers.count(b'"ok"') < 2:
+                piece = line.recv(4096)
+                assert piece, answers
+                answers += piece
+        with socket.create_connection(("127.0.0.1", served.port), timeout=30) as line:
+            head = (
+                b"POST /api/session HTTP/1.1\r\nContent-Type: application/json\r\nContent-Length: 60000\r\n"
+            )
+            line.sendall(head + host + b"\r\n" + b"{" + b" " * 59_999)
+            assert line.recv(4096).startswith(b"HTTP/1.1 400")
+        with urllib.request.urlopen(f"{served.url}/healthz", timeout=5) as answer:
+            assert answer.status == 200
+    finally:
+        served.stop()
+
+
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 def test_a_taken_port_is_said(folder):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
