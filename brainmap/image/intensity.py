@@ -484,7 +484,7 @@ def _grain(voxels: NDArray[Any]) -> float:
 
 
 def _recorded(patch: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """Where an image (1, y, x) is not padding, a mask or a lost line: exact zeros side by side; single ones are noise."""
+    """Where an image (1, y, x) is no padding, mask or lost line: exact zeros side by side; single ones are noise."""
     zero = patch == 0
     if not zero.any():
         return ~zero
