@@ -230,7 +230,7 @@ def _worded_channels(groups: list[_Series]) -> dict[str, dict[float, Path]] | No
     if any(set(p) != set(planes[0]) or len(p) != len(g) for p, g in zip(planes, groups, strict=True)):
         return None
     words = _differing([group.pattern() for group in groups])
-    return words and dict(sorted(zip(words, planes, strict=True), key=lambda item: item[0]))
+    return None if words is None else dict(sorted(zip(words, planes, strict=True), key=lambda item: item[0]))
 
 
 def _differing(patterns: list[str]) -> list[str] | None:

@@ -54,6 +54,8 @@ _NOISE_PATCHES = 48
 # Reading them is mostly waiting where the image lies far away.
 _NOISE_THREADS = 4
 _NOISE_PATCH_CELLS = 12
+# So many exact zeros in a row are no photons that happened not to come.
+_LINE_PX = 16
 # Patches with a smaller share of data say nothing.
 _LEAST_DATA = 0.05
 # Pixels of a band of rows: some arrays of so many fit into a core's cache.
@@ -482,6 +484,10 @@ def _grain(voxels: NDArray[Any]) -> float:
 
 
 def _recorded(patch: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """Where an image (1, y, x) is not padding or a mask: exact zeros side by side; single ones are noise."""
+    """Where an image (1, y, x) is no padding, mask or lost line: exact zeros side by side; single ones are noise."""
     zero = patch == 0
-    return ~(ndimage.binary_opening(zero, np.ones((1, 3, 3), bool)) if zero.any() else zero)
+    if not zero.any():
+        return ~zero
+    shapes = ((1, 3, 3), (1, 1, _LINE_PX), (1, _LINE_PX, 1))
+    opened = [ndimage.binary_opening(zero, np.ones(shape, bool)) for shape in shapes]
+    return ~np.logical_or.reduce(opened)

@@ -8,8 +8,9 @@ further in: up to 15 um on a 50 um grid. A block of both levels tells which it i
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +31,7 @@ _FINE = 96
 # One must fit so much better than the other.
 _CLEARLY = 0.5
 # What takes every voxel below a coarse one alike, so that it stands for the middle of them.
-_OF_ALL = (np.mean, np.max, np.min)
+_OF_ALL: tuple[Callable[..., Any], ...] = (np.mean, np.max, np.min)
 
 
 def placed_by_evidence(volume: Volume) -> Volume:

@@ -296,27 +296,41 @@ def _read_csv(path: Path) -> Points:
         raise DataError(f"{path} is empty")
     delimiter = max(",;\t", key=header.count)
     raw = [name.strip().strip('"') for name in header.split(delimiter)]
+    table = _parsed(path, raw, delimiter, ".")
+    if delimiter != "," and any(
+        pa.types.is_string(kind.type) for kind in table.schema if _is_axis(kind.name)
+    ):
+        # A spreadsheet of a country that writes 6,5.
+        table = _parsed(path, raw, delimiter, ",")
+    names = [name.lower() for name in raw]
+    names = _napari_names(names, table, path)
+    if len(set(names)) != len(names):
+        raise DataError(f"{path} has two columns of the same name: {', '.join(names)}")
+    return _from_arrow(table.rename_columns(names), {})
+
+
+def _is_axis(name: str) -> bool:
+    return name.lower() in ("z", "y", "x") or name.lower().startswith("axis-")
+
+
+def _parsed(path: Path, names: list[str], delimiter: str, decimal_point: str) -> pa.Table:
+    """The rows below the header: header and rows apart, so that odd spellings do not matter; ids are text."""
     try:
-        # Header and rows apart, so that odd header spellings do not matter; ids are read as text.
-        table = pa_csv.read_csv(
+        return pa_csv.read_csv(
             path,
-            read_options=pa_csv.ReadOptions(column_names=raw, skip_rows=1),
+            read_options=pa_csv.ReadOptions(column_names=names, skip_rows=1),
             parse_options=pa_csv.ParseOptions(delimiter=delimiter),
             convert_options=pa_csv.ConvertOptions(
-                column_types={name: pa.string() for name in raw if name.lower() in ID_COLUMNS},
+                column_types={name: pa.string() for name in names if name.lower() in ID_COLUMNS},
                 strings_can_be_null=False,
+                decimal_point=decimal_point,
             ),
         )
     except (pa.ArrowInvalid, UnicodeDecodeError, OSError) as error:
         if "Empty CSV" not in str(error):
             said = "".join(c for c in str(error).splitlines()[0][:120] if c.isprintable())
             raise DataError(f"{path} is not a readable CSV table{what_it_is(path)} ({said})") from error
-        table = pa.table({name: pa.array([], pa.float64()) for name in raw})
-    names = [name.lower() for name in raw]
-    names = _napari_names(names, table, path)
-    if len(set(names)) != len(names):
-        raise DataError(f"{path} has two columns of the same name: {', '.join(names)}")
-    return _from_arrow(table.rename_columns(names), {})
+        return pa.table({name: pa.array([], pa.float64()) for name in names})
 
 
 def _napari_names(names: list[str], table: pa.Table, path: Path) -> list[str]:

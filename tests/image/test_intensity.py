@@ -259,3 +259,29 @@ def test_runs_of_before_have_the_least_texture(tmp_path: Path) -> None:
     with np.load(tmp_path / "new.npz") as record:
         np.savez(tmp_path / "old.npz", **{k: record[k] for k in record.files if k != "texture"})
     assert Intensity.load(tmp_path / "old.npz").texture == LEAST_TEXTURE
+
+
+BLANK = {
+    "a missing tile": lambda image: image[:, 100:200, 60:160],
+    "a missing slice": lambda image: image[5:6],
+    "every fourth slice": lambda image: image[::4],
+    "blank slices at the end": lambda image: image[9:],
+    "a corner": lambda image: image[:, :120, :120],
+    "a half brain": lambda image: image[:, :, :120],
+    "lost lines": lambda image: image[:, ::20, :],
+    "lost columns": lambda image: image[:, :, ::31],
+    "a frame": lambda image: image[:, :, :24],
+}
+
+
+@pytest.mark.parametrize("value", [0.0, np.nan])
+@pytest.mark.parametrize("kind", BLANK)
+def test_what_was_not_recorded_leaves_noise_and_background_as_they_are(kind: str, value: float) -> None:
+    whole = tissue()
+    alone = fit(whole)
+    holed = whole.copy()
+    BLANK[kind](holed)[...] = value
+    found = fit(holed)
+    assert found.noise == pytest.approx(alone.noise, rel=0.1)
+    assert found.typical == pytest.approx(alone.typical, rel=0.02)
+    assert found.surrounded == alone.surrounded

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -167,6 +168,15 @@ def test_images_whose_owner_must_say_more(kind: str, tmp_path: Path) -> None:
     volume = convert(path, tmp_path / "c.zarr", **remedy)
     assert (volume.shape, volume.voxel_um) == (PIXELS.shape, pytest.approx(VOXEL))
     np.testing.assert_array_equal(volume.read(ALL, ALL, ALL), PIXELS)
+
+
+@pytest.mark.parametrize("chunks", [[0, 20, 20], [False, 6, 20], [-1, 6, 20]])
+def test_chunks_without_a_voxel(chunks: list[Any], tmp_path: Path) -> None:
+    path = ngff(tmp_path / "a.zarr", PIXELS, axes_of("zyx"))
+    document = json.loads((path / "0" / ".zarray").read_text())
+    (path / "0" / ".zarray").write_text(json.dumps(document | {"chunks": chunks}))
+    with pytest.raises(DataError, match="array metadata damaged"):
+        Volume.open(path).read(ALL, ALL, ALL)
 
 
 def test_bioformats2raw(tmp_path: Path) -> None:

@@ -471,6 +471,8 @@ def _open_zarr(location: str, path: str, zarr_format: ZarrFormat) -> Any:
         array = zarr.open_array(store, path=path, mode="r", zarr_format=zarr_format)
         store.blosc_chunks = array.shards is None and _is_blosc(array)
         store.folder = None if is_url(location) else Path(location)
+        if min((*array.chunks, *(array.shards or ())), default=1) < 1:
+            raise ValueError("its chunks are empty")
     except (FileNotFoundError, ContainsGroupError) as error:
         raise DataError(f"{where}: the array that the metadata lists is not there") from error
     except OSError as error:
