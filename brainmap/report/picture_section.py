@@ -79,7 +79,7 @@ def add_pictures(page: Page, run: Run, scored: bool) -> None:
 def _place(run: Run, *vox: float) -> str:
     """z, y, x in um, as the viewer takes it."""
     assert run.volume is not None
-    um = vox_to_um(np.array(vox), run.volume.voxel_um, run.volume.origin_um)
+    um = vox_to_um(np.array([vox]), run.volume.voxel_um, run.volume.origin_um)[0]
     return ",".join(f"{value:.1f}" for value in um)
 
 

@@ -22,6 +22,7 @@ from brainmap.errors import MissingExtraError, UsageError
 from brainmap.run.marks import read_marks
 from brainmap.run_folder import RunRecord
 from brainmap.view import neuroglancer
+from brainmap.report.html import page_script
 from brainmap.view.desk import Desk
 from brainmap.view.server import create_app, serve_run
 
@@ -318,3 +319,14 @@ def test_no_acknowledged_mark_is_lost_when_the_server_is_killed(
         process.stderr.close()
     assert acknowledged == len(UM) / 5
     assert len((run / "marks.csv").read_text().splitlines()) == 1 + acknowledged
+
+
+def test_the_report_is_served_with_its_own_script_alone(client: TestClient, run: Path) -> None:
+    assert client.get("/report").status_code == 404
+    (run / "report.html").write_text("<p>report</p>", encoding="utf-8")
+    answer = client.get("/report")
+    assert answer.text == "<p>report</p>"
+    policy = answer.headers["content-security-policy"]
+    assert f"script-src '{page_script()[1]}'" in policy
+    assert "default-src 'none'" in policy
+    assert "unsafe-inline" not in policy.split("script-src")[1]
