@@ -75,7 +75,7 @@ def _references(run: Run, registration: dict[str, Any]) -> list[str]:
             found.append(_ALLEN)
         found.append(_BRAINGLOBE)
         if not name.startswith("allen_mouse"):
-            found.append(f"The publication of the atlas {name}.")
+            found.append(f"(Add the publication that the makers of the atlas {name} ask for.)")
     return found
 
 
