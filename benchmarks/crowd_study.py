@@ -37,7 +37,7 @@ def sections(data: Path, work: Path) -> tuple[Path, Path]:
     side, folder = SIDE["sections"], work / "sections"
     images = sorted((data / "sections" / "cfos" / "images").glob("*.png"))
     # The tolerance and the detector's scale follow the cells, about 15 px across.
-    tiles = import_tiles(images, folder / "tiles", voxel_um=SECTION_UM, tile_px=side)
+    tiles = import_tiles(images, folder / "tiles", voxel_um=SECTION_UM, tile_px=side, overwrite=True)
     names, _, xy = read_point_table(data / "sections" / "cfos" / "consensus.csv")
     columns, rows = tiles.columns, []
     for i, name in enumerate(tiles.ids):

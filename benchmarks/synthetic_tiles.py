@@ -43,10 +43,13 @@ RADIUS_PX = 7.5
 def sections(data: Path, work: Path) -> tuple[Tiles, dict[str, np.ndarray]]:
     """Whole sections at one pixel size, and the cells on them."""
     cfos = import_tiles(
-        sorted((data / "cfos/images").glob("*.png")), work / "cfos", voxel_um=(30, PIXEL_UM, PIXEL_UM)
+        sorted((data / "cfos/images").glob("*.png")),
+        work / "cfos",
+        voxel_um=(30, PIXEL_UM, PIXEL_UM),
+        overwrite=True,
     )
     files = [p for p in sorted((data / "quanty/samples").rglob("*.tif")) if "PM_mRNA" not in p.parts]
-    quanty = import_tiles(files, work / "quanty", voxel_um=(30, QUANTY_UM, QUANTY_UM))
+    quanty = import_tiles(files, work / "quanty", voxel_um=(30, QUANTY_UM, QUANTY_UM), overwrite=True)
     images = [cfos.image(i) for i in range(len(cfos))]
     table = pd.read_csv(data / "cfos/consensus.csv", dtype={"image_id": str})
     points = {k: g[["x", "y"]].to_numpy(float) for k, g in table.groupby("image_id")}
@@ -119,7 +122,7 @@ def compare(name, tiles, cells, size, limit, generator, work, seed, report):
     signal = disc_signal(tiles, cells, float(placement.rules.radius_px[0]))
     rows = {"real": compare_tiles(real, teaching, signal, signal).to_dict()}
     for variant, (settings, source, statistics) in variants.items():
-        made = synthesize(settings, source, work / f"{name}-{variant}", len(real), seed, statistics)
+        made = synthesize(settings, source, work / f"{name}-{variant}", len(real), seed, statistics, True)
         similarity = compare_tiles(real, made, signal, synthetic_signal(made))
         rows[variant] = similarity.to_dict()
         if report is not None:

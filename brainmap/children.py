@@ -26,11 +26,20 @@ def end_with_parent() -> None:
 
 
 def end_with_starter(pid: int) -> None:
-    """In a process of another kind: end at once when the process of this number, which waits for it, is gone."""
+    """In a process of another kind: end at once when the process of this number, which waits for it, is gone.
+
+    On Linux that means: when the *thread* that started this one ends, so it must be the one that waits (see
+    `brainmap.registration.ants_process`). On Windows nothing is done: the number of a parent never changes there.
+    """
+    if sys.platform == "win32":
+        return
     if sys.platform == "linux":
         # The system does it, also where a library holds the interpreter for minutes.
         with suppress(OSError, AttributeError):
             ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != pid:
+        # Gone before the system was asked to tell.
+        os._exit(1)
 
     def gone() -> None:
         while os.getppid() == pid:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from brainmap.errors import DataError, NotFoundError, UsageError
+from brainmap.errors import DataError, NotFoundError, UsageError, what_it_is
 from brainmap.files import now, read_json, to_jsonable, write_json
 from brainmap.machine import machine, versions
 
@@ -20,6 +20,7 @@ __all__ = [
     "BLOCKS_DIR",
     "EXPORTS_DIR",
     "INTENSITY_FILE",
+    "MUCH_UNSTORED",
     "PLAN_FILE",
     "POINTS_PARQUET",
     "REGIONS_CSV",
@@ -35,6 +36,9 @@ __all__ = [
     "is_run",
     "other_parameters",
 ]
+
+# More tissue without stored chunks than this share is said, and in doubt of being an incomplete copy.
+MUCH_UNSTORED = 0.05
 
 RUN_JSON = "run.json"
 POINTS_PARQUET = "points.parquet"
@@ -119,7 +123,7 @@ class RunRecord:
         if not is_run(run):
             if holds_parts_of_a_run(run):
                 raise DataError(f"{run} has lost its {RUN_JSON}: {way_on}")
-            raise NotFoundError(f"{run} is not a run folder: it has no {RUN_JSON}")
+            raise NotFoundError(f"{run} is not a run folder: it has no {RUN_JSON}{what_it_is(run)}")
         try:
             content = read_json(path)
         except DataError as error:

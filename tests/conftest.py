@@ -49,7 +49,10 @@ def repository() -> Path:
 def quiet_afterwards() -> Iterator[None]:
     """Commands log to the stderr of their test: the next test must not write to a closed one."""
     yield
-    logging.getLogger("brainmap").handlers.clear()
+    ours = logging.getLogger("brainmap")
+    ours.handlers.clear()
+    ours.propagate = True
+    ours.setLevel(logging.NOTSET)
 
 
 class Damage:

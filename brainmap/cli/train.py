@@ -28,6 +28,7 @@ GroundTruthFolder = Annotated[
     Path, typer.Option(help="Ground truth, as `gt aggregate` writes it.", metavar="DIR")
 ]
 Network = Annotated[str, typer.Argument(help="Checkpoint or detector.", metavar="NETWORK")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is at OUT.")]
 Seed = Annotated[int | None, typer.Option(help="Seed of all chance [default: 0].", metavar="N")]
 Start = Annotated[str, typer.Option("--from", help="Detector or checkpoint to improve.", metavar="NAME|PATH")]
 TilesFolder = Annotated[Path, typer.Option(help="Tiles folder.", metavar="DIR")]
@@ -60,6 +61,7 @@ def import_tiles(
     quality: Annotated[
         bool, typer.Option("--quality", help="Leave out tiles without contrast or bright pixels.")
     ] = False,
+    overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
     """Make a tiles folder of plain images, each a section of its own."""
@@ -69,6 +71,7 @@ def import_tiles(
     made = tiles.import_tiles(
         images, out, voxel_um=parse_voxel_size(voxel_size), cell_diameter_um=cell_diameter,
         normalise=not no_normalise, tile_px=tile_px, quality=tiles.QualityRule() if quality else None,
+        overwrite=overwrite,
     )  # fmt: skip
     if as_json:
         print_json({"folder": out, "tiles": len(made), "image_id": made.ids})
@@ -119,6 +122,7 @@ def synthesize(
     ] = None,
     config: Config = None,
     seed: Seed = None,
+    overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
     """Make synthetic tiles with masks, centres and heat maps."""
@@ -130,7 +134,7 @@ def synthesize(
 
     settings, texture = settings_like(read_synthesis_settings(config), like, gt)
     background = load_generator(generator) if generator else None
-    tiles = run(settings, background, out, count, seed or 0, texture)
+    tiles = run(settings, background, out, count, seed or 0, texture, overwrite)
     if as_json:
         print_json({"folder": out, "tiles": len(tiles), "settings": settings.to_dict()})
     else:
@@ -290,7 +294,7 @@ def export(
     calibration: Annotated[Path, typer.Option(help="What `train calibrate` wrote.", metavar="FILE.json")],
     version: Annotated[str, typer.Option(help="Version of the detector.", metavar="TEXT")] = "1",
     cell_diameter: CellDiameter = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is at OUT.")] = False,
+    overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
     """Write a network as a detector folder that `brainmap detect --detector` takes."""

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from brainmap.errors import DataError, NotFoundError, UsageError
+from brainmap.errors import DataError, NotFoundError, UsageError, what_it_is
 
 __all__ = ["COLUMNS", "LEAST_ANIMALS", "Groups", "read_groups", "read_rows", "require_columns"]
 
@@ -139,7 +139,7 @@ def read_groups(
         columns["group"] = ["all"] * len(next(iter(columns.values()), []))
     if missing := [name for name in COLUMNS if name not in columns]:
         raise DataError(
-            f"{path} has no column {missing[0]}: it needs {', '.join(COLUMNS)}, and covariates if any"
+            f"{path} has no column {missing[0]}: it needs {', '.join(COLUMNS)}, and covariates if any{what_it_is(path)}"
         )
     for name in COLUMNS:
         if "" in columns[name]:
@@ -174,9 +174,11 @@ def read_rows(path: Path, what: str) -> tuple[dict[str, list[str]], list[tuple[s
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (FileNotFoundError, IsADirectoryError):
-        raise NotFoundError(f"there is no {what} {path}") from None
+        raise NotFoundError(f"there is no {what} {path}{what_it_is(path)}") from None
     except UnicodeDecodeError:
-        raise DataError(f"{path} is not UTF-8 text: save the table as CSV (UTF-8)") from None
+        raise DataError(
+            f"{path} is not UTF-8 text: save the table as CSV (UTF-8){what_it_is(path)}"
+        ) from None
     lines = text.splitlines()
     is_remark = [line.lstrip(' "').startswith("#") for line in lines]
     found = [_REMARK.match(line.strip(' "')) for line, yes in zip(lines, is_remark, strict=True) if yes]

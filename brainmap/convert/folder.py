@@ -58,7 +58,7 @@ def folder_stack(folder: Path, reading: Reading, opened: ExitStack) -> Stack:
         whole = _ome_set(folder, files, reading, opened)
         if whole is not None:
             return whole
-    planes = planes_of(files, str(folder), reading.allow_gaps)
+    planes = planes_of(files, str(folder), reading.allow_gaps, reading.planes)
     return _plane_stack(str(folder), planes, reading)
 
 

@@ -23,6 +23,8 @@ __all__ = ["Planes", "matching", "natural", "planes_of"]
 _CHANNEL_WORD = re.compile(r"(?:^|[^a-z])(?:channel|chan|ch|c|w|wl|lambda|laser|filter|em|ex)[ _-]*$")
 _MOST_CHANNELS = 12
 _SHOWN = 3
+# What # stands for in --planes; * before it takes none of its digits.
+_NUMBER = r"(?<![0-9])(?<![0-9]\.)([+-]?[0-9]+(?:\.[0-9]+)?)(?![0-9])"
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,9 @@ class _Series:
     """Files whose names differ in numbers only: `text` has one part more than a name has numbers."""
 
     text: tuple[str, ...]
-    numbers: dict[Path, tuple[float, ...]]
+    numbers: dict[
+        Path, tuple[float, ...]
+    ]  # whole numbers are int: a clock's digits are more than a float holds
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -95,7 +99,7 @@ def matching(files: Iterable[Path], pattern: str | None, where: str) -> list[Pat
     found = list(files)
     if pattern is None:
         return found
-    wanted = re.compile(fnmatch.translate(pattern).replace(r"\#", r"[+-]?[0-9]+(?:\.[0-9]+)?"), re.IGNORECASE)
+    wanted = _compiled(pattern)
     kept = [path for path in found if wanted.fullmatch(path.name)]
     if not kept:
         names = ", ".join(sorted(p.name for p in found)[:_SHOWN])
@@ -103,7 +107,13 @@ def matching(files: Iterable[Path], pattern: str | None, where: str) -> list[Pat
     return kept
 
 
-def planes_of(files: Sequence[Path], where: str, allow_gaps: bool = False) -> Planes:
+def _compiled(pattern: str) -> re.Pattern[str]:
+    return re.compile(fnmatch.translate(pattern).replace(r"\#", _NUMBER), re.IGNORECASE)
+
+
+def planes_of(
+    files: Sequence[Path], where: str, allow_gaps: bool = False, pattern: str | None = None
+) -> Planes:
     """Order the files of one image.
 
     Parameters
@@ -114,6 +124,9 @@ def planes_of(files: Sequence[Path], where: str, allow_gaps: bool = False) -> Pl
         The folder, for messages.
     allow_gaps : bool
         Take a series with missing numbers: the planes that are missing stay empty.
+    pattern : str, optional
+        What --planes was. With a single # in it, which is another number in every file, that counts the planes,
+        whatever else differs.
 
     Raises
     ------
@@ -122,6 +135,9 @@ def planes_of(files: Sequence[Path], where: str, allow_gaps: bool = False) -> Pl
     """
     if len(files) == 1:
         return Planes(((files[0],),))
+    told = _told(files, pattern)
+    if told is not None:
+        return _joined({"": told}, where, allow_gaps)
     groups = _grouped(files)
     channels = _worded_channels(groups)
     if channels is not None:
@@ -142,6 +158,22 @@ def planes_of(files: Sequence[Path], where: str, allow_gaps: bool = False) -> Pl
     return _several_numbers(series, varying, where, allow_gaps)
 
 
+def _told(files: Sequence[Path], pattern: str | None) -> dict[float, Path] | None:
+    """Planes by the number that a pattern with one # finds; None where it does not tell them apart."""
+    if pattern is None or pattern.count("#") != 1:
+        return None
+    wanted = _compiled(pattern)
+    found = [(match[1], path) for path in files if (match := wanted.fullmatch(path.name))]
+    # A minus before every number is a hyphen.
+    hyphen = all(number.startswith("-") for number, _ in found)
+    planes = {_number(number.lstrip("-") if hyphen else number): path for number, path in found}
+    return planes if len(planes) == len(files) else None
+
+
+def _number(text: str) -> float:
+    return float(text) if "." in text else int(text)
+
+
 def _grouped(files: Sequence[Path]) -> list[_Series]:
     """Files by the text of their names, the largest group first.
 
@@ -152,14 +184,16 @@ def _grouped(files: Sequence[Path]) -> list[_Series]:
     groups = min(by_sign, key=len)
     if any(_uneven_decimals(group) for group in groups):
         groups = _groups(files, groups is by_sign[1], False)
-    return sorted(groups, key=lambda group: (-len(group), group.text))
+    # Of equally many, copies come last.
+    return sorted(groups, key=lambda group: (-len(group), len("".join(group.text)), group.text))
 
 
 def _groups(files: Sequence[Path], minus: bool, decimals: bool) -> list[_Series]:
     found: dict[tuple[str, ...], dict[Path, tuple[float, ...]]] = defaultdict(dict)
     for path in files:
         text, numbers = _split(path.name, minus, decimals)
-        found[tuple(part.lower() for part in text)][path] = tuple(float(n) for n in numbers)
+        kind = tuple(part.lower() for part in (*text[:-1], re.sub(r"\.tiff$", ".tif", text[-1].lower())))
+        found[kind][path] = tuple(_number(n) for n in numbers)
     named = []
     for numbers_of in found.values():
         # The text as written by the first file, for messages.
@@ -190,29 +224,23 @@ def _uneven_decimals(series: _Series) -> bool:
 
 def _worded_channels(groups: list[_Series]) -> dict[str, dict[float, Path]] | None:
     """Groups that are the same planes of several channels, by the word that tells them apart."""
-    if not 2 <= len(groups) <= _MOST_CHANNELS or len({len(group.text) for group in groups}) > 1:
+    if not 2 <= len(groups) <= _MOST_CHANNELS or any(len(group.varying) != 1 for group in groups):
         return None
-    if any(len(group.varying) != 1 for group in groups) or len({group.varying[0] for group in groups}) > 1:
-        return None
-    field = groups[0].varying[0]
-    planes = [{numbers[field]: path for path, numbers in group.numbers.items()} for group in groups]
+    planes = [{numbers[g.varying[0]]: path for path, numbers in g.numbers.items()} for g in groups]
     if any(set(p) != set(planes[0]) or len(p) != len(g) for p, g in zip(planes, groups, strict=True)):
         return None
-    differing = [i for i in range(len(groups[0].text)) if len({g.text[i].lower() for g in groups}) > 1]
-    if len(differing) != 1:
-        return None
-    words = _trimmed([group.text[differing[0]] for group in groups])
-    return dict(sorted(zip(words, planes, strict=True), key=lambda item: item[0]))
+    words = _differing([group.pattern() for group in groups])
+    return words and dict(sorted(zip(words, planes, strict=True), key=lambda item: item[0]))
 
 
-def _trimmed(words: list[str]) -> list[str]:
-    """Words without what they have in common at their ends, down to whole words."""
-    pieces = [re.split(r"([^0-9A-Za-z]+)", word) for word in words]
-    while all(len(p) > 1 for p in pieces) and len({p[0] for p in pieces}) == 1:
-        pieces = [p[1:] for p in pieces]
-    while all(len(p) > 1 for p in pieces) and len({p[-1] for p in pieces}) == 1:
-        pieces = [p[:-1] for p in pieces]
-    return ["".join(p).strip(" _-.") or word for p, word in zip(pieces, words, strict=True)]
+def _differing(patterns: list[str]) -> list[str] | None:
+    """The words in which names differ, each in one place; None where a name has no such word, as that of a copy."""
+    pieces = [[p for p in re.split(r"(#|[^0-9A-Za-z#]+)", pattern) if p] for pattern in patterns]
+    for end in (0, -1):
+        while all(pieces) and len({p[end].lower() for p in pieces}) == 1:
+            pieces = [p[1:] if end == 0 else p[:-1] for p in pieces]
+    words = ["".join(p).strip(" _-.") for p in pieces]
+    return None if any(not word or "#" in word for word in words) else words
 
 
 def _by_number(series: _Series, field: int, where: str) -> dict[float, Path]:
@@ -236,16 +264,17 @@ def _several_numbers(series: _Series, varying: list[int], where: str, allow_gaps
     if counter is not None:
         return _joined({"": _by_number(series, counter, where)}, where, allow_gaps)
     channels = [field for field in varying if _counts_channels(series, field, values[field])]
-    if len(varying) == 2 and len(channels) == 1:
-        channel = channels[0]
-        (plane,) = set(varying) - {channel}
-        parts: dict[str, dict[float, Path]] = {}
-        word = re.sub(r".*[^a-zA-Z]", "", series.text[channel].rstrip(" _-"), flags=re.DOTALL)
-        for value in values[channel]:
-            chosen = {p: n for p, n in series.numbers.items() if n[channel] == value}
-            name = f"{word}{_written(series, channel, value)}"
-            parts[name] = _by_number(_Series(series.text, chosen), plane, where)
-        return _joined(parts, where, allow_gaps)
+    if channels and len(varying) == len(channels) + 1:
+        (plane,) = set(varying) - set(channels)
+        told = sorted({tuple(numbers[field] for field in channels) for numbers in series.numbers.values()})
+        # Two numbers of a channel, such as its laser and its filter, go together.
+        if all(len(values[field]) == len(told) for field in channels):
+            parts = {}
+            for value in told:
+                chosen = {p: n for p, n in series.numbers.items() if tuple(n[c] for c in channels) == value}
+                name = _channel_name(series, channels, value)
+                parts[name] = _by_number(_Series(series.text, chosen), plane, where)
+            return _joined(parts, where, allow_gaps)
     counts = " and ".join(
         f"{len(values[field])} after '{series.text[field].strip(' _-')[-12:]}'" for field in varying
     )
@@ -257,13 +286,22 @@ def _several_numbers(series: _Series, varying: list[int], where: str, allow_gaps
     )
 
 
+def _channel_name(series: _Series, fields: list[int], values: tuple[float, ...]) -> str:
+    """ch01, or Ex_488_Em_525: numbers as written, and the words before them."""
+    words = [
+        re.sub(r".*[^a-zA-Z]", "", series.text[field].rstrip(" _-"), flags=re.DOTALL) for field in fields
+    ]
+    return "_".join(f"{w}{_written(series, f, v)}" for w, f, v in zip(words, fields, values, strict=True))
+
+
 def _counter(series: _Series, varying: list[int]) -> int | None:
     """A number that is another one in every file, while the others (a time, a position) rise with it or repeat it."""
     for field in varying:
         ordered = sorted(series.numbers.values(), key=lambda numbers: numbers[field])
-        others = [[numbers[other] for numbers in ordered] for other in varying if other != field]
+        # Together: the minutes of a clock begin again when its hour goes on.
+        others = [tuple(numbers[other] for other in varying if other != field) for numbers in ordered]
         unique = len({numbers[field] for numbers in ordered}) == len(ordered)
-        if unique and all(a <= b for column in others for a, b in itertools.pairwise(column)):
+        if unique and all(a <= b for a, b in itertools.pairwise(others)):
             return field
     return None
 
@@ -306,18 +344,22 @@ def _joined(channels: dict[str, dict[float, Path]], where: str, allow_gaps: bool
 
 def _gaps(numbers: list[float]) -> list[float]:
     """Numbers missing in a series of even steps; none where the steps are not even at all."""
+    digits = max(len(f"{n:.6f}".rstrip("0").partition(".")[2]) if n % 1 else 0 for n in numbers)
+    # Of a third of a micrometre, names have two or three digits.
+    unit = 1.01 * 10.0**-digits if digits else 1e-3
     steps = [round(b - a, 6) for a, b in itertools.pairwise(numbers)]
-    if len(steps) < 2:
+    if len(steps) < 2 or min(steps) <= 0:
         return []
     step = min(steps)
-    if step <= 0 or any(abs(s / step - round(s / step)) > 1e-3 for s in steps):
+    counts = [round(s / step) for s in steps]
+    if any(abs(s - n * step) > unit * (n if digits else step) for s, n in zip(steps, counts, strict=True)):
         return []
     # Where most steps are longer, numbers are names and do not count planes.
     if 2 * sum(s > 1.5 * step for s in steps) > len(steps):
         return []
     found: list[float] = []
-    for a, s in zip(numbers, steps, strict=False):
-        found.extend(round(a + i * step, 6) for i in range(1, round(s / step)))
+    for a, s, n in zip(numbers, steps, counts, strict=False):
+        found.extend(round(a + i * s / n, max(digits, 6 if digits else 0)) for i in range(1, n))
         if len(found) > 100 * len(numbers):
             return []
     return found

@@ -17,7 +17,7 @@ from brainmap.convert.foreign import BIOIO_SUFFIXES, refuse_unreadable
 from brainmap.convert.stack import Reading, Stack, checked_dtype, chosen_timepoint, first_line
 from brainmap.convert.tiff import UNKNOWN, PartialVoxel
 from brainmap.convert.tiff_stack import NotATiffError, tiff_stack
-from brainmap.errors import DataError, MissingExtraError, NotFoundError, UsageError
+from brainmap.errors import DataError, MissingExtraError, NotFoundError, UsageError, what_it_is
 from brainmap.image.axes import check_axes, warn_of_planes_as_channels
 from brainmap.image.volume import Volume
 
@@ -83,11 +83,34 @@ def _no_planes(folder: Path) -> str:
     """What a folder without images holds instead."""
     inside = sorted(p.name for p in folder.iterdir() if not p.name.startswith("."))
     images = [name for name in inside if name.endswith(".zarr")]
+    if (folder / "tiles.parquet").is_file() or (folder / "run.json").is_file():
+        images, inside = [], []
     deeper = [name for name in inside if (folder / name).is_dir() and plane_files(folder / name)]
     for found in (images, deeper):
         if found:
             return f"{folder} holds no planes itself, but {', '.join(found[:3])}: give one of these"
-    return f"{folder} holds no images: planes are .tif, .tiff, .png or .jpg files"
+    known = what_it_is(folder)
+    if not known:
+        for path in sorted(folder.iterdir()):
+            try:
+                refuse_unreadable(path)
+            except DataError as error:
+                known = known or (f"; {error}" if path.is_file() and not path.name.startswith(".") else "")
+            else:
+                return f"{folder} holds no planes itself, but {path.name}: give that file"
+        known = known or _deeper(folder)
+    return f"{folder} holds no images (planes are .tif, .tiff, .png or .jpg files){known}"
+
+
+def _deeper(folder: Path) -> str:
+    """Where below a folder planes lie: tiles of a stitcher are a folder for each, in folders of rows."""
+    for path in sorted(folder.glob("*/*/")) + sorted(folder.glob("*/*/*/")):
+        if path.is_dir() and plane_files(path):
+            return (
+                f"; planes lie deeper, as in {path.relative_to(folder)}: if these are tiles, stitch them first "
+                "(BigStitcher, TeraStitcher), if they are channels, convert one after another"
+            )
+    return ""
 
 
 def _npy_stack(path: Path, reading: Reading) -> Stack:

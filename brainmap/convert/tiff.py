@@ -51,7 +51,7 @@ def _imagej_voxel_um(tiff: tifffile.TiffFile) -> PartialVoxel:
 
     def factor(axis: str) -> float | None:
         unit = metadata.get(f"{axis}unit") or metadata.get("unit", "")
-        return um_per_unit(str(unit).replace("\\u00B5", "µ"))
+        return um_per_unit(str(unit))
 
     tags = tiff.pages.first.tags
 

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet
 
-from brainmap.errors import DataError, NotFoundError
+from brainmap.errors import DataError, NotFoundError, what_it_is
 from brainmap.files import plain_text
 
 __all__ = ["Clicks", "read_clicks", "read_point_table"]
@@ -272,7 +272,7 @@ def _read_table(
     path: Path, text: tuple[str, ...], numbers: tuple[str, ...], optional: tuple[str, ...] = ()
 ) -> pa.Table:
     if not path.is_file():
-        raise NotFoundError(f"no file {path}")
+        raise NotFoundError(f"{path} is no table{what_it_is(path)}")
     try:
         if path.suffix.lower() in (".parquet", ".pq"):
             table = pa.parquet.read_table(path)
@@ -287,11 +287,14 @@ def _read_table(
                 ),
             )
     except (pa.ArrowInvalid, pa.ArrowException, UnicodeDecodeError, OSError) as error:
-        raise DataError(f"{path} cannot be read as a table: {str(error).splitlines()[0]}") from error
+        said = "".join(c for c in str(error).splitlines()[0][:120] if c.isprintable())
+        raise DataError(f"{path} cannot be read as a table{what_it_is(path)} ({said})") from error
     names = table.column_names
     for name in (*text, *numbers):
         if names.count(name) != 1:
-            raise DataError(f"{path} needs one column {name!r}; it has {', '.join(names) or 'none'}")
+            raise DataError(
+                f"{path} needs one column {name!r}; it has {', '.join(names) or 'none'}{what_it_is(path)}"
+            )
     columns: dict[str, Any] = {}
     for name in (*text, *numbers, *(o for o in optional if o in names)):
         column = table[name].combine_chunks()
@@ -336,7 +339,9 @@ def _column_sizes(table: pa.Table, path: Path) -> dict[str, tuple[int, int]]:
 def _tile_sizes(folder: Path) -> dict[str, tuple[int, int]]:
     path = folder / "tiles.parquet"
     if not path.is_file():
-        raise NotFoundError(f"{folder} is no tiles folder: there is no tiles.parquet in it")
+        raise NotFoundError(
+            f"{folder} is no tiles folder: there is no tiles.parquet in it{what_it_is(folder)}"
+        )
     table = _read_table(path, ("image_id",), ("height", "width"))
     return {r["image_id"]: (int(r["height"]), int(r["width"])) for r in table.to_pylist()}
 

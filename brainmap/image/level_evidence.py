@@ -29,6 +29,8 @@ _BLOCK, _PLACES = 12, 3
 _FINE = 96
 # One must fit so much better than the other.
 _CLEARLY = 0.5
+# What takes every voxel below a coarse one alike, so that it stands for the middle of them.
+_OF_ALL = (np.mean, np.max, np.min)
 
 
 def placed_by_evidence(volume: Volume) -> Volume:
@@ -68,8 +70,8 @@ def placed_by_evidence(volume: Volume) -> Volume:
 
 
 def _shows_means(volume: Volume, number: int, factors: list[int]) -> bool:
-    """Whether a level fits means of level 0 clearly better than samples of it, where both were looked at."""
-    as_mean, as_sample = 0.0, 0.0
+    """Whether a level fits means (or maxima, or minima) of level 0 clearly better than samples of it."""
+    of_all, as_sample = dict.fromkeys(_OF_ALL, 0.0), 0.0
     shape = volume.levels[number].shape
     size = [max(1, min(_BLOCK, _FINE // f, n - 1)) for n, f in zip(shape, factors, strict=True)]
     for part in range(1, _PLACES + 1):
@@ -88,15 +90,12 @@ def _shows_means(volume: Volume, number: int, factors: list[int]) -> bool:
             continue
         if fine.shape != tuple(s * f for s, f in zip(size, factors, strict=True)):
             continue
-        as_mean += _difference(coarse, _means(fine, factors))
+        nz, ny, nx = (n // f for n, f in zip(fine.shape, factors, strict=True))
+        parts = fine.reshape(nz, factors[0], ny, factors[1], nx, factors[2])
+        for reduce in of_all:
+            of_all[reduce] += _difference(coarse, reduce(parts, axis=(1, 3, 5)))
         as_sample += _difference(coarse, fine[:: factors[0], :: factors[1], :: factors[2]])
-    return as_mean < _CLEARLY * as_sample
-
-
-def _means(fine: NDArray[np.float64], factors: list[int]) -> NDArray[np.float64]:
-    nz, ny, nx = (n // f for n, f in zip(fine.shape, factors, strict=True))
-    parts = fine.reshape(nz, factors[0], ny, factors[1], nx, factors[2])
-    return np.asarray(parts.mean(axis=(1, 3, 5)))
+    return min(of_all.values()) < _CLEARLY * as_sample
 
 
 def _difference(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:

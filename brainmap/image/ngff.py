@@ -50,22 +50,28 @@ _UM_PER_UNIT = {
     "foot": 304800.0,
     "yard": 914400.0,
 }
-# What careless writers put instead.
+# What careless writers put instead, without plurals and in American spelling.
 _UNIT_ALIASES = {
     "um": "micrometer",
     "µm": "micrometer",
-    "μm": "micrometer",
+    "µ": "micrometer",
+    "u": "micrometer",
+    "mic": "micrometer",
     "micron": "micrometer",
-    "microns": "micrometer",
-    "micrometre": "micrometer",
+    "µmeter": "micrometer",
+    "umeter": "micrometer",
     "nm": "nanometer",
-    "nanometre": "nanometer",
     "mm": "millimeter",
-    "millimetre": "millimeter",
     "cm": "centimeter",
     "m": "meter",
     "å": "angstrom",
+    "ångström": "angstrom",
+    "ångstrom": "angstrom",
+    "in": "inch",
+    '"': "inch",
 }
+# Escaped, in the other alphabet, or a byte of UTF-8 read as Latin-1.
+_MICRO_SIGNS = ("\\u00c2\\u00b5", "\\u00b5", "\\u03bc", "\u03bc", "\u00e2\u00b5", "\u00ce\u00bc")
 # First word of an anatomical axis orientation of NGFF RFC-4 -> letter of the side where the axis starts.
 _ORIGIN_LETTERS = {
     "anterior": "a",
@@ -388,7 +394,12 @@ def _compose(
 
 def um_per_unit(unit: str) -> float | None:
     """Micrometres in a unit of length, by its UDUNITS name or a usual abbreviation; None if unknown."""
-    name = unit.strip().lower()
+    name = "".join(unit.lower().replace("-", " ").split()).rstrip(".")
+    for sign in _MICRO_SIGNS:
+        name = name.replace(sign, "µ")
+    name = name.removesuffix("es") if name == "inches" else name.removesuffix("s") if len(name) > 2 else name
+    if name.endswith("metre"):
+        name = name.removesuffix("metre") + "meter"
     return _UM_PER_UNIT.get(_UNIT_ALIASES.get(name, name))
 
 

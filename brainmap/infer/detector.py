@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from brainmap.errors import DataError, NotFoundError, UsageError
+from brainmap.errors import DataError, NotFoundError, UsageError, what_it_is
 from brainmap.files import atomic_path, fingerprint, read_json, write_json
 from brainmap.infer.peaks import PLAIN_FACE, FaceWeights
 
@@ -302,6 +302,7 @@ class Detector:
                 raise NotFoundError(
                     f"{name} is not a detector: {folder / file} does not exist; give a folder with "
                     f"{MODEL_FILE} and {SPEC_FILE}, or one of: {', '.join(have) or 'none is shipped'}"
+                    f"{what_it_is(name)}"
                 )
         content = read_json(folder / SPEC_FILE)
         if not isinstance(content, dict):

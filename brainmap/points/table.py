@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
-from brainmap.errors import DataError, NotFoundError
+from brainmap.errors import DataError, NotFoundError, what_it_is
 from brainmap.files import atomic_path, to_jsonable
 from brainmap.run_folder import POINTS_PARQUET
 
@@ -271,7 +271,8 @@ def read_locations(path: str | Path) -> Points:
     """
     path = points_path(path)
     if not path.is_file():
-        raise NotFoundError(f"there is no table of points {path}")
+        given = path.parent if path.name == POINTS_PARQUET and path.parent.is_dir() else path
+        raise NotFoundError(f"there is no table of points {path}{what_it_is(given)}")
     with path.open("rb") as file:
         is_parquet = file.read(4) == b"PAR1"
     points = Points.read(path) if is_parquet else _read_csv(path)
@@ -279,7 +280,7 @@ def read_locations(path: str | Path) -> Points:
     for axis in axes:
         if axis not in points:
             have = ", ".join(points.columns) or "none"
-            raise DataError(f"{path} needs columns z,y,x or x,y, it has: {have}")
+            raise DataError(f"{path} needs columns z,y,x or x,y, it has: {have}{what_it_is(path)}")
         values = _numbers(points[axis], path, axis)
         points = points.with_columns(**{axis: values})
     for name in ID_COLUMNS:
@@ -306,9 +307,10 @@ def _read_csv(path: Path) -> Points:
                 strings_can_be_null=False,
             ),
         )
-    except (pa.ArrowInvalid, UnicodeDecodeError) as error:
+    except (pa.ArrowInvalid, UnicodeDecodeError, OSError) as error:
         if "Empty CSV" not in str(error):
-            raise DataError(f"{path} is not a readable CSV table: {error}") from error
+            said = "".join(c for c in str(error).splitlines()[0][:120] if c.isprintable())
+            raise DataError(f"{path} is not a readable CSV table{what_it_is(path)} ({said})") from error
         table = pa.table({name: pa.array([], pa.float64()) for name in raw})
     names = [name.lower() for name in raw]
     names = _napari_names(names, table, path)

@@ -197,7 +197,10 @@ def run_stage(
 
 
 def _run(command: list[str], environment: dict[str, str], iterations: _Iterations, said: deque[str]) -> int:
-    """Run a process and follow what it says; returns its exit status."""
+    """Run a process and follow what it says to its end; returns its exit status.
+
+    The thread that starts it stays until it has ended: on Linux the process ends with that thread.
+    """
     with subprocess.Popen(
         command,
         env=environment,

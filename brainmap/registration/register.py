@@ -7,7 +7,7 @@ import logging
 import shutil
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from brainmap.atlas.atlas import Atlas
 from brainmap.coords import Triple, parse_known_letters
@@ -87,26 +87,9 @@ def register(
         )
     asked = parse_known_letters(asked)
     out = Path(out_dir)
-    identity = {
-        "format": FORMAT,
-        "sample": volume.fingerprint(),
-        "atlas": atlas.fingerprint_parts(),
-        "mask": None if mask is None else mask.fingerprint(),
-        # As asked for: "all cores" stays the same request on another machine.
-        "parameters": asdict(options) | {"orientation": asked},
-    }
-    prints = {"base_fingerprint": fingerprint(identity), "fingerprint": fingerprint(identity)}
-    if landmarks is not None:
-        prints["fingerprint"] = fingerprint(identity | {"landmarks": landmarks.fingerprint()})
-    found = _finished(out, prints["fingerprint"], overwrite)
-    if found is not None:
-        log.info("using the finished registration in %s", out)
+    prints = _prints(volume, atlas, mask, asdict(options) | {"orientation": asked}, landmarks)
+    if (found := _made_before(out, prints["fingerprint"], overwrite, reuse)) is not None:
         return found
-    if reuse is not None and _is_same(reuse, prints["fingerprint"]):
-        log.info("using the registration in %s: nothing it depends on has changed", reuse)
-        with atomic_path(out) as folder:
-            clone_tree(reuse, folder)
-        return Registration.load(out)
     atlas.check()
     check_sections(volume, brain_size(atlas))
     with task("registration: checking the orientation"):
@@ -121,12 +104,43 @@ def register(
     with atomic_path(out) as folder:
         folder.mkdir(parents=True)
         aligned = None if landmarks is None else _aligned(out, prints["base_fingerprint"])
-        run = RegistrationRun(
+        RegistrationRun(
             volume, atlas, folder, settled, options, parameters, mask, landmarks, aligned, kept
-        )
-        run.write(prints)
+        ).write(prints)
     for old in out.parent.glob(f"{_KEPT.format(name=glob.escape(out.name))}*"):
         shutil.rmtree(old)
+    return Registration.load(out)
+
+
+def _prints(
+    volume: Volume, atlas: Atlas, mask: Volume | None, parameters: dict[str, Any], landmarks: Landmarks | None
+) -> dict[str, str]:
+    """What a registration depends on, with and without landmarks."""
+    identity = {
+        "format": FORMAT,
+        "sample": volume.fingerprint(),
+        "atlas": atlas.fingerprint_parts(),
+        "mask": None if mask is None else mask.fingerprint(),
+        # As asked for: "all cores" stays the same request on another machine.
+        "parameters": parameters,
+    }
+    base = fingerprint(identity)
+    if landmarks is None:
+        return {"base_fingerprint": base, "fingerprint": base}
+    whole = fingerprint(identity | {"landmarks": landmarks.fingerprint()})
+    return {"base_fingerprint": base, "fingerprint": whole}
+
+
+def _made_before(out: Path, wanted: str, overwrite: bool, reuse: Path | None) -> Registration | None:
+    """The finished registration of the same input in the folder, or a copy of another that is."""
+    if (found := _finished(out, wanted, overwrite)) is not None:
+        log.info("using the finished registration in %s", out)
+        return found
+    if reuse is None or not _is_same(reuse, wanted):
+        return None
+    log.info("using the registration in %s: nothing it depends on has changed", reuse)
+    with atomic_path(out) as folder:
+        clone_tree(reuse, folder)
     return Registration.load(out)
 
 

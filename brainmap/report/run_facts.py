@@ -78,6 +78,8 @@ def input_facts(run: Run) -> list[tuple[str, object]]:
         extent = (n * v / 1000 for n, v in zip(volume.shape, volume.voxel_um, strict=True))
         facts.append(("Extent", " × ".join(f"{e:.3g}" for e in extent) + " mm"))
         facts.append(("Stored as", f"{volume.dtype}, {len(volume.levels)} levels"))
+    if is_number(unstored := record.results.get("unstored_tissue")):
+        facts.append(("Tissue not stored", f"{100 * unstored:.2g} %"))
     orientation = lookup(record, "orientation") or (volume.orientation if volume else None)
     facts.append(("Orientation", f"{orientation} (sides where z, y, x start)" if orientation else None))
     if record.parameters.get("roi"):

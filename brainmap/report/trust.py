@@ -14,6 +14,7 @@ from scipy.spatial import cKDTree
 
 from brainmap.points.table import iter_points
 from brainmap.report.run_facts import Run, lookup
+from brainmap.run_folder import MUCH_UNSTORED
 
 __all__ = [
     "Check", "Precision", "checks", "expected_precision", "key_numbers", "marked_precision", "next_steps",
@@ -190,7 +191,16 @@ def _completeness(run: Run) -> Check:
         return Check(name, BAD, f"No: {failed} of {blocks.get('total')} parts of the image are missing.")
     if run.record.parameters.get("roi"):
         return Check(name, LOOK, "The part that was asked for; the rest was not looked at.")
-    return Check(name, GOOD, "Yes: every part with tissue was searched.")
+    unstored = run.record.results.get("unstored_tissue")
+    share = float(unstored) if isinstance(unstored, (int, float)) else 0.0
+    if share > MUCH_UNSTORED:
+        return Check(
+            name, BAD,
+            f"No: {100 * share:.0f} % of the tissue is in parts of the image that are not stored and was read as "
+            "empty. Is the copy of the image complete?",
+        )  # fmt: skip
+    left = f"; {100 * share:.2g} % of the tissue is not stored in the image" if share else ""
+    return Check(name, GOOD, f"Yes: every part with tissue was searched{left}.")
 
 
 def _registration(record: Mapping[str, Any]) -> Check:
@@ -244,6 +254,11 @@ def next_steps(run: Run, verdicts: list[Check], precision: Precision | None) -> 
                 "brainmap detect BRAIN --out RUN ...",
             )
         )
+    elif by_name.get("Is the whole image in it?") == BAD:
+        steps.append((
+            "Copy the image again: parts of it are missing. Then detect anew.",
+            "brainmap detect BRAIN --out RUN --overwrite ...",
+        ))  # fmt: skip
     if by_name.get("Does the atlas fit?") in (BAD, LOOK):
         steps.append((
             "Look at the outlines under Registration. If they are off: check orientation and voxel size, or give pairs "

@@ -41,6 +41,7 @@ from brainmap.run_folder import (
     BLOCKS_DIR,
     EXPORTS_DIR,
     INTENSITY_FILE,
+    MUCH_UNSTORED,
     POINTS_PARQUET,
     REGISTRATION_DIR,
     RUN_JSON,
@@ -57,8 +58,6 @@ log = logging.getLogger(__name__)
 
 # Clear cells (by contrast) tell the size of cells; this many, this far from the expected size, are a warning.
 _CLEAR_SNR, _ENOUGH_CELLS, _SIZE_RATIO = 10.0, 20, 1.45
-# More tissue without stored chunks than this share is a warning.
-_UNSTORED = 0.05
 # What an interrupted run leaves.
 _KEPT = "finished blocks and the registration are kept in {}, and the same command goes on from them"
 
@@ -149,6 +148,7 @@ class _Run:
             voxels_per_second=result.voxels / result.seconds if result.voxels else 0.0,
             warnings=tuple(self.warnings),
             registration=self.verdict,
+            unstored=self.unstored,
         )
 
     def _publish(self, result: DetectionResult) -> None:
@@ -280,7 +280,7 @@ class _Run:
         self.unstored = unstored_share(
             self.folder, self.part, intensity, looked_for(self.request, self.inputs)
         )
-        if self.unstored > _UNSTORED:
+        if self.unstored > MUCH_UNSTORED:
             self.warnings.append(
                 f"{100 * self.unstored:.3g} % of the tissue is in chunks that are not stored and was read as empty: "
                 "cells there are missing; is the copy of the image complete?"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from brainmap.progress import duration
-from brainmap.run_folder import POINTS_PARQUET, REGIONS_CSV, REPORT_HTML
+from brainmap.run_folder import MUCH_UNSTORED, POINTS_PARQUET, REGIONS_CSV, REPORT_HTML
 
 __all__ = ["DetectSummary", "plan_words", "size_words", "summary_words"]
 
@@ -37,6 +37,8 @@ class DetectSummary:
         Verdict on the registration: "good", "doubtful" or "bad"; None without one.
     registers : bool
         Whether the run of a dry run would register the brain first.
+    unstored : float
+        Share of the tissue in chunks that are not stored.
     """
 
     run: Path
@@ -49,6 +51,7 @@ class DetectSummary:
     plan: dict[str, Any] | None = None
     registration: str | None = None
     registers: bool = False
+    unstored: float = 0.0
 
     def __str__(self) -> str:
         if self.plan is not None:
@@ -80,6 +83,9 @@ def _verdict(summary: DetectSummary) -> str:
     """Whether the counts may be used, in one line."""
     if summary.status == "incomplete":
         return "incomplete: parts of the image are missing from every number"
+    if summary.unstored > MUCH_UNSTORED:
+        share = f"{100 * summary.unstored:.0f} %"
+        return f"INCOMPLETE IMAGE: {share} of the tissue is not stored and missing from every number"
     registration = {
         None: "no atlas: cells were not counted per region",
         "good": "registration good; look at the report's pictures all the same",

@@ -11,7 +11,7 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
-from brainmap.errors import DataError, NotFoundError
+from brainmap.errors import DataError, NotFoundError, what_it_is
 
 __all__ = ["read_grey", "to_range"]
 
@@ -57,7 +57,9 @@ def read_grey(path: Path) -> NDArray[Any]:
         else:
             image = imagecodecs.imread(path)
     except (ValueError, RuntimeError, OSError) as error:
-        raise DataError(f"{path} cannot be read as an image: {str(error).splitlines()[0]}") from error
+        raise DataError(
+            f"{path} cannot be read as an image: {str(error).splitlines()[0]}{what_it_is(path)}"
+        ) from error
     if image.ndim == 3 and image.shape[2] in (3, 4):
         log.warning("%s is a colour image: its luminance is used", path)
         image = image[..., :3].astype(np.float32) @ _LUMINANCE / np.float32(_full_scale(image.dtype))
@@ -66,7 +68,7 @@ def read_grey(path: Path) -> NDArray[Any]:
     if image.ndim != 2 or image.size == 0 or image.dtype.kind not in "uif":
         raise DataError(
             f"{path} holds an array of shape {image.shape} and type {image.dtype}; "
-            "an imported image is one grey or colour picture"
+            "an imported image is one grey or colour picture (brainmap convert makes an image of a stack)"
         )
     if image.dtype.kind == "f" and not np.isfinite(image).all():
         raise DataError(f"{path} holds values that are not finite")

@@ -20,11 +20,12 @@ import pyarrow as pa
 import pyarrow.parquet
 from numpy.typing import NDArray
 
-from brainmap.errors import DataError, NotFoundError, UsageError
+from brainmap.errors import DataError, NotFoundError, UsageError, what_it_is
 from brainmap.files import atomic_path
 from brainmap.gt.clicks import check_image_ids
 from brainmap.image.array_source import ArraySource
 from brainmap.image.intensity import Intensity
+from brainmap.lock import held_beside
 from brainmap.tiles.pictures import read_grey, to_range
 
 __all__ = [
@@ -80,7 +81,9 @@ class Tiles:
         folder = Path(folder)
         path = folder / TILES_PARQUET
         if not path.is_file():
-            raise NotFoundError(f"{folder} is no tile folder: there is no {TILES_PARQUET} in it")
+            raise NotFoundError(
+                f"{folder} is no tiles folder: there is no {TILES_PARQUET} in it{what_it_is(folder)}"
+            )
         try:
             table = pa.parquet.read_table(path)
         except (pa.ArrowException, OSError) as error:
@@ -182,8 +185,12 @@ def write_tiles(
     return Tiles(folder, checked)
 
 
-def check_target(folder: Path) -> None:
-    """Refuse to replace anything but a tile folder or an empty one (UsageError)."""
+def check_target(folder: Path, overwrite: bool = True) -> None:
+    """Refuse to replace anything but a tile folder, and that without being told to (UsageError)."""
+    if not overwrite and (folder / TILES_PARQUET).is_file():
+        raise UsageError(
+            f"{folder} holds tiles already; replace them with --overwrite, or give another --out"
+        )
     replaceable = not folder.exists() or (folder / TILES_PARQUET).is_file()
     if not replaceable and not (folder.is_dir() and not any(folder.iterdir())):
         raise UsageError(f"{folder} exists and is no tile folder; give another folder")
@@ -334,6 +341,7 @@ def import_tiles(
     normalise: bool = True,
     tile_px: int | None = None,
     quality: QualityRule | None = None,
+    overwrite: bool = False,
 ) -> Tiles:
     """Make a tile folder of plain images, each a section of its own.
 
@@ -355,6 +363,8 @@ def import_tiles(
         at the right and lower edge is dropped.
     quality : QualityRule, optional
         Leave out tiles that this rule rejects.
+    overwrite : bool
+        Replace the tiles that are there.
 
     Raises
     ------
@@ -373,6 +383,7 @@ def import_tiles(
             f"{folders[0]} is a folder: import-tiles takes single images (PNG, TIFF, JPEG); tiles of a brain are made "
             "with brainmap crowd sample"
         )
+    check_target(Path(folder), overwrite)
     rows: list[tuple[str, str, int, int]] = []
     cut: list[NDArray[np.float32]] = []
     rejected = 0
@@ -394,7 +405,8 @@ def import_tiles(
     ids, brains, y0, x0 = zip(*rows, strict=True)
     columns = {"image_id": ids, "brain": brains, "z": [0] * len(ids), "y0": y0, "x0": x0,
                "voxel_um": [voxel_um] * len(ids)}  # fmt: skip
-    return write_tiles(folder, columns, cut)
+    with held_beside(Path(folder)):
+        return write_tiles(folder, columns, cut)
 
 
 def _corners(shape: tuple[int, ...], tile_px: int | None, path: Path) -> list[tuple[int, int]]:

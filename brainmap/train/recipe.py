@@ -263,7 +263,7 @@ def _read_sections(polish: Polish, work: Path, data: Path) -> tuple[Tiles, Groun
     folder, images = work / "sections", sorted((data / polish.images).glob("*.png"))
     if not (folder / "tiles.parquet").is_file():
         size = (polish.pixel_um,) * 3
-        import_tiles(images, folder, voxel_um=size, cell_diameter_um=polish.cell_diameter_um)
+        import_tiles(images, folder, voxel_um=size, cell_diameter_um=polish.cell_diameter_um, overwrite=True)
     tiles = Tiles.open(folder)
     if not (work / "truth" / "gt.json").is_file():
         aggregate(data / polish.clicks, work / "truth", tiles=folder)

@@ -144,6 +144,12 @@ def test_missing_parts_and_parts_asked_for_are_told_apart(tmp_path: Path) -> Non
     assert whole() == "good"
     assert whole(parameters={"roi": {"z": [0, 1]}}) == "look"
     assert whole(blocks={"total": 9, "failed": {"3": "torn"}}) == "bad"
+    assert whole(results={"unstored_tissue": 0.5}) == "bad"
+    assert whole(results={"unstored_tissue": 0.01}) == "good"
+    run = _run(tmp_path, record=RunRecord(status="complete", results={"unstored_tissue": 0.5}))
+    answers = checks(run, {}, None)
+    assert "50 % of the tissue" in answers[1].sentence
+    assert any("Copy the image again" in sentence for sentence, _ in next_steps(run, answers, None))
 
 
 def test_marks_of_cells_drawn_at_random_tell_the_precision(tmp_path: Path) -> None:

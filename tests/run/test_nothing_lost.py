@@ -339,6 +339,7 @@ def test_missing_chunks_are_told(
     assert 0.35 < share < 0.65
     assert any("is the copy of the image complete?" in warning for warning in summary.warnings)
     assert "is the copy of the image complete?" in caplog.text
+    assert "INCOMPLETE IMAGE" in str(summary).splitlines()[-1]
     assert Volume.open(brain).shape == big.shape
 
 

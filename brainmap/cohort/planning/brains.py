@@ -13,7 +13,7 @@ from typing import Any
 from brainmap.cohort.groups import COLUMNS, read_rows
 from brainmap.cohort.results import compare
 from brainmap.cohort.study import CompareSettings, Study
-from brainmap.errors import BrainmapError, DataError, NotFoundError, UsageError
+from brainmap.errors import BrainmapError, DataError, NotFoundError, UsageError, what_it_is
 from brainmap.files import atomic_path
 from brainmap.run.detect import detect_brain
 from brainmap.run.request import DETECT_SETTINGS, PATHS, DetectRequest, detect_request
@@ -75,7 +75,7 @@ def read_study(path: str | Path) -> Brains:
     columns, _ = read_rows(path, "table of a study")
     for name in ("brain", "animal", "group"):
         if name not in columns:
-            raise DataError(f"{path} has no column {name}: it needs brain,animal,group")
+            raise DataError(f"{path} has no column {name}: it needs brain,animal,group{what_it_is(path)}")
     runs = columns.get("run", [""] * len(columns["brain"]))
     for line, brain, run, animal, group in zip(
         columns["line"], columns["brain"], runs, columns["animal"], columns["group"], strict=True

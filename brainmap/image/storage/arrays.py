@@ -28,7 +28,7 @@ from zarr.core.sync import sync
 from zarr.errors import ContainsGroupError
 from zarr.storage import FsspecStore, LocalStore, WrapperStore
 
-from brainmap.errors import BrainmapError, DataError, MissingExtraError, NotFoundError
+from brainmap.errors import BrainmapError, DataError, MissingExtraError, NotFoundError, what_it_is
 from brainmap.image.storage.local import LocalChunks, require_place
 
 __all__ = ["ArrayInfo", "Node", "Reader", "ZarrFormat", "locate", "open_reader", "read_node"]
@@ -249,9 +249,7 @@ def read_node(location: str) -> Node:
     if not is_url(location) and not Path(location).exists():
         raise NotFoundError(f"{location} does not exist")
     if not is_url(location) and not Path(location).is_dir():
-        raise DataError(
-            f"{location} is a file, not an OME-Zarr folder: make one with brainmap convert {location} DEST.zarr"
-        )
+        raise DataError(f"{location} is a file, not an OME-Zarr folder{what_it_is(location)}")
     document = _document(location, "zarr.json")
     if document is not None:
         return _node_v3(location, document)
@@ -276,18 +274,12 @@ def _not_zarr(location: str) -> BrainmapError:
         return NotFoundError(f"{location}: no Zarr metadata found there (zarr.json, .zgroup or .zarray)")
     names = sorted(p.name for p in Path(location).iterdir())
     inside = [name for name in names if name.endswith(".zarr")]
-    planes = [
-        name for name in names if name.lower().endswith((".tif", ".tiff", ".png", ".jpg", ".jpeg", ".bmp"))
-    ]
     hint = ": it has no zarr.json, .zgroup or .zarray"
     if inside:
         hint += f"; it contains {inside[0]}"
-    elif planes:
-        hint = (
-            f" but a folder of {len(planes)} {Path(planes[0]).suffix} file(s): make an image of it with "
-            f"brainmap convert {location} DEST.zarr --voxel-size Z,Y,X"
-        )
-    elif "run.json" in names:
+    elif known := what_it_is(location).removeprefix("; it is "):
+        hint = f" but {known}"
+    if "run.json" in names:
         hint = " but the folder of a run; give the brain it was made from"
     return DataError(f"{location} is not a Zarr image{hint}")
 

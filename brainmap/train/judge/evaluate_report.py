@@ -10,8 +10,10 @@ import numpy as np
 
 from brainmap.errors import UsageError
 from brainmap.files import write_json
+from brainmap.lock import held
 from brainmap.machine import versions
 from brainmap.report.html import Page
+from brainmap.swap import staged
 from brainmap.train.judge.evaluate import NOTES, Evaluation
 from brainmap.train.judge.evaluate_figures import (
     confidence_figure,
@@ -53,8 +55,10 @@ def write_evaluation(folder: str | Path, evaluations: Evaluation | Sequence[Eval
     if any(e.tiles.ids.tolist() != several[0].tiles.ids.tolist() for e in several):
         raise UsageError("evaluations side by side must be of the same tiles")
     folder = Path(folder)
-    write_json(folder / EVALUATION_JSON, {"detectors": [e.record for e in several], "versions": versions()})
-    return _page(several).write(folder / REPORT_HTML)
+    with held(folder, "what was there before stays"), staged(folder, REPORT_HTML) as new:
+        write_json(new / EVALUATION_JSON, {"detectors": [e.record for e in several], "versions": versions()})
+        _page(several).write(new / REPORT_HTML)
+    return folder / REPORT_HTML
 
 
 def _page(several: Sequence[Evaluation]) -> Page:

@@ -24,8 +24,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from brainmap.errors import DataError, NotFoundError, UsageError
-from brainmap.files import atomic_path, now, to_jsonable, write_json
+from brainmap.errors import BrainmapError, DataError, NotFoundError, UsageError
+from brainmap.files import atomic_path, now, read_json, to_jsonable, write_json
+from brainmap.lock import held
 from brainmap.machine import has_bf16, versions
 from brainmap.progress import task
 from brainmap.train.learn.centernet import CenterNet, CenterNetConfig
@@ -47,6 +48,8 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 CHECKPOINT = "checkpoint.pt"
+# What an interrupted training leaves.
+KEPT = "the steps up to the last checkpoint are kept in {work}, and the same command goes on from there"
 # Inside a detector folder: {"network": dict, "grid": dict, "average": state of the network}.
 WEIGHTS = "weights.pt"
 
@@ -199,13 +202,20 @@ def train(job: Job, work: Path, device: str = "cpu") -> Path:
         If `work` holds a checkpoint of other settings or data, or the device is not there.
     """
     check_device(device)
-    work.mkdir(parents=True, exist_ok=True)
+    with held(work, KEPT.format(work=work)):
+        return _train(job, work, device)
+
+
+def _train(job: Job, work: Path, device: str) -> Path:
     torch.manual_seed(job.seed)
     state = _start(job, device)
     checkpoint = work / CHECKPOINT
     if checkpoint.exists():
         state.load(checkpoint, job)
     _cut_log(work / "log.jsonl", state.step)
+    if state.step and recorded_step(work) != state.step:
+        # Stopped between the two files.
+        _write_record(work, job, state, device, 0.0, 0)
     schedule, sums, began, first = job.schedule, dict[str, float](), time.monotonic(), state.step
     with task("training the network", schedule.steps, "steps", first) as steps:
         while state.step < schedule.steps and not _should_stop(schedule, state):
@@ -328,6 +338,14 @@ def _cut_log(path: Path, step: int) -> None:
                 kept.append(line)
     with atomic_path(path) as part:
         part.write_text("".join(kept), encoding="utf-8")
+
+
+def recorded_step(work: Path) -> int | None:
+    """The step that `checkpoint.json` is about; None where it is lost or damaged."""
+    try:
+        return int(read_json(work / "checkpoint.json")["step"])
+    except (BrainmapError, KeyError, TypeError, ValueError):
+        return None
 
 
 def _write_record(work: Path, job: Job, state: _State, device: str, seconds: float, steps: int) -> None:

@@ -24,10 +24,11 @@ from torch import Tensor
 
 from brainmap.errors import DataError, UsageError
 from brainmap.files import atomic_path, fingerprint, now, write_json
+from brainmap.lock import held
 from brainmap.machine import versions
 from brainmap.progress import task
 from brainmap.tiles.tiles import Tiles
-from brainmap.train.learn.loop import CHECKPOINT, check_device, read_checkpoint
+from brainmap.train.learn.loop import CHECKPOINT, KEPT, check_device, read_checkpoint, recorded_step
 from brainmap.train.synthesis.generator_data import (
     DiscSource,
     History,
@@ -76,12 +77,19 @@ def train_generator(
     check_device(device)
     real = RealCrops(tiles, config.size, config.fit)
     job = _Job(config, real, discs or RandomDiscs(config.discs, config.radius_px))
-    work.mkdir(parents=True, exist_ok=True)
-    state = _State.start(job, device)
+    with held(work, KEPT.format(work=work)):
+        return _train(job, work, device, len(tiles))
+
+
+def _train(job: _Job, work: Path, device: str, tiles: int) -> Path:
+    config, state = job.config, _State.start(job, device)
     checkpoint = work / CHECKPOINT
     if checkpoint.exists():
         state.load(checkpoint, job)
     _cut_log(work / "log.jsonl", state.step)
+    if state.step and recorded_step(work) != state.step:
+        # Stopped between the two files.
+        _write_record(work / "checkpoint.json", job, state, tiles, 0.0)
     began, first = time.monotonic(), state.step
     with task("training the generator", config.steps, "steps", first) as steps:
         while state.step < config.steps:
@@ -98,7 +106,7 @@ def train_generator(
             if last or state.step % config.save_every == 0:
                 state.save(checkpoint, job)
                 speed = (time.monotonic() - began) / (state.step - first)
-                _write_record(work / "checkpoint.json", job, state, len(tiles), speed)
+                _write_record(work / "checkpoint.json", job, state, tiles, speed)
     return checkpoint
 
 

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from brainmap.files import write_json
+from brainmap.lock import held
 from brainmap.report.html import Page
 from brainmap.report.style import BLUE, LINE, ORANGE, QUIET, clean, new_figure, picture_axes
+from brainmap.swap import staged
 from brainmap.tiles.tiles import Tiles
 from brainmap.train.synthesis.similarity import FEATURES, STUDY, Similarity
 
@@ -88,9 +90,10 @@ def write_similarity(folder: Path, similarity: Similarity, real: Tiles, syntheti
         f"(corner of at most {_WINDOW_PX} px; one grey scale).",
         format="webp",
     )
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "similarity.json", similarity.to_dict())
-    return page.write(folder / "similarity.html")
+    with held(folder, "what was there before stays"), staged(folder, "similarity.html") as new:
+        write_json(new / "similarity.json", similarity.to_dict())
+        page.write(new / "similarity.html")
+    return folder / "similarity.html"
 
 
 def _text(value: float) -> str | None:

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from brainmap.errors import UsageError
 from brainmap.files import atomic_path, write_json
+from brainmap.lock import held_beside
 from brainmap.machine import versions
 from brainmap.progress import tracked
 from brainmap.settings import read_table
@@ -211,6 +212,7 @@ def synthesize(
     count: int,
     seed: int,
     texture: Texture | None = None,
+    overwrite: bool = False,
 ) -> Tiles:
     """Make tiles and write them with their truth; the folder appears when it is complete.
 
@@ -227,16 +229,18 @@ def synthesize(
         Number of tiles.
     seed : int
     texture : Texture, optional
+    overwrite : bool
+        Replace the tiles that are there.
 
     Raises
     ------
     UsageError
-        No tiles asked for, a folder that holds something else.
+        No tiles asked for, a folder that holds something else, or tiles that are not to be replaced.
     """
     if count < 1:
         raise UsageError(f"the number of tiles is {count}; give 1 or more")
     folder = Path(folder)
-    check_target(folder)
+    check_target(folder, overwrite)
     if generator is not None and generator.look != settings.cells.look:
         log.warning(
             "the generator has learnt backgrounds of cells of the look %r, and these are drawn %r: set the look in "
@@ -265,7 +269,7 @@ def synthesize(
             truth.append(_Truth(name, mask, tile.centres, tile.radii))
             yield tile.image
 
-    with atomic_path(folder) as part:
+    with held_beside(folder), atomic_path(folder) as part:
         tiles = write_tiles(part, columns, images())
         _write_truth(part, truth, settings)
         record = {"settings": settings.to_dict(), "seed": seed, "count": count, "texture": texture is not None,

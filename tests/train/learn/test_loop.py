@@ -94,6 +94,8 @@ def test_interrupted_and_resumed_is_the_same_to_the_last_bit(kill_at: int, tmp_p
     whole = train(job(schedule, validate=rising), tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
         train(job(schedule, validate=rising, kill_at=kill_at), tmp_path / "parts")
+    # Of a training without a checkpoint nothing is left, not even its folder.
+    (tmp_path / "parts").mkdir(exist_ok=True)
     with (tmp_path / "parts" / "log.jsonl").open("a") as file:
         file.write('{"step": 1')
     parts = train(job(schedule, validate=rising), tmp_path / "parts")
