@@ -47,7 +47,9 @@ def _paragraph(run: Run, registration: dict[str, Any]) -> str:
         shape = " × ".join(f"{n:,}" for n in run.volume.shape)
         voxel = " × ".join(f"{v:g}" for v in run.volume.voxel_um)
         image = f" in an image of {shape} voxels (z, y, x) of {voxel} µm"
-    sentences = [f"Cells were detected with brainmap{version and f' {version}'} (detector “{detector}”){image}."]
+    sentences = [
+        f"Cells were detected with brainmap{f' {version}' if version else ''} (detector “{detector}”){image}."
+    ]
     threshold, diameter = lookup(record, "threshold"), lookup(record, "cell_diameter_um")
     used = [
         *([f"a score of at least {float(threshold):g}"] if threshold is not None else []),
@@ -58,7 +60,7 @@ def _paragraph(run: Run, registration: dict[str, Any]) -> str:
     if name := _atlas(registration):
         software = record.versions.get("antspyx")
         sentences.append(
-            f"The brain was registered to the atlas {name} with ANTs{software and f' (antspyx {software})' or ''}, and "
+            f"The brain was registered to the atlas {name} with ANTs{f' (antspyx {software})' if software else ''}, and "
             "cells and volumes were counted per structure in the space of the brain."
         )
     if run.summary is not None:
@@ -68,7 +70,9 @@ def _paragraph(run: Run, registration: dict[str, Any]) -> str:
 
 def _references(run: Run, registration: dict[str, Any]) -> list[str]:
     version = run.record.versions.get("brainmap", "")
-    found = [f"brainmap developers. brainmap: whole-brain cell detection{version and f', version {version}'}."]
+    found = [
+        f"brainmap developers. brainmap: whole-brain cell detection{f', version {version}' if version else ''}."
+    ]
     if name := _atlas(registration):
         found.append(_ANTS)
         if name.startswith("allen_mouse"):

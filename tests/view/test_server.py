@@ -17,12 +17,13 @@ import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
+from brainmap.cli.view import _checked_place
 from brainmap.coords import vox_to_um
 from brainmap.errors import MissingExtraError, UsageError
+from brainmap.report.html import page_script
 from brainmap.run.marks import read_marks
 from brainmap.run_folder import RunRecord
 from brainmap.view import neuroglancer
-from brainmap.report.html import page_script
 from brainmap.view.desk import Desk
 from brainmap.view.server import create_app, serve_run
 
@@ -330,3 +331,14 @@ def test_the_report_is_served_with_its_own_script_alone(client: TestClient, run:
     assert f"script-src '{page_script()[1]}'" in policy
     assert "default-src 'none'" in policy
     assert "unsafe-inline" not in policy.split("script-src")[1]
+
+
+@pytest.mark.parametrize("at", ["", "1,2", "1,2,nan", "1,2,three"])
+def test_a_wrong_place_is_refused(at: str) -> None:
+    with pytest.raises(UsageError, match="--at"):
+        _checked_place(at)
+
+
+def test_a_place_or_a_region_is_taken() -> None:
+    assert _checked_place("1, 2.5,3") == "1,2.5,3"
+    assert _checked_place("CTX") == "CTX"
