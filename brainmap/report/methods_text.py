@@ -60,8 +60,8 @@ def _paragraph(run: Run, registration: dict[str, Any]) -> str:
     if name := _atlas(registration):
         software = record.versions.get("antspyx")
         sentences.append(
-            f"The brain was registered to the atlas {name} with ANTs{f' (antspyx {software})' if software else ''}, and "
-            "cells and volumes were counted per structure in the space of the brain."
+            f"The brain was registered to the atlas {name} with ANTs{f' (antspyx {software})' if software else ''}, "
+            "and cells and volumes were counted per structure in the space of the brain."
         )
     if run.summary is not None:
         sentences.append(f"{run.summary.n:,} cells were counted.")
