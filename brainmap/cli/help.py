@@ -58,7 +58,10 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
         ("brainmap regions run --level divisions --out divisions.csv", "the table at another level"),
     ),
     "tune": (("brainmap tune run --out my_detector", "score and threshold fitted to your marks"),),
-    "view": (("brainmap view run", "the brain with its cells and regions"),),
+    "view": (
+        ("brainmap view run", "the brain with its cells and regions"),
+        ("brainmap view run --at CTX", "the same, at the cortex"),
+    ),
     "review": (("brainmap review run", "how good the counts are, from a few minutes of your judgement"),),
     "status": (("brainmap status run --watch", "how far a run is, until it is done"),),
     "convert": (

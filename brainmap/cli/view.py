@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import getpass
+import math
 import socket
 import time
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import quote
 
 import typer
 
@@ -46,6 +48,10 @@ def view(
     port: Port = 0,
     no_browser: NoBrowser = False,
     brain: Brain = None,
+    at: Annotated[
+        str | None,
+        typer.Option(help="Begin at a place in um or a region's acronym or id.", metavar="Z,Y,X|REGION"),
+    ] = None,
     napari: Annotated[bool, typer.Option("--napari", help="In a window of napari instead.")] = False,
 ) -> None:
     """See a run in the browser: image, regions, cells; mark what is right, wrong and missed; move the threshold."""
@@ -56,7 +62,22 @@ def view(
         return
     from brainmap.view.server import serve_run
 
-    serve_run(run, port, browser=not no_browser, brain=brain, say=_say)
+    page = "/" if at is None else f"/?at={quote(_checked_place(at), safe=',')}"
+    serve_run(run, port, page=page, browser=not no_browser, brain=brain, say=_say)
+
+
+def _checked_place(at: str) -> str:
+    """What the page takes as a place: three finite numbers, or a region's name in its atlas."""
+    parts = [part.strip() for part in at.split(",")]
+    if len(parts) == 1 and parts[0]:
+        return parts[0]
+    try:
+        good = len(parts) == 3 and all(math.isfinite(float(part)) for part in parts)
+    except ValueError:
+        good = False
+    if not good:
+        raise UsageError(f"--at {at!r} must be z,y,x in um, such as 1200,3400,5600, or a region such as CTX")
+    return ",".join(parts)
 
 
 def review(run: Run, port: Port = 0, no_browser: NoBrowser = False, brain: Brain = None) -> None:

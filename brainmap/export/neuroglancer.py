@@ -2,13 +2,14 @@
 
 The format is the one of neuroglancer's `src/datasource/precomputed/annotations.md`: every level of the spatial index
 holds a random subset of the cells on a grid, so that a viewer loads few cells when it looks at the whole brain and all
-of them when it looks closely. All indices are sharded (`sharding.md`): a level is one file, and about 65,000 cells by id
-are one. Memory is that of a piece of the cells, however many there are.
+of them when it looks closely. All indices are sharded (`sharding.md`): a level is one file, and about 65,000 cells by
+id are one. Memory is that of a piece of the cells, however many there are.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
@@ -249,7 +250,7 @@ class _Level:
     ) -> None:
         """Take records in the order of their places on the curve."""
         edges = [0, *(np.flatnonzero(np.diff(code)) + 1).tolist(), len(code)]
-        for start, stop in zip(edges[:-1], edges[1:], strict=True):
+        for start, stop in itertools.pairwise(edges):
             if start == stop:
                 continue
             if code[start] != self._code:

@@ -27,6 +27,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +39,7 @@ from brainmap.files import atomic_path
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Page", "figure_uri", "format_value"]
+__all__ = ["Page", "figure_uri", "format_value", "page_script"]
 
 MISSING = "\N{EN DASH}"
 _MINUS = "\N{MINUS SIGN}"
@@ -88,15 +89,22 @@ class Page:
 
     def add_warning(self, text: str, items: Iterable[str] = ()) -> None:
         """Add a warning that cannot be overlooked, with an optional list of details."""
-        self._add(kind="box", level="warning", label="Warning", text=text, entries=[str(i) for i in items])
+        self._add(kind="box", level="warning", label="Warning", text=text, entries=[str(i) for i in items],
+                  places=[])  # fmt: skip
 
     def add_error(self, text: str, items: Iterable[str] = ()) -> None:
         """Add a box saying that something failed, with an optional list of details."""
-        self._add(kind="box", level="error", label="Failed", text=text, entries=[str(i) for i in items])
+        self._add(kind="box", level="error", label="Failed", text=text, entries=[str(i) for i in items],
+                  places=[])  # fmt: skip
 
-    def add_note(self, text: str, items: Iterable[str] = ()) -> None:
-        """Add a quiet box: how to read what follows, what is not shown."""
-        self._add(kind="box", level="note", label="Note", text=text, entries=[str(i) for i in items])
+    def add_note(self, text: str, items: Iterable[str] = (), places: Sequence[str] = ()) -> None:
+        """Add a quiet box: how to read what follows, what is not shown; places lead from items into the viewer."""
+        entries = [str(i) for i in items]
+        self._add(kind="box", level="note", label="Note", text=text, entries=entries, places=list(places))
+
+    def add_paste(self, title: str, text: str) -> None:
+        """Add a paragraph that is copied with a button."""
+        self._add(kind="paste", title=title, text=text)
 
     def add_numbers(self, values: Iterable[tuple[str, object]] | Mapping[str, object]) -> None:
         """Add a row of large numbers: (label, value) pairs, or (label, value) with values already text."""
@@ -152,6 +160,7 @@ class Page:
         dpi: int = 140,
         scale: tuple[str, str, Sequence[str]] | None = None,
         kind: str = "",
+        place: str = "",
     ) -> None:
         """Add pictures that belong together, beside each other where there is room.
 
@@ -165,6 +174,8 @@ class Page:
             A colour scale under the pictures: what its two ends mean, and colours evenly along it.
         kind : {"", "map", "pair"}
             How the pictures stand: "map" equally high in a row, "pair" as one of two in a row of the page.
+        place : str
+            Where `brainmap view --at` finds it: "z,y,x" in um, or the id of a region.
         """
         shown = []
         for figure, title in pictures:
@@ -174,7 +185,7 @@ class Page:
             shown.append((_picture(figure, format, dpi), title, ratio))
         if scale is not None:
             scale = (scale[0], scale[1], ", ".join(scale[2]))  # type: ignore[assignment]
-        self._add(kind="gallery", pictures=shown, caption=caption, scale=scale, place=kind)
+        self._add(kind="gallery", pictures=shown, caption=caption, scale=scale, row=kind, place=place)
 
     def add_table(
         self,
@@ -187,6 +198,7 @@ class Page:
         collapsed: bool = False,
         search: bool = False,
         download: str = "",
+        places: Sequence[str] = (),
     ) -> None:
         """Add a table.
 
@@ -209,6 +221,8 @@ class Page:
             A field above it leaves the rows that hold what is typed; the table scrolls in a box of its own.
         download : str
             A button above it saves the rows that are shown as a CSV of this name.
+        places : sequence of str
+            For every row what `brainmap view --at` takes, or empty text; the first cell leads there.
 
         Raises
         ------
@@ -236,6 +250,7 @@ class Page:
             collapsed=collapsed,
             search=search and len(shown) > 8,
             download=download if shown else "",
+            places=list(places),
         )
 
     def add_figure(
@@ -291,15 +306,14 @@ class Page:
             lstrip_blocks=True,
             undefined=jinja2.StrictUndefined,
         )
-        source = environment.loader.get_source(environment, "page.js")[0] if environment.loader else ""
-        digest = base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()
+        source, digest = page_script()
         return environment.get_template("page.html").render(
             title=self.title,
             subtitle=self.subtitle,
             sections=self.sections,
             contents=[s for s in self.sections if s.title],
             script=source,
-            script_hash=f"sha256-{digest}",
+            script_hash=digest,
         )
 
     def write(self, path: str | Path) -> Path:
@@ -312,6 +326,14 @@ class Page:
 
     def _add(self, **part: Any) -> None:
         self.sections[-1].parts.append(part)
+
+
+def page_script() -> tuple[str, str]:
+    """The script of every page, and what a content security policy calls it."""
+    source = (
+        resources.files("brainmap.report").joinpath("templates", "page.js").read_text("utf-8").rstrip("\n")
+    )
+    return source, f"sha256-{base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()}"
 
 
 def figure_uri(figure: Figure | bytes | str | Path, *, format: str = "png", dpi: int = 160) -> str:

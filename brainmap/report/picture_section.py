@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from brainmap.coords import vox_to_um
 from brainmap.report import figures, style
 from brainmap.report.html import Page
 from brainmap.report.run_facts import Run
@@ -57,8 +58,9 @@ def add_pictures(page: Page, run: Run, scored: bool) -> None:
                 for drawn in (None, near)
             ]
             page.add_gallery(
-                pair, _caption(crop, names, step), kind="pair", dpi=130, scale=scale if number == 0 else None
-            )
+                pair, _caption(crop, names, step), kind="pair", dpi=130, scale=scale if number == 0 else None,
+                place=_place(run, crop.z, sum(crop.y) / 2, sum(crop.x) / 2),
+            )  # fmt: skip
     page.add_subheading("Whole slices")
     for image, near in zip(overviews, points, strict=True):
         depth_mm = (image.z + 0.5) * step / 1000
@@ -66,11 +68,19 @@ def add_pictures(page: Page, run: Run, scored: bool) -> None:
             f"Slice z {image.z}, {depth_mm:.3g} mm deep: {len(near):,} cells within {reach * step:.3g} µm."
         )
         pair = [(figures.overview(image, drawn, volume.voxel_um), "") for drawn in (None, near)]
-        page.add_gallery(pair, caption, dpi=140)
+        _, height, width = volume.shape
+        page.add_gallery(pair, caption, dpi=140, place=_place(run, image.z, height / 2, width / 2))
     page.add_text(
         "Brightness is stretched from the 1st percentile of each picture to the 99.7th of its slice, with a gamma of "
         "0.75: pictures of one slice can be compared, those of several cannot."
     )
+
+
+def _place(run: Run, *vox: float) -> str:
+    """z, y, x in um, as the viewer takes it."""
+    assert run.volume is not None
+    um = vox_to_um(np.array([vox]), run.volume.voxel_um, run.volume.origin_um)[0]
+    return ",".join(f"{value:.1f}" for value in um)
 
 
 def _caption(crop: Crop, names: dict[int, str], step_um: float) -> str:

@@ -64,14 +64,14 @@ def _all_regions(page: Page, run: Run, ranges: dict[int, BorderRange], error_um:
     moved = f"if borders are {error_um:.0f} µm off"
     columns = ["structure", "cells", "left", "right", *([moved] if ranges else []), "per mm³", "left per mm³",
                "right per mm³", "mm³", "acronym", "id"]  # fmt: skip
+    shown = [r for r in run.regions.regions if r.count["both"] or r.volume_mm3["both"] > 0]
     rows: list[list[object]] = [
         [
             indented(r), *(r.count[s] for s in ("both", "left", "right")),
             *([_span(ranges.get(r.id))] if ranges else []),
             *(_round(r.density(s)) for s in ("both", "left", "right")), r.volume_mm3["both"], r.acronym, str(r.id),
         ]
-        for r in run.regions.regions
-        if r.count["both"] or r.volume_mm3["both"] > 0
+        for r in shown
     ]  # fmt: skip
     page.add_table(
         columns,
@@ -79,6 +79,7 @@ def _all_regions(page: Page, run: Run, ranges: dict[int, BorderRange], error_um:
         f"All {len(rows)} structures with volume or cells",
         search=True,
         download="regions_shown.csv",
+        places=[str(r.id) for r in shown],
     )
 
 
@@ -113,6 +114,7 @@ def _borders(page: Page, run: Run, ranges: dict[int, BorderRange], error_um: flo
         "gain cells and hardly lose any, so their counts may be too high. What is left without that gain, if the "
         f"borders are off by {error_um:.0f} µm (to first order):",
         named,
+        [str(r.id) for r, _ in gaining[:_NAMED]] + [""] * (len(named) > _NAMED),
     )
 
 

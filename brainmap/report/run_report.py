@@ -22,6 +22,7 @@ from brainmap.report import figures
 from brainmap.report.atlas_map import COLOURS, colours_of, map_in_atlas, map_in_image, view_figure
 from brainmap.report.borders import BorderRange, border_ranges, likely_error_um
 from brainmap.report.html import Page, format_value
+from brainmap.report.methods_text import add_methods
 from brainmap.report.picture_section import add_pictures
 from brainmap.report.region_rows import read_regions
 from brainmap.report.region_section import add_regions
@@ -119,7 +120,7 @@ def write_run_report(
     add_registration(page, folder_, registration, problem)
     _measurements(page, run)
     add_threshold_counts(page, run)
-    _details(page, run)
+    _details(page, run, registration)
     return page.write(folder / REPORT_HTML)
 
 
@@ -214,10 +215,11 @@ def _measurements(page: Page, run: Run) -> None:
         )
 
 
-def _details(page: Page, run: Run) -> None:
+def _details(page: Page, run: Run, registration: dict[str, Any]) -> None:
     """What was read, how it was computed, and what that took: last, as few ask for it."""
     record = run.record
     page.add_section("How this was made", "The same values as in run.json, for reading.")
+    add_methods(page, run, registration)
     page.add_facts(input_facts(run), title="Brain")
     page.add_facts(method_facts(run), title="Detection and atlas")
     page.add_facts(cost_facts(run), title="Time and memory")

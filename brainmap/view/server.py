@@ -30,6 +30,8 @@ try:
 except ImportError:
     raise MissingExtraError("starlette", "view", "look at a run in the browser") from None
 
+from brainmap.report.html import page_script
+from brainmap.run_folder import REPORT_HTML
 from brainmap.view.desk import Desk
 from brainmap.view.neuroglancer import (
     CLIENT_POLICY,
@@ -57,6 +59,7 @@ _KINDS = {
     ".html": "text/html; charset=utf-8",
     ".svg": "image/svg+xml",
 }
+REPORT = "/report"
 _PAGES = {"/": "view.html", "/review": "review.html", "/status": "status.html"}
 _POLICY = "; ".join(
     (
@@ -128,7 +131,12 @@ def create_app(desk: Desk) -> Starlette:
         routes=server.routes(),
         lifespan=lifespan,
         middleware=[
-            Middleware(SafeHeaders, policy=_POLICY, policies={"/v/": CLIENT_POLICY}, frames=True),
+            Middleware(
+                SafeHeaders,
+                policy=_POLICY,
+                policies={"/v/": CLIENT_POLICY, REPORT: _report_policy()},
+                frames=True,
+            ),
             Middleware(HostCheck, hosts=LOOPBACK),
             Middleware(OwnPagesOnly),
         ],
@@ -136,6 +144,14 @@ def create_app(desk: Desk) -> Starlette:
     )
     app.router.redirect_slashes = False
     return app
+
+
+def _report_policy() -> str:
+    """The report's own script alone: a page in a folder that somebody else made shall do nothing here."""
+    return (
+        f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src '{page_script()[1]}'; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
 
 
 async def _refused(_request: Request, error: Exception) -> Response:
@@ -170,6 +186,7 @@ class _Server:
         desk, get, post = self.desk, self._get, self._post
         return [
             *(Route(path, self.page, methods=["GET"]) for path in _PAGES),
+            Route(REPORT, self.report, methods=["GET"]),
             Route("/static/{version}/{file}", self.static, methods=["GET"]),
             Route("/v/brainmap/{file}", self.client, methods=["GET"]),
             Route("/v/brainmap/", self.client, methods=["GET"]),
@@ -225,6 +242,13 @@ class _Server:
     async def page(self, request: Request) -> Response:
         text = self.files[_PAGES[request.url.path]].replace(b"{static}", f"/static/{self.version}".encode())
         return Response(text, media_type=_KINDS[".html"])
+
+    async def report(self, _request: Request) -> Response:
+        """The run's report, whose places lead into the viewer."""
+        path = self.desk.run.folder / REPORT_HTML
+        if not path.is_file():
+            raise HTTPException(404, "this run has no report; brainmap regions RUN writes it")
+        return FileResponse(path, media_type=_KINDS[".html"], headers={"Cache-Control": "no-cache"})
 
     async def static(self, request: Request) -> Response:
         name = request.path_params["file"]

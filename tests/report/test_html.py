@@ -253,3 +253,17 @@ def test_tables_can_be_searched_and_saved_where_that_helps() -> None:
     reader = _Reader(page.render())
     assert len([i for i in reader.all("input") if i["type"] == "search"]) == 1, "not in a table of one row"
     assert [b["data-name"] for b in reader.all("button") if "data-name" in b] == ["a.csv", "b.csv"]
+
+
+def test_places_stand_where_the_script_finds_them() -> None:
+    page = Page("t")
+    page.add_gallery([(_figure(), "")], "A slice.", place="1.0,2.0,3.0")  # type: ignore[list-item]
+    page.add_table(["structure", "cells"], [["Cortex", 3], ["none", 4]], places=["315", ""])
+    page.add_note("thin ones", ["Cortex: 3"], ["315"])
+    page.add_paste("Methods", "Cells were <counted>.")
+    html = page.render()
+    assert '<figcaption>A slice. <span data-at="1.0,2.0,3.0"></span>' in html
+    assert '<td data-key="Cortex"><span data-at="315">Cortex</span></td>' in html
+    assert '<td data-key="none">none</td>' in html
+    assert '<li>Cortex: 3 <span data-at="315"></span></li>' in html
+    assert '<p>Cells were &lt;counted&gt;.</p><button type="button" class="copy">' in html

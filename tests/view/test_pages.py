@@ -19,6 +19,7 @@ import uvicorn
 from PIL import Image
 
 from brainmap.points.table import Points
+from brainmap.report.run_report import write_run_report
 from brainmap.view.desk import Desk
 from brainmap.view.server import create_app
 
@@ -199,6 +200,39 @@ def test_a_region_is_searched_and_flown_to_and_a_link_leads_back(browser: Any, s
     there = again.page.frames[1].evaluate("[...viewer.navigationState.position.value]")
     np.testing.assert_allclose(there, here, atol=0.1)
     again.leave()
+
+
+@pytest.mark.parametrize("device", [DESK, PHONE], ids=["desk", "phone"])
+def test_places_of_the_report_lead_into_the_viewer(
+    browser: Any, site: str, run: Path, device: dict[str, Any]
+) -> None:
+    (run / "regions.csv").write_text(
+        "region_id,acronym,name,parent_id,depth,hemisphere,count,volume_mm3,density_per_mm3,count_direct\n"
+        + "".join(f"11,CTX,Cortex,0,0,{side},160,0.01,16000,160\n" for side in ("left", "right", "both")),
+        encoding="utf-8",
+    )
+    report = write_run_report(run)
+    assert report.stat().st_size < 15e6
+    person = Person(browser, site, "/report", device)
+    page = person.page
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    pictured = page.locator("figcaption a").first
+    assert pictured.get_attribute("href").startswith("/?at=")
+    assert len(pictured.get_attribute("href").split("%2C")) == 3
+    page.locator("td a", has_text="Cortex").click()
+    page.wait_for_selector("body[data-ready=true]", timeout=90_000)
+    person.says("said", "Cortex")
+    person.leave()
+    # As a file it has no viewer beside it, and gives the command.
+    alone = browser.new_context(**device)
+    page = alone.new_page()
+    page.goto(report.as_uri())
+    button = page.locator("td button.place", has_text="Cortex")
+    assert button.get_attribute("title").endswith(f"/{run.name} --at 11")
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    if shots := os.environ.get("BRAINMAP_TEST_SHOTS"):
+        page.screenshot(path=Path(shots) / f"report_{device['viewport']['width']}.png", full_page=True)
+    alone.close()
 
 
 def test_a_mark_while_the_server_is_gone_is_said_not_to_be_kept(browser: Any, run: Path) -> None:

@@ -17,8 +17,10 @@ import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
+from brainmap.cli.view import _checked_place
 from brainmap.coords import vox_to_um
 from brainmap.errors import MissingExtraError, UsageError
+from brainmap.report.html import page_script
 from brainmap.run.marks import read_marks
 from brainmap.run_folder import RunRecord
 from brainmap.view import neuroglancer
@@ -318,3 +320,25 @@ def test_no_acknowledged_mark_is_lost_when_the_server_is_killed(
         process.stderr.close()
     assert acknowledged == len(UM) / 5
     assert len((run / "marks.csv").read_text().splitlines()) == 1 + acknowledged
+
+
+def test_the_report_is_served_with_its_own_script_alone(client: TestClient, run: Path) -> None:
+    assert client.get("/report").status_code == 404
+    (run / "report.html").write_text("<p>report</p>", encoding="utf-8")
+    answer = client.get("/report")
+    assert answer.text == "<p>report</p>"
+    policy = answer.headers["content-security-policy"]
+    assert f"script-src '{page_script()[1]}'" in policy
+    assert "default-src 'none'" in policy
+    assert "unsafe-inline" not in policy.split("script-src")[1]
+
+
+@pytest.mark.parametrize("at", ["", "1,2", "1,2,nan", "1,2,three"])
+def test_a_wrong_place_is_refused(at: str) -> None:
+    with pytest.raises(UsageError, match="--at"):
+        _checked_place(at)
+
+
+def test_a_place_or_a_region_is_taken() -> None:
+    assert _checked_place("1, 2.5,3") == "1,2.5,3"
+    assert _checked_place("CTX") == "CTX"

@@ -90,3 +90,34 @@ for (const button of document.querySelectorAll("button.copy")) {
     setTimeout(() => { button.textContent = "copy"; }, 1500);
   });
 }
+
+// Places lead into the viewer: by a link where it serves this page, or else by the command that opens it there.
+const served = location.protocol === "http:" && location.pathname === "/report";
+const shell = (text) => (/^[\w@%+=:,./-]+$/.test(text) ? text : "'" + text.replaceAll("'", "'\\''") + "'");
+const folder = location.protocol === "file:" ? decodeURIComponent(location.pathname).replace(/\/[^/]*$/, "") : "RUN";
+for (const place of document.querySelectorAll("[data-at]")) {
+  const at = place.dataset.at, named = place.textContent;
+  if (served) {
+    const link = document.createElement("a");
+    link.href = "/?at=" + encodeURIComponent(at);
+    link.textContent = named || "Look there";
+    place.replaceChildren(link);
+    continue;
+  }
+  const command = "brainmap view " + shell(folder) + " --at " + at;
+  const button = document.createElement("button");
+  button.type = "button";
+  button.className = "place";
+  button.textContent = named || "Copy the command that looks there";
+  button.title = command;
+  button.addEventListener("click", async () => {
+    try {
+      await navigator.clipboard.writeText(command);
+      button.textContent = "Copied: " + command;
+    } catch {
+      button.textContent = command;
+    }
+    setTimeout(() => { button.textContent = named || "Copy the command that looks there"; }, 4000);
+  });
+  place.replaceChildren(button);
+}

@@ -315,7 +315,13 @@ async function start() {
   setThreshold();
   say(`${number(facts.cells)} cells`);
   document.body.dataset.ready = "true";
-  showTree(withDescendants(await get("/api/regions")));
+  const regions = withDescendants(await get("/api/regions"));
+  showTree(regions);
+  // A link from a report may name a region, by its id or acronym.
+  const at = new URLSearchParams(location.search).get("at");
+  const region = regions.find(({ id, acronym }) => String(id) === at || acronym === at);
+  if (region) visit(region);
+  else if (at && !at.includes(",")) say(`there is no region ${at} in this brain`);
 }
 
 tried(start)();
