@@ -165,11 +165,11 @@ def test_what_is_not_there(table: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(2400)
 def test_six_phantom_animals_from_volumes_to_the_report(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The whole way with the real detector, interrupted after two brains: a change planted in two "
-    "structures is found."""
+    """The whole way with the real detector, interrupted after two brains; two structures were changed."""
     lines: list[str] = []
     atlas: Any = None
     for i in range(6):
