@@ -69,8 +69,9 @@ class Database:
         self.engine = _engine(url)
         self.sqlite = self.engine.dialect.name == "sqlite"
         self._jobs: deque[_Job] = deque()
+        self._turn = threading.RLock()
         self._writer: contextlib.AbstractContextManager[Any]
-        self._writer = threading.RLock() if self.sqlite else contextlib.nullcontext()
+        self._writer = self._turn if self.sqlite else contextlib.nullcontext()
 
     @contextlib.contextmanager
     def read(self) -> Iterator[Connection]:
@@ -87,21 +88,18 @@ class Database:
     def together(self, function: Callable[[Connection], T]) -> T:
         """Call a function in a transaction that it may share with others who write at this moment.
 
-        On SQLite every transaction waits for the disk once: requests that arrive meanwhile go into the next one
-        together, and none is answered before all is on disk. PostgreSQL does the like itself. Where one of them
-        fails, all are done again, each within a savepoint of its own: the function may be called twice.
+        Every transaction waits for the disk once: requests that arrive meanwhile go into the next one together, and
+        none is answered before all is on disk. Where one of them fails, all are done again, each within a savepoint
+        of its own: the function may be called twice.
 
         Raises
         ------
         Exception
             What the function raises; only its own part is undone.
         """
-        if not self.sqlite:
-            with self.write() as connection:
-                return function(connection)
         job = _Job(function)
         self._jobs.append(job)
-        with self._writer:
+        with self._turn:
             # Whoever wrote before this one has perhaps done it along with his own.
             while not job.done:
                 self._do_waiting()

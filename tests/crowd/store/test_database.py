@@ -9,8 +9,6 @@ from sqlalchemy import func, insert, select
 
 from brainmap.crowd.store import schema
 
-from ..conftest import sqlite_only
-
 
 def entry(number):
     return insert(schema.audit).values(at=float(number), action="test", detail="{}", address="")
@@ -49,7 +47,6 @@ def test_many_writers_at_once_are_all_stored_and_each_hears_its_own(empty_site):
     assert stored(empty_site) == [float(n) for n in range(40) if n % 5]
 
 
-@sqlite_only
 def test_waiting_writers_go_to_the_disk_together(empty_site):
     """While one transaction is under way, others gather; they take one more between them, not one each."""
     commits = []
