@@ -340,7 +340,7 @@ def _tile_sizes(folder: Path) -> dict[str, tuple[int, int]]:
     path = folder / "tiles.parquet"
     if not path.is_file():
         raise NotFoundError(
-            f"{folder} is no tiles folder: there is no tiles.parquet in it{what_it_is(folder)}"
+            f"{folder} is no tile folder: there is no tiles.parquet in it{what_it_is(folder)}"
         )
     table = _read_table(path, ("image_id",), ("height", "width"))
     return {r["image_id"]: (int(r["height"]), int(r["width"])) for r in table.to_pylist()}

@@ -82,7 +82,7 @@ class Tiles:
         path = folder / TILES_PARQUET
         if not path.is_file():
             raise NotFoundError(
-                f"{folder} is no tiles folder: there is no {TILES_PARQUET} in it{what_it_is(folder)}"
+                f"{folder} is no tile folder: there is no {TILES_PARQUET} in it{what_it_is(folder)}"
             )
         try:
             table = pa.parquet.read_table(path)

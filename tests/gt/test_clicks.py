@@ -80,7 +80,7 @@ def test_missing_files(tmp_path):
     with pytest.raises(NotFoundError):
         read_clicks(tmp_path / "no.csv")
     path = write(tmp_path / "c.csv", "image_id,worker_id,x,y\na,w,1,1\n")
-    with pytest.raises(NotFoundError, match="no tiles folder"):
+    with pytest.raises(NotFoundError, match="no tile folder"):
         read_clicks(path, tiles=tmp_path)
 
 

@@ -86,7 +86,7 @@ def test_users_are_managed_with_passwords_from_standard_input(folder):
         (["init", "{site}"], 2, "already"),
         (["status", "{nowhere}"], 1, "no crowd site"),
         (["export", "{site}", "nothing", "--out", "{out}"], 1, "no project"),
-        (["project", "{site}", "x", "--tiles", "{nowhere}"], 1, "no tiles folder"),
+        (["project", "{site}", "x", "--tiles", "{nowhere}"], 1, "no tile folder"),
         (["project", "{site}", "x", "--tiles", "{tiles}", "--redundancy", "0"], 2, "at least one"),
         (
             ["project", "{site}", "x", "--tiles", "{tiles}", "--redundancy", "2", "--until-certain"],
