@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-__all__ = ["end_with_parent", "end_with_starter", "without_interrupts"]
+__all__ = ["end_with_parent", "end_with_starter", "keeping_interrupts", "without_interrupts"]
 
 _LOOK_S = 1.0
 _PR_SET_PDEATHSIG = 1
@@ -54,6 +54,17 @@ def _watch(wait: object) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, name="brainmap-parent", daemon=True).start()
+
+
+@contextmanager
+def keeping_interrupts() -> Iterator[None]:
+    """What is imported inside does not take Ctrl-C for itself: some libraries end the process with it."""
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    finally:
+        if signal.getsignal(signal.SIGINT) is not before:
+            signal.signal(signal.SIGINT, before)
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from brainmap.children import without_interrupts
+from brainmap.children import keeping_interrupts, without_interrupts
 from brainmap.errors import DataError, MissingExtraError, NotFoundError, UsageError
 from brainmap.machine import usable_cores
 
@@ -219,9 +219,10 @@ def _slurm(path: Path, device: str | None) -> Iterator[Client]:
         raise DataError(
             f"--scheduler slurm:{path} needs the command sbatch; run this on a node that submits jobs"
         )
-    from dask_jobqueue import SLURMCluster
-    from dask_jobqueue.core import Job, JobQueueCluster
-    from dask_jobqueue.slurm import SLURMJob
+    with keeping_interrupts():
+        from dask_jobqueue import SLURMCluster
+        from dask_jobqueue.core import Job, JobQueueCluster
+        from dask_jobqueue.slurm import SLURMJob
     from distributed import Client
 
     # Found here by name: a cluster that fails half made leaves threads and warnings behind.

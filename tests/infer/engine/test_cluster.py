@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -179,7 +181,9 @@ exit 1
 @pytest.fixture
 def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A file of settings, beside the commands of a SLURM that has this machine as its only node."""
-    pytest.importorskip("dask_jobqueue", reason="workers through SLURM need the extra slurm")
+    # Not imported here: it takes Ctrl-C for itself, from all tests that follow.
+    if importlib.util.find_spec("dask_jobqueue") is None:
+        pytest.skip("workers through SLURM need the extra slurm")
     started = tmp_path / "started"
     commands = {
         "sbatch": SBATCH.format(log=tmp_path / "job.log", started=started),
@@ -201,10 +205,12 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def test_jobs_of_slurm_work(slurm: Path) -> None:
+    before = signal.getsignal(signal.SIGINT)
     with connect(scheduler=f"slurm:{slurm}", device="cuda") as client:
         assert client.submit(sum, [1, 3], pure=False).result() == 4
         assert "#SBATCH --gres=gpu:1" in client.cluster.job_script()
         assert "export DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED=False" in client.cluster.job_script()
+        assert signal.getsignal(signal.SIGINT) is before, "Ctrl-C ends a run in a sentence here, too"
 
 
 def test_jobs_that_slurm_cannot_run_are_refused_at_once(slurm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
