@@ -176,13 +176,15 @@ def _locked(path: Path, what: Path) -> Iterator[None]:
             # It may be lost at this very moment, too.
             heart.stop()
     except KeyboardInterrupt:
-        if heart.lost:
-            raise DataError(
-                f"{what} was taken over by another command while this one stood still; this one has stopped"
-            ) from None
-        raise
+        if not heart.lost:
+            raise
     finally:
         _give_back(path, mine)
+    # Also without an interrupt: under nohup there is none.
+    if heart.lost:
+        raise DataError(
+            f"{what} was taken over by another command while this one stood still; this one has stopped"
+        ) from None
 
 
 def _take(path: Path, what: Path) -> Holder:

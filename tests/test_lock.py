@@ -173,6 +173,18 @@ def test_one_lost_while_it_ends_says_so_too(tmp_path: Path, monkeypatch: pytest.
     time.sleep(0.2)
 
 
+def test_one_lost_where_nothing_interrupts_says_so_at_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As under nohup."""
+    monkeypatch.setattr(lock, "BEAT_S", 0.05)
+    monkeypatch.setattr(lock, "_interrupt", lambda: None)
+    with pytest.raises(DataError, match="taken over"), held(tmp_path, "x"):
+        write(tmp_path / "theirs", elsewhere())
+        os.replace(tmp_path / "theirs", tmp_path / LOCK_FILE)
+        time.sleep(1)
+
+
 def test_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise OSError(95, "Operation not supported")
