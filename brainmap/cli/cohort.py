@@ -254,8 +254,9 @@ def maps(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace earlier maps.")] = False,
 ) -> None:
     """Map densities in atlas space and test, voxel by voxel, where animals differ."""
+    from brainmap.cohort.folder import require_free
     from brainmap.cohort.maps.maps import MapSettings, make_maps
-    from brainmap.cohort.maps.write import write_maps
+    from brainmap.cohort.maps.write import RECORD, write_maps
 
     settings = MapSettings(
         voxel_um=voxel,
@@ -270,6 +271,8 @@ def maps(
         contrasts=tuple(contrast or ()),
         paired=paired,
     )
+    # Before minutes of work, too.
+    require_free(out, RECORD, "maps", overwrite)
     found = make_maps(groups, settings)
     page = write_maps(found, out, overwrite=overwrite)
     print_pairs([*found.lines(), ("report", str(page))])
@@ -301,12 +304,15 @@ def network(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace earlier networks.")] = False,
 ) -> None:
     """Correlate regions over the animals of each group, and say what differs between the groups' networks."""
+    from brainmap.cohort.folder import require_free
     from brainmap.cohort.networks.network import NetworkSettings, make_network
-    from brainmap.cohort.networks.write import write_network
+    from brainmap.cohort.networks.write import RECORD, write_network
 
     settings = NetworkSettings(
         level, within, hemisphere, relative, _words(control), permutations, density, alpha, few
     )
+    # Before minutes of work, too.
+    require_free(out, RECORD, "networks", overwrite)
     found = make_network(groups, settings)
     page = write_network(found, out, overwrite=overwrite)
     print_pairs([*found.lines(), ("report", str(page))])

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from brainmap.cohort.compare import compare_groups
-from brainmap.cohort.groups import Groups, read_groups
+from brainmap.cohort.folder import KEPT, require_free, require_outside
+from brainmap.cohort.groups import read_groups
 from brainmap.cohort.missing import rows_of_missing
 from brainmap.cohort.study import CompareSettings, Comparison, Study
 from brainmap.cohort.table import SIDES
@@ -21,7 +22,6 @@ from brainmap.cohort.tables import (
     table_rows,
     write_csv,
 )
-from brainmap.errors import UsageError
 from brainmap.files import now, to_jsonable, write_json
 from brainmap.lock import held
 from brainmap.machine import versions
@@ -30,7 +30,6 @@ from brainmap.swap import finish_swap, staged
 __all__ = ["compare", "study_record", "write_study"]
 
 RECORD = "compare.json"
-_KEPT = "what was there before stays"
 
 
 def compare(
@@ -54,39 +53,21 @@ def compare(
         If `out` cannot be used.
     """
     settings, out = settings or CompareSettings(), Path(out)
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"{out} exists and does not hold a comparison; give another --out")
-    with held(out, _KEPT):
+    if not out.is_dir():
+        require_free(out, RECORD, "a comparison", overwrite)
+    with held(out, KEPT):
         finish_swap(out)
-        _require_free(out, overwrite)
+        require_free(out, RECORD, "a comparison", overwrite)
         table = read_groups(groups, formula=settings.formula, paired=settings.paired)
-        _require_outside(out, table)
+        require_outside(out, table)
         study = compare_groups(table, settings)
         _write(study, out)
     return study
 
 
-def _require_free(out: Path, overwrite: bool) -> None:
-    # Names with a dot are ours: the lock, and what killed commands left.
-    if all(path.name.startswith(".") for path in out.iterdir()):
-        return
-    if not (out / RECORD).is_file():
-        raise UsageError(f"{out} exists and does not hold a comparison; give another --out")
-    if not overwrite:
-        raise UsageError(f"{out} holds a comparison; use --overwrite to replace it, or another --out")
-
-
-def _require_outside(out: Path, groups: Groups) -> None:
-    for run in groups.run:
-        if run.is_relative_to(out.resolve()):
-            raise UsageError(
-                f"--out {out} contains the run folder {run}, which it would replace; give another"
-            )
-
-
 def write_study(study: Study, out: str | Path) -> None:
     """Write a comparison's folder, complete or not at all."""
-    with held(Path(out), _KEPT):
+    with held(Path(out), KEPT):
         _write(study, Path(out))
 
 

@@ -247,7 +247,9 @@ class _Server:
         """The run's report, whose places lead into the viewer."""
         path = self.desk.run.folder / REPORT_HTML
         if not path.is_file():
-            raise HTTPException(404, "this run has no report; its brainmap detect command, given again, writes it")
+            raise HTTPException(
+                404, "this run has no report; its brainmap detect command, given again, writes it"
+            )
         return FileResponse(path, media_type=_KINDS[".html"], headers={"Cache-Control": "no-cache"})
 
     async def static(self, request: Request) -> Response:

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from brainmap.cohort.folder import KEPT, require_free, require_outside
 from brainmap.cohort.maps.maps import CohortMaps
 from brainmap.cohort.maps.permutation import MapTest
-from brainmap.errors import UsageError
 from brainmap.files import atomic_path, now, write_json
 from brainmap.image.volume import write_volume
+from brainmap.lock import held_beside
 from brainmap.machine import versions
 from brainmap.report import style
 from brainmap.report.html import Page
@@ -39,41 +40,43 @@ def write_maps(maps: CohortMaps, out: str | Path, *, overwrite: bool = False) ->
         If `out` holds something else, or maps that are not to be replaced.
     """
     out = Path(out)
-    if out.exists() and any(out.iterdir()):
-        if not (out / RECORD).is_file():
-            raise UsageError(f"{out} exists and does not hold maps; give another --out")
-        if not overwrite:
-            raise UsageError(f"{out} holds maps; use --overwrite to replace them, or another --out")
-    with atomic_path(out) as folder:
-        folder.mkdir()
-        labels, names = maps.groups.labels, maps.groups.names
-        _image(maps, folder / "animals.ome.zarr", maps.density, labels)
-        _image(maps, folder / "groups.ome.zarr", np.stack([maps.mean(name) for name in names]), names)
-        page = Page("Maps of a cohort", " against ".join(names))
-        page.add_facts(maps.lines())
-        for contrast, test in maps.tests:
-            name = "".join(c if c.isalnum() or c in "._" else "-" for c in contrast.name)
-            parts = {"log2_ratio": test.effect, "t": test.t, "tfce": test.enhanced, "p": test.p}
-            _image(maps, folder / f"{name}.ome.zarr", np.stack(list(parts.values())), tuple(parts))
-            for part, values in parts.items():
-                _nifti(maps, folder / f"{name}_{part}.nii.gz", values)
-            page.add_section(contrast.name)
-            page.add_figure(
-                _sections(maps, test),
-                "Sections from front to back, the left side at the left: log2 ratio of densities; outlined: "
-                "family-wise p up "
-                f"to {maps.settings.alpha:g}.",
-            )
-        page.add_note(
-            f"Densities per mm\N{SUPERSCRIPT THREE} of atlas, smoothed with a Gaussian of "
-            f"{maps.settings.sigma_um:g} um. t by the "
-            "design, enhanced over all thresholds (TFCE, Smith and Nichols 2009); p by permutation of what "
-            "the other columns "
-            "leave (Freedman and Lane 1983), against the largest value of the whole brain, two-sided."
-        )
-        page.write(folder / "report.html")
-        write_json(folder / RECORD, {"made": now(), "versions": versions(), "settings": maps.settings})
+    require_outside(out, maps.groups)
+    with held_beside(out, KEPT):
+        require_free(out, RECORD, "maps", overwrite)
+        with atomic_path(out) as folder:
+            _write(maps, folder)
     return out / "report.html"
+
+
+def _write(maps: CohortMaps, folder: Path) -> None:
+    folder.mkdir()
+    labels, names = maps.groups.labels, maps.groups.names
+    _image(maps, folder / "animals.ome.zarr", maps.density, labels)
+    _image(maps, folder / "groups.ome.zarr", np.stack([maps.mean(name) for name in names]), names)
+    page = Page("Maps of a cohort", " against ".join(names))
+    page.add_facts(maps.lines())
+    for contrast, test in maps.tests:
+        name = "".join(c if c.isalnum() or c in "._" else "-" for c in contrast.name)
+        parts = {"log2_ratio": test.effect, "t": test.t, "tfce": test.enhanced, "p": test.p}
+        _image(maps, folder / f"{name}.ome.zarr", np.stack(list(parts.values())), tuple(parts))
+        for part, values in parts.items():
+            _nifti(maps, folder / f"{name}_{part}.nii.gz", values)
+        page.add_section(contrast.name)
+        page.add_figure(
+            _sections(maps, test),
+            "Sections from front to back, the left side at the left: log2 ratio of densities; outlined: "
+            "family-wise p up "
+            f"to {maps.settings.alpha:g}.",
+        )
+    page.add_note(
+        f"Densities per mm\N{SUPERSCRIPT THREE} of atlas, smoothed with a Gaussian of "
+        f"{maps.settings.sigma_um:g} um. t by the "
+        "design, enhanced over all thresholds (TFCE, Smith and Nichols 2009); p by permutation of what "
+        "the other columns "
+        "leave (Freedman and Lane 1983), against the largest value of the whole brain, two-sided."
+    )
+    page.write(folder / "report.html")
+    write_json(folder / RECORD, {"made": now(), "versions": versions(), "settings": maps.settings})
 
 
 def _image(maps: CohortMaps, path: Path, values: NDArray[np.float64], names: tuple[str, ...]) -> None:

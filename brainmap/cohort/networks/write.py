@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from brainmap.cohort.folder import KEPT, require_free, require_outside
 from brainmap.cohort.networks.charts import correlation_maps, graph, pattern
 from brainmap.cohort.networks.network import Network
 from brainmap.cohort.report.charts import render
 from brainmap.cohort.tables import write_csv
-from brainmap.errors import UsageError
 from brainmap.files import atomic_path, now, write_json
+from brainmap.lock import held_beside
 from brainmap.machine import versions
 from brainmap.report.html import Page
 
@@ -35,32 +36,30 @@ def write_network(network: Network, out: str | Path, *, overwrite: bool = False)
         If `out` holds something else, or networks that are not to be replaced.
     """
     out = Path(out)
-    if out.exists() and any(out.iterdir()):
-        if not (out / RECORD).is_file():
-            raise UsageError(f"{out} exists and does not hold networks; give another --out")
-        if not overwrite:
-            raise UsageError(f"{out} holds networks; use --overwrite to replace them, or another --out")
-    groups = network.study.groups.names
-    with atomic_path(out) as folder:
-        folder.mkdir()
-        correlations = [f"{what}_{name}" for name in groups for what in ("r", "n")]
-        tests = [f"{what} {b} - {a}" for a, b in network.differences for what in ("z", "p", "q")]
-        write_csv(
-            folder / "correlations.csv", ("acronym_1", "acronym_2", *correlations, *tests), _pairs(network)
-        )
-        modules = [f"module_{name}" for name in groups]
-        patterns = [
-            f"{what}_{k + 1}"
-            for k in range(0 if network.pls is None else len(network.pls.p))
-            for what in ("salience", "bootstrap_ratio")
-        ]
-        write_csv(
-            folder / "regions.csv", ("acronym", "division", *modules, *patterns), list(_regions(network))
-        )
-        _page(network, folder)
-        record = {"made": now(), "versions": versions(), "settings": network.settings}
-        write_json(folder / RECORD, record | {"result": dict(network.lines())})
+    require_outside(out, network.study.groups)
+    with held_beside(out, KEPT):
+        require_free(out, RECORD, "networks", overwrite)
+        with atomic_path(out) as folder:
+            _write(network, folder)
     return out / "report.html"
+
+
+def _write(network: Network, folder: Path) -> None:
+    folder.mkdir()
+    groups = network.study.groups.names
+    correlations = [f"{what}_{name}" for name in groups for what in ("r", "n")]
+    tests = [f"{what} {b} - {a}" for a, b in network.differences for what in ("z", "p", "q")]
+    write_csv(folder / "correlations.csv", ("acronym_1", "acronym_2", *correlations, *tests), _pairs(network))
+    modules = [f"module_{name}" for name in groups]
+    patterns = [
+        f"{what}_{k + 1}"
+        for k in range(0 if network.pls is None else len(network.pls.p))
+        for what in ("salience", "bootstrap_ratio")
+    ]
+    write_csv(folder / "regions.csv", ("acronym", "division", *modules, *patterns), list(_regions(network)))
+    _page(network, folder)
+    record = {"made": now(), "versions": versions(), "settings": network.settings}
+    write_json(folder / RECORD, record | {"result": dict(network.lines())})
 
 
 def _pairs(network: Network) -> Iterator[tuple[Any, ...]]:
