@@ -7,7 +7,7 @@ import xml.etree.ElementTree as ElementTree
 
 import tifffile
 
-from brainmap.image.ngff import um_per_unit
+from brainmap.image.units import um_per_unit
 
 __all__ = ["UNKNOWN", "PartialVoxel", "tiff_channel_names", "tiff_voxel_um"]
 

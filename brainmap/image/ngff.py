@@ -18,6 +18,7 @@ from typing import Any, cast
 from brainmap.coords import ORIENTATIONS, Triple
 from brainmap.errors import BrainmapError, DataError, UsageError
 from brainmap.image.axes import check_axes
+from brainmap.image.units import UM_PER_UNIT, um_per_unit
 
 __all__ = [
     "Dataset",
@@ -27,7 +28,6 @@ __all__ = [
     "image_attributes",
     "is_collection",
     "parse_multiscale",
-    "um_per_unit",
 ]
 
 log = logging.getLogger(__name__)
@@ -36,42 +36,6 @@ log = logging.getLogger(__name__)
 # More than any pyramid: halving 2**63 voxels gives 63.
 _MOST_LEVELS = 64
 
-# UDUNITS length names that NGFF recommends, in micrometres.
-_UM_PER_UNIT = {
-    "angstrom": 1e-4,
-    "picometer": 1e-6,
-    "nanometer": 1e-3,
-    "micrometer": 1.0,
-    "millimeter": 1e3,
-    "centimeter": 1e4,
-    "decimeter": 1e5,
-    "meter": 1e6,
-    "inch": 25400.0,
-    "foot": 304800.0,
-    "yard": 914400.0,
-}
-# What careless writers put instead, without plurals and in American spelling.
-_UNIT_ALIASES = {
-    "um": "micrometer",
-    "µm": "micrometer",
-    "µ": "micrometer",
-    "u": "micrometer",
-    "mic": "micrometer",
-    "micron": "micrometer",
-    "µmeter": "micrometer",
-    "umeter": "micrometer",
-    "nm": "nanometer",
-    "mm": "millimeter",
-    "cm": "centimeter",
-    "m": "meter",
-    "å": "angstrom",
-    "ångström": "angstrom",
-    "ångstrom": "angstrom",
-    "in": "inch",
-    '"': "inch",
-}
-# Escaped, in the other alphabet, or a byte of UTF-8 read as Latin-1.
-_MICRO_SIGNS = ("\\u00c2\\u00b5", "\\u00b5", "\\u03bc", "\u03bc", "\u00e2\u00b5", "\u00ce\u00bc")
 # First word of an anatomical axis orientation of NGFF RFC-4 -> letter of the side where the axis starts.
 _ORIGIN_LETTERS = {
     "anterior": "a",
@@ -320,7 +284,7 @@ def _units_um(
                     f"{where}: unit {unit!r} of axis {role} is not a length brainmap knows; "
                     "give the voxel size in um with --voxel-size Z,Y,X"
                 )
-            if unit not in _UM_PER_UNIT:
+            if unit not in UM_PER_UNIT:
                 log.warning("%s: unit %r of axis %s is read as %g um", where, unit, role, factor)
             factors.append(factor)
     return tuple(factors)
@@ -390,17 +354,6 @@ def _compose(
         scale = [s * f for s, f in zip(scale, factors, strict=True)]
         translation = [t * f + s for t, f, s in zip(translation, factors, shift, strict=True)]
     return (scale, translation) if scaled else None
-
-
-def um_per_unit(unit: str) -> float | None:
-    """Micrometres in a unit of length, by its UDUNITS name or a usual abbreviation; None if unknown."""
-    name = "".join(unit.lower().replace("-", " ").split()).rstrip(".")
-    for sign in _MICRO_SIGNS:
-        name = name.replace(sign, "µ")
-    name = name.removesuffix("es") if name == "inches" else name.removesuffix("s") if len(name) > 2 else name
-    if name.endswith("metre"):
-        name = name.removesuffix("metre") + "meter"
-    return _UM_PER_UNIT.get(_UNIT_ALIASES.get(name, name))
 
 
 def _numbers(step: Mapping[str, Any], kind: str, roles: tuple[str, ...], where: str) -> list[float]:

@@ -13,7 +13,7 @@ import zarr
 
 from brainmap.convert.convert import convert
 from brainmap.errors import DataError, UsageError
-from brainmap.image.ngff import um_per_unit
+from brainmap.image.units import um_per_unit
 from brainmap.image.volume import Volume
 
 VOXEL = (5.0, 2.0, 2.0)

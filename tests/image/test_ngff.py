@@ -15,8 +15,8 @@ from brainmap.image.ngff import (
     image_attributes,
     is_collection,
     parse_multiscale,
-    um_per_unit,
 )
+from brainmap.image.units import um_per_unit
 
 UM_AXES = [{"name": n, "type": "space", "unit": "micrometer"} for n in "zyx"]
 
